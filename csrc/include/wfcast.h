@@ -1,0 +1,116 @@
+/* wfcast: the whole C interface. No Python, no intrinsics.
+ *
+ * Data is a table of columns: p inputs, then m targets or outputs, all of one N-d shape, each with its own
+ * dtype and byte strides. A row is one scalar weight. Nothing is copied: a table only points.
+ *
+ * Functions that can fail return wf_status and put their results last. What went wrong where is in a wf_fault. */
+#ifndef WFCAST_H
+#define WFCAST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum {
+    WF_OK = 0,
+    WF_NO_MEMORY,     /* an allocation failed; nothing was changed that the caller can see */
+    WF_NONFINITE_IN,  /* an input or target holds NaN or infinity: see the wf_fault */
+    WF_NONFINITE_OUT, /* an output does not fit its dtype: see the wf_fault */
+    WF_BAD_GROUP,     /* a trajectory number outside 0..S-1: see the wf_fault */
+    WF_INTERRUPTED,   /* the caller's interrupt function asked to stop */
+    WF_BAD_SEGMENTS   /* a pass did not bring the rows that the solver was made for */
+} wf_status;
+
+typedef enum { WF_F64, WF_F32, WF_F16, WF_BF16, WF_I64 } wf_dtype;
+
+#define WF_MAX_DIMS 64
+
+typedef struct {
+    char *data;
+    wf_dtype dtype;
+    ptrdiff_t strides[WF_MAX_DIMS]; /* in bytes; any sign, zero to broadcast */
+} wf_column;
+
+typedef struct {
+    int ndim;
+    ptrdiff_t shape[WF_MAX_DIMS];
+    ptrdiff_t n_rows; /* product of shape; fits ptrdiff_t in bytes of the widest dtype */
+    ptrdiff_t n_columns;
+    wf_column *columns; /* not owned */
+} wf_table;
+
+typedef struct {
+    ptrdiff_t column; /* in the table at fault */
+    ptrdiff_t row;    /* in C order of the shape */
+} wf_fault;
+
+/* -- setup ------------------------------------------------------------------------------------------------- */
+
+/* Build the kernel table once. `disabled` is a comma separated list of instruction set names, or NULL. */
+void wf_setup(const char *disabled);
+/* Names of the instruction sets that this build holds and this machine can run, best first; NULL-terminated. */
+const char *const *wf_isa_available(void);
+const char *wf_isa(void);
+/* 0, or -1 when `name` is not available. For tests and comparisons; not to be called while kernels run. */
+int wf_isa_select(const char *name);
+int wf_cpu_count(void);
+const char *wf_blas_config(void);
+
+/* -- one sweep over a table -------------------------------------------------------------------------------- */
+
+typedef enum { WF_OVERLAP_NONE, WF_OVERLAP_SAME, WF_OVERLAP_PARTIAL } wf_overlap;
+/* How column a and column b of one shape share memory: not at all, exactly, or in a way that no sweep can serve. */
+wf_overlap wf_column_overlap(const wf_table *table, ptrdiff_t a, ptrdiff_t b);
+
+/* outputs_j = intercept_j + sum_k coef_jk inputs_k for the first p columns of `table` as inputs and the other
+ * n_columns - p as outputs. coef is m x p, row-major. Computed in float32 with fused multiply-add unless a column
+ * is float64, then in float64; rounded once, to nearest even. With check_finite the inputs and outputs are checked
+ * in the same sweep, or in a first sweep of its own where an output is an input. */
+wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
+                   int check_finite, int n_threads, wf_fault *fault);
+
+typedef struct {
+    double sum_abs, sum_sq, max_abs; /* of a - b */
+    double sum_b, sum_b_sq;
+    int64_t n, n_nonfinite; /* rows where a - b is not finite take no part in the sums */
+} wf_errors;
+/* Error sums of column 0 against column 1, in float64. */
+wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
+
+/* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others are held to. */
+void wf_triad(float *out, const float *a, const float *b, float scalar, ptrdiff_t n, int n_threads);
+
+/* -- fit: a pass-based solver ------------------------------------------------------------------------------ */
+
+typedef enum { WF_ABSOLUTE_ERROR, WF_SQUARED_ERROR } wf_loss;
+
+typedef struct {
+    wf_loss loss;
+    ptrdiff_t p, m;
+    ptrdiff_t n_rows;           /* over all segments */
+    ptrdiff_t n_groups;         /* S; 0 when beta is 0 */
+    const double *first_update; /* (S) the c_s; copied */
+    double beta, alpha, tol;
+    int fit_intercept;
+    int n_threads;
+} wf_fit_options;
+
+typedef struct {
+    double objective, dual_gap;
+    ptrdiff_t n_passes, rank;
+    int converged;
+} wf_fit_info;
+
+typedef struct wf_fit wf_fit;
+
+wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out);
+void wf_fit_free(wf_fit *fit);
+int wf_fit_needs_pass(const wf_fit *fit);
+/* One segment of a pass. The table holds p + m columns, and one more of WF_I64 trajectory numbers when group < 0
+ * and the fit has groups; group >= 0 places the whole segment in that trajectory. */
+wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
+/* Ends the pass. `interrupt` (may be NULL) is polled by the calling thread; nonzero stops with WF_INTERRUPTED. */
+wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
+/* coef (m x p, row-major) and intercept (m). Only after wf_fit_needs_pass has become 0. */
+void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_info *info);
+
+#endif

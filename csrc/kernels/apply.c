@@ -1,0 +1,320 @@
+/* predict: blocks of rows through the apply kernels, over threads, with the finite checks around them. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/parallel.h"
+#include "core/table.h"
+#include "kernels/kernels.h"
+#include "kernels/pack.h"
+#include "wfcast.h"
+
+enum { ROWS_PER_THREAD = 1 << 15, BLOCK_BYTES = 1 << 17, MOST_BLOCK = 4096, LEAST_BLOCK = 64, LINE = 64 };
+
+typedef struct {
+    const wf_table *table; /* coalesced */
+    ptrdiff_t p, m;
+    const void *coef, *intercept; /* in the compute type */
+    int wide;                     /* compute in float64 */
+    int fused;                    /* one dtype, contiguous: the kernel reads and writes the columns themselves */
+    int stream, check;
+    int dry;             /* compute and check, write nothing */
+    ptrdiff_t block;     /* rows at a time; the first block ends at `phase` so that outputs start on a line */
+    ptrdiff_t phase;
+    ptrdiff_t n_blocks;
+    int n_tasks;
+    wf_apply_kernel *kernel;
+    char *scratch;       /* n_tasks x scratch_size: pointers, then packed columns */
+    size_t scratch_size;
+    wf_finite *finite;   /* n_tasks */
+    wf_fault *fault;     /* n_tasks; the first output that does not fit in a dry run, row in coalesced order */
+} apply_job;
+
+/* First output of the block in scratch that is not finite once rounded to its column's dtype. */
+static void note_overflow(const apply_job *job, ptrdiff_t start, ptrdiff_t n, void *const *y, wf_fault *fault)
+{
+    for (ptrdiff_t j = 0; j < job->m && (fault->column < 0 || j + job->p <= fault->column); j++) {
+        const wf_dtype dtype = job->table->columns[job->p + j].dtype;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const int fits = job->wide ? wf_fits_f64(((const double *)y[j])[i], dtype)
+                                       : wf_fits_f32(((const float *)y[j])[i], dtype);
+            if (!fits && (fault->column != job->p + j || start + i < fault->row)) {
+                *fault = (wf_fault){job->p + j, start + i};
+                break;
+            }
+        }
+    }
+}
+
+static void packed_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t n)
+{
+    const ptrdiff_t p = job->p, m = job->m;
+    const size_t size = job->wide ? sizeof(double) : sizeof(float);
+    void **pointers = (void **)(void *)(job->scratch + (size_t)t * job->scratch_size);
+    char *room = (char *)(pointers + p + m);
+    wf_finite *finite = &job->finite[t];
+    for (ptrdiff_t c = 0; c < p + m; c++) {
+        pointers[c] = room + (size_t)c * (size_t)job->block * size;
+        if (c < p && job->wide) {
+            wf_pack_f64(job->table, c, start, n, pointers[c]);
+        } else if (c < p) {
+            wf_pack_f32(job->table, c, start, n, pointers[c]);
+        }
+    }
+    void *const *y = pointers + p;
+    job->kernel(n, p, (const void *const *)pointers, m, job->coef, job->intercept, y, 0, finite);
+    if (job->dry) {
+        note_overflow(job, start, n, y, &job->fault[t]);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < m; j++) {
+        finite->bad_out |= job->wide ? wf_unpack_f64(job->table, p + j, start, n, y[j])
+                                     : wf_unpack_f32(job->table, p + j, start, n, y[j]);
+    }
+}
+
+static void fused_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t n)
+{
+    void **pointers = (void **)(void *)(job->scratch + (size_t)t * job->scratch_size);
+    for (ptrdiff_t c = 0; c < job->p + job->m; c++) {
+        const wf_column *column = &job->table->columns[c];
+        pointers[c] = column->data + start * wf_item_size(column->dtype);
+    }
+    job->kernel(n, job->p, (const void *const *)pointers, job->m, job->coef, job->intercept, pointers + job->p,
+                job->stream, &job->finite[t]);
+}
+
+static void apply_task(void *context, int t)
+{
+    const apply_job *job = context;
+    const ptrdiff_t n_rows = job->table->n_rows;
+    const ptrdiff_t share = job->n_blocks / job->n_tasks, more = job->n_blocks % job->n_tasks;
+    const ptrdiff_t first = t * share + (t < more ? t : more);
+    const ptrdiff_t last = first + share + (t < more);
+    for (ptrdiff_t b = first; b < last; b++) {
+        const ptrdiff_t start = b == 0 ? 0 : job->phase + (b - 1) * job->block;
+        ptrdiff_t stop = job->phase + b * job->block;
+        stop = stop < n_rows ? stop : n_rows;
+        if (job->fused) {
+            fused_block(job, t, start, stop - start);
+        } else {
+            packed_block(job, t, start, stop - start);
+        }
+    }
+#if defined(__x86_64__)
+    if (job->stream) {
+        _mm_sfence();
+    }
+#endif
+}
+
+static size_t last_level_cache(void)
+{
+    long size = -1;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return size > 0 && size < 32 << 20 ? (size_t)size : (size_t)32 << 20;
+}
+
+static wf_apply_kernel *kernel_of(wf_dtype dtype)
+{
+    switch (dtype) {
+    case WF_F64: return wf_k->apply_f64;
+    case WF_F16: return wf_k->apply_f16;
+    case WF_BF16: return wf_k->apply_bf16;
+    default: return wf_k->apply_f32;
+    }
+}
+
+/* Which path, which kernel, which blocks. `shared`: an output is an input. */
+static void plan(apply_job *job, int shared)
+{
+    const wf_table *table = job->table;
+    const ptrdiff_t n_columns = table->n_columns;
+    int uniform = wf_table_contiguous(table);
+    size_t out_bytes = 0;
+    for (ptrdiff_t c = 0; c < n_columns; c++) {
+        uniform = uniform && table->columns[c].dtype == table->columns[0].dtype;
+        job->wide |= table->columns[c].dtype == WF_F64;
+        out_bytes += c < job->p ? 0 : (size_t)table->n_rows * (size_t)wf_item_size(table->columns[c].dtype);
+    }
+    const int one_group = job->m == 1 || job->m == 2 || job->m == WF_APPLY_OUTPUTS;
+    job->fused = uniform && !job->dry && (!shared || one_group);
+    job->stream = job->fused && !shared && out_bytes > last_level_cache();
+    job->kernel = job->fused ? kernel_of(table->columns[0].dtype) : job->wide ? wf_k->apply_f64 : wf_k->apply_f32;
+
+    const ptrdiff_t size = job->wide ? 8 : 4;
+    ptrdiff_t block = BLOCK_BYTES / (size * (job->fused ? job->p : n_columns)) / LEAST_BLOCK * LEAST_BLOCK;
+    block = block < LEAST_BLOCK ? LEAST_BLOCK : block > MOST_BLOCK ? MOST_BLOCK : block;
+    job->block = block;
+    job->phase = block;
+    if (job->stream) {
+        const uintptr_t rest = (uintptr_t)table->columns[job->p].data % LINE;
+        job->phase = rest ? (ptrdiff_t)(LINE - rest) / wf_item_size(table->columns[0].dtype) : block;
+    }
+    const ptrdiff_t after = table->n_rows > job->phase ? table->n_rows - job->phase : 0;
+    job->n_blocks = 1 + after / block + (after % block != 0);
+    job->scratch_size = (size_t)n_columns * (sizeof(void *) + (job->fused ? 0 : (size_t)(block * size)));
+    job->scratch_size = (job->scratch_size + LINE - 1) / LINE * LINE;
+}
+
+static wf_status run(apply_job *job, int n_threads)
+{
+    ptrdiff_t tasks = job->table->n_rows / ROWS_PER_THREAD;
+    tasks = tasks < n_threads ? tasks : n_threads;
+    tasks = tasks < 1 ? 1 : tasks < job->n_blocks ? tasks : job->n_blocks;
+    job->n_tasks = (int)tasks;
+    wf_status status = WF_NO_MEMORY;
+    job->scratch = malloc((size_t)tasks * job->scratch_size);
+    job->finite = calloc((size_t)tasks, sizeof *job->finite);
+    job->fault = calloc((size_t)tasks, sizeof *job->fault);
+    if (!job->scratch || !job->finite || !job->fault) {
+        goto done;
+    }
+    for (int t = 0; t < job->n_tasks; t++) {
+        job->finite[t].check = job->check;
+        job->fault[t].column = -1;
+    }
+    wf_parallel(job->n_tasks, job->n_tasks, apply_task, job);
+    status = WF_OK;
+    wf_fault first = {-1, 0};
+    for (int t = 0; t < job->n_tasks && job->check; t++) {
+        if (job->finite[t].bad_in) {
+            status = WF_NONFINITE_IN;
+        } else if ((job->finite[t].bad_out || job->fault[t].column >= 0) && status == WF_OK) {
+            status = WF_NONFINITE_OUT;
+        }
+        if (job->fault[t].column >= 0 && (first.column < 0 || job->fault[t].column < first.column)) {
+            first = job->fault[t];
+        }
+    }
+    job->fault[0] = first;
+done:
+    free(job->scratch);
+    free(job->finite);
+    return status;
+}
+
+/* The row in C order of `table` whose element of `column` lies at `pointer`. */
+static ptrdiff_t row_at(const wf_table *table, ptrdiff_t column, const char *pointer)
+{
+    wf_runs runs;
+    char *at;
+    ptrdiff_t stride, count, row = 0;
+    wf_runs_begin(&runs, table, column, 0, table->n_rows);
+    while ((count = wf_runs_next(&runs, &at, &stride)) > 0) {
+        for (ptrdiff_t i = 0; i < count; i++) {
+            if (at + i * stride == pointer) {
+                return row + i;
+            }
+        }
+        row += count;
+    }
+    return 0;
+}
+
+/* From what a sweep flagged to the first value at fault; WF_OK when a flag was raised by an unused lane only. */
+static wf_status locate(wf_status status, const apply_job *job, const wf_table *given, ptrdiff_t p, wf_fault *fault)
+{
+    if (status == WF_NONFINITE_IN) {
+        return wf_table_find_nonfinite(given, 0, p, fault) == 0 ? status : WF_OK;
+    }
+    if (status == WF_NONFINITE_OUT && job->dry) {
+        const wf_fault found = job->fault[0];
+        if (found.column < 0) {
+            return WF_OK;
+        }
+        wf_runs runs;
+        char *pointer;
+        ptrdiff_t stride;
+        wf_runs_begin(&runs, job->table, found.column, found.row, 1);
+        wf_runs_next(&runs, &pointer, &stride);
+        *fault = (wf_fault){found.column, row_at(given, found.column, pointer)};
+        return status;
+    }
+    if (status == WF_NONFINITE_OUT) {
+        return wf_table_find_nonfinite(given, p, given->n_columns, fault) == 0 ? status : WF_OK;
+    }
+    return status;
+}
+
+wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
+                   int check_finite, int n_threads, wf_fault *fault)
+{
+    if (table->n_rows == 0) {
+        return WF_OK;
+    }
+    const ptrdiff_t m = table->n_columns - p;
+    wf_status status = WF_NO_MEMORY;
+    wf_table flat = *table;
+    float *single = NULL;
+    flat.columns = malloc((size_t)table->n_columns * sizeof *flat.columns);
+    single = malloc((size_t)(m * p + m) * sizeof *single);
+    if (!flat.columns || !single) {
+        goto done;
+    }
+    memcpy(flat.columns, table->columns, (size_t)table->n_columns * sizeof *flat.columns);
+    wf_table_coalesce(&flat);
+    int shared = 0;
+    for (ptrdiff_t j = p; j < table->n_columns && !shared; j++) {
+        for (ptrdiff_t k = 0; k < p && !shared; k++) {
+            shared = wf_column_overlap(table, k, j) != WF_OVERLAP_NONE;
+        }
+    }
+    for (ptrdiff_t i = 0; i < m * p; i++) {
+        single[i] = (float)coef[i];
+    }
+    for (ptrdiff_t j = 0; j < m; j++) {
+        single[m * p + j] = (float)intercept[j];
+    }
+    for (int dry = shared && check_finite; dry >= 0; dry--) { /* first look, where looking later would be too late */
+        apply_job job = {.table = &flat, .p = p, .m = m, .dry = dry};
+        job.check = check_finite && (dry || !shared);
+        plan(&job, shared);
+        job.coef = job.wide ? (const void *)coef : (const void *)single;
+        job.intercept = job.wide ? (const void *)intercept : (const void *)(single + m * p);
+        status = locate(run(&job, n_threads), &job, table, p, fault);
+        free(job.fault);
+        if (status != WF_OK) {
+            break;
+        }
+    }
+done:
+    free(single);
+    free(flat.columns);
+    return status;
+}
+
+/* -- the bandwidth that apply is held to --------------------------------------------------------------------- */
+
+typedef struct {
+    float *out;
+    const float *a, *b;
+    float scalar;
+    ptrdiff_t n;
+    int n_tasks;
+} triad_job;
+
+static void triad_task(void *context, int t)
+{
+    const triad_job *job = context;
+    const ptrdiff_t step = (job->n / job->n_tasks + LINE - 1) / LINE * LINE;
+    const ptrdiff_t start = t * step < job->n ? t * step : job->n;
+    const ptrdiff_t stop = start + step < job->n ? start + step : job->n;
+    wf_k->triad(stop - start, job->a + start, job->b + start, job->scalar, job->out + start);
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+void wf_triad(float *out, const float *a, const float *b, float scalar, ptrdiff_t n, int n_threads)
+{
+    triad_job job = {out, a, b, scalar, n, n_threads};
+    wf_parallel(n_threads, n_threads, triad_task, &job);
+}

@@ -1,0 +1,72 @@
+/* The memory-bound loops, one table of them per instruction set. Kernels cannot fail, allocate or lock. They work on
+ * contiguous runs; packing strided data into runs is the caller's part (core/table.h, kernels/pack.h).
+ *
+ * Every float kernel uses fused multiply-add, element by element in one fixed order, and every float64 reduction uses
+ * WF_LANES running sums joined in one fixed order, so all instruction sets give the same bits. */
+#ifndef WF_KERNELS_H
+#define WF_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define WF_LANES 8
+
+/* The last float32 below the midpoint at which a 16-bit float rounds to infinity. */
+#define WF_F16_LIMIT 0x1.ffdffep+15f
+#define WF_BF16_LIMIT 0x1.fefffep+127f
+
+typedef struct {
+    int check;          /* look at all */
+    int bad_in, bad_out; /* an input was not finite; an output is not finite after rounding */
+} wf_finite;
+
+/* y_j = b_j + sum_k a_jk x_k for n elements. stream: write y with non-temporal stores (the caller fences). x and y
+ * point to elements of the kernel's dtype, a (m x p) and b (m) to its compute type: float, or double for f64. A y_j
+ * may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all inputs are read before the outputs are written. */
+#define WF_APPLY_OUTPUTS 4
+typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptrdiff_t m, const void *a,
+                             const void *b, void *const *y, int stream, wf_finite *finite);
+
+typedef struct {
+    const char *name;
+    wf_apply_kernel *apply_f64, *apply_f32, *apply_f16, *apply_bf16;
+
+    void (*widen_f16)(ptrdiff_t n, const void *src, float *dst);
+    void (*widen_bf16)(ptrdiff_t n, const void *src, float *dst);
+    void (*narrow_f16)(ptrdiff_t n, const float *src, void *dst);
+    void (*narrow_bf16)(ptrdiff_t n, const float *src, void *dst);
+    void (*widen_f32)(ptrdiff_t n, const void *src, double *dst);
+
+    void (*triad)(ptrdiff_t n, const float *a, const float *b, float scalar, float *out);
+
+    /* 1 when one of n values is NaN or infinite. */
+    int (*nonfinite)(ptrdiff_t n, const double *x);
+    /* r = y - b_p - sum_k b_k x_k; y may be NULL for zeros. */
+    void (*residual)(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y, const double *b, double *r);
+    /* Whitened rows u_t = sum_k L_tk x_k + L_tp, t < rank, and h2 = sum_t u_t^2. L is rank x (p + 1), u holds rank
+     * columns of `ld` elements. */
+    void (*whiten)(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank, const double *L, double *u,
+                   ptrdiff_t ld, double *h2);
+    /* s = 0 where r^2 <= kappa2 * h2 (kept), else the sign of r; returns how many are kept. */
+    ptrdiff_t (*band)(ptrdiff_t n, const double *r, const double *h2, double kappa2, double *s);
+    double (*sum)(ptrdiff_t n, const double *x);
+    double (*sum_abs)(ptrdiff_t n, const double *x);
+    double (*dot)(ptrdiff_t n, const double *x, const double *y);
+    /* y += a x */
+    void (*axpy)(ptrdiff_t n, double a, const double *x, double *y);
+} wf_kernels;
+
+/* The table in use. Set once by wf_setup, and by wf_isa_select in tests. */
+extern const wf_kernels *wf_k;
+
+extern const wf_kernels wf_kernels_scalar;
+#if defined(__x86_64__) || defined(_M_X64)
+#define WF_X86 1
+extern const wf_kernels wf_kernels_avx2;
+extern const wf_kernels wf_kernels_avx512;
+#elif defined(__aarch64__)
+#define WF_ARM64 1
+extern const wf_kernels wf_kernels_neon;
+#endif
+
+#endif

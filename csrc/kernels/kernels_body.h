@@ -1,0 +1,304 @@
+/* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per set. */
+#include <float.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+#define PASTE_(a, b, c) a##_##b##_##c
+#define PASTE(a, b, c) PASTE_(a, b, c)
+
+#define NAME(x) PASTE(x, f32, kernel)
+#define T float
+#define C float
+#define V vf
+#define W FW
+#define SET1 vf_set1
+#define FMA vf_fma
+#define BEYOND vf_beyond
+#define ANY vf_any
+#define LOAD vf_load_f32
+#define STORE vf_store_f32
+#define STREAM vf_stream_f32
+#define LIMIT FLT_MAX
+#include "kernels/apply_body.h"
+
+#define NAME(x) PASTE(x, f16, kernel)
+#define T uint16_t
+#define C float
+#define V vf
+#define W FW
+#define SET1 vf_set1
+#define FMA vf_fma
+#define BEYOND vf_beyond
+#define ANY vf_any
+#define LOAD vf_load_f16
+#define STORE vf_store_f16
+#define STREAM vf_stream_f16
+#define LIMIT WF_F16_LIMIT
+#include "kernels/apply_body.h"
+
+#define NAME(x) PASTE(x, bf16, kernel)
+#define T uint16_t
+#define C float
+#define V vf
+#define W FW
+#define SET1 vf_set1
+#define FMA vf_fma
+#define BEYOND vf_beyond
+#define ANY vf_any
+#define LOAD vf_load_bf16
+#define STORE vf_store_bf16
+#define STREAM vf_stream_bf16
+#define LIMIT WF_BF16_LIMIT
+#include "kernels/apply_body.h"
+
+#define NAME(x) PASTE(x, f64, kernel)
+#define T double
+#define C double
+#define V vd
+#define W DW
+#define SET1 vd_set1
+#define FMA vd_fma
+#define BEYOND vd_beyond
+#define ANY vd_any
+#define LOAD vd_load_f64
+#define STORE vd_store_f64
+#define STREAM vd_stream_f64
+#define LIMIT DBL_MAX
+#include "kernels/apply_body.h"
+
+/* -- conversions of contiguous runs, unaligned allowed ------------------------------------------------------ */
+
+#define STAMP_WIDEN(half)                                                                               \
+    static void widen_##half(ptrdiff_t n, const void *src, float *dst)                                  \
+    {                                                                                                   \
+        const uint16_t *from = src;                                                                     \
+        ptrdiff_t i = 0;                                                                                \
+        for (; i + FW <= n; i += FW) {                                                                  \
+            vf_store_f32(dst + i, vf_load_##half(from + i));                                            \
+        }                                                                                               \
+        if (i < n) {                                                                                    \
+            uint16_t in[FW] = {0};                                                                      \
+            float out[FW];                                                                              \
+            memcpy(in, from + i, (size_t)(n - i) * sizeof *in);                                         \
+            vf_store_f32(out, vf_load_##half(in));                                                      \
+            memcpy(dst + i, out, (size_t)(n - i) * sizeof *out);                                        \
+        }                                                                                               \
+    }                                                                                                   \
+    static void narrow_##half(ptrdiff_t n, const float *src, void *dst)                                 \
+    {                                                                                                   \
+        uint16_t *to = dst;                                                                             \
+        ptrdiff_t i = 0;                                                                                \
+        for (; i + FW <= n; i += FW) {                                                                  \
+            vf_store_##half(to + i, vf_load_f32(src + i));                                              \
+        }                                                                                               \
+        if (i < n) {                                                                                    \
+            float in[FW] = {0};                                                                         \
+            uint16_t out[FW];                                                                           \
+            memcpy(in, src + i, (size_t)(n - i) * sizeof *in);                                          \
+            vf_store_##half(out, vf_load_f32(in));                                                      \
+            memcpy(to + i, out, (size_t)(n - i) * sizeof *out);                                         \
+        }                                                                                               \
+    }
+STAMP_WIDEN(f16)
+STAMP_WIDEN(bf16)
+#undef STAMP_WIDEN
+
+static void widen_f32(ptrdiff_t n, const void *src, double *dst)
+{
+    const float *from = src;
+    ptrdiff_t i = 0;
+    for (; i + DW <= n; i += DW) {
+        vd_store_f64(dst + i, vd_load_f32(from + i));
+    }
+    if (i < n) {
+        float in[DW] = {0};
+        double out[DW];
+        memcpy(in, from + i, (size_t)(n - i) * sizeof *in);
+        vd_store_f64(out, vd_load_f32(in));
+        memcpy(dst + i, out, (size_t)(n - i) * sizeof *out);
+    }
+}
+
+static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, float *out)
+{
+    ptrdiff_t i = 0;
+    for (; i < n && (uintptr_t)(out + i) % (FW * sizeof(float)); i++) {
+        out[i] = a[i] + scalar * b[i];
+    }
+    const vf s = vf_set1(scalar);
+    for (; i + FW <= n; i += FW) {
+        vf_stream_f32(out + i, vf_fma(s, vf_load_f32(b + i), vf_load_f32(a + i)));
+    }
+    for (; i < n; i++) {
+        out[i] = a[i] + scalar * b[i];
+    }
+}
+
+/* -- float64 statistics: written as plain loops over WF_LANES, which the compiler turns into vectors ---------- */
+
+/* The one order in which running sums are joined. */
+static double join(const double *lane)
+{
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+static double sum(ptrdiff_t n, const double *x)
+{
+    double lane[WF_LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + WF_LANES <= n; i += WF_LANES) {
+        for (int l = 0; l < WF_LANES; l++) {
+            lane[l] += x[i + l];
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        lane[l] += x[i];
+    }
+    return join(lane);
+}
+
+static double sum_abs(ptrdiff_t n, const double *x)
+{
+    double lane[WF_LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + WF_LANES <= n; i += WF_LANES) {
+        for (int l = 0; l < WF_LANES; l++) {
+            lane[l] += __builtin_fabs(x[i + l]);
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        lane[l] += __builtin_fabs(x[i]);
+    }
+    return join(lane);
+}
+
+static double dot(ptrdiff_t n, const double *x, const double *y)
+{
+    double lane[WF_LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + WF_LANES <= n; i += WF_LANES) {
+        for (int l = 0; l < WF_LANES; l++) {
+            lane[l] += x[i + l] * y[i + l];
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        lane[l] += x[i] * y[i];
+    }
+    return join(lane);
+}
+
+static int nonfinite(ptrdiff_t n, const double *x)
+{
+    double lane[WF_LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + WF_LANES <= n; i += WF_LANES) {
+        for (int l = 0; l < WF_LANES; l++) {
+            lane[l] += x[i + l] * 0.0;
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        lane[l] += x[i] * 0.0;
+    }
+    const double total = join(lane);
+    return total != total;
+}
+
+static void residual(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y, const double *b, double *r)
+{
+    const double constant = b[p];
+    if (y) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            r[i] = y[i] - constant;
+        }
+    } else {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            r[i] = -constant;
+        }
+    }
+    for (ptrdiff_t k = 0; k < p; k++) {
+        const double *restrict column = x[k];
+        double *restrict out = r;
+        const double weight = b[k];
+        for (ptrdiff_t i = 0; i < n; i++) {
+            out[i] -= weight * column[i];
+        }
+    }
+}
+
+static void axpy(ptrdiff_t n, double a, const double *restrict x, double *restrict y)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        y[i] += a * x[i];
+    }
+}
+
+static void whiten(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank, const double *L, double *u,
+                   ptrdiff_t ld, double *restrict h2)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        h2[i] = 0;
+    }
+    for (ptrdiff_t t = 0; t < rank; t++) {
+        const double *row = L + t * (p + 1);
+        double *restrict out = u + t * ld;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            out[i] = row[p];
+        }
+        for (ptrdiff_t k = 0; k < p; k++) {
+            if (row[k] != 0) {
+                axpy(n, row[k], x[k], out);
+            }
+        }
+        for (ptrdiff_t i = 0; i < n; i++) {
+            h2[i] += out[i] * out[i];
+        }
+    }
+}
+
+static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restrict h2, double kappa2,
+                      double *restrict s)
+{
+    double kept = 0;
+    double lane[WF_LANES] = {0};
+    ptrdiff_t i = 0;
+    for (; i + WF_LANES <= n; i += WF_LANES) {
+        for (int l = 0; l < WF_LANES; l++) {
+            const double inside = r[i + l] * r[i + l] <= kappa2 * h2[i + l] ? 1.0 : 0.0;
+            lane[l] += inside;
+            s[i + l] = __builtin_copysign(1.0 - inside, r[i + l]);
+        }
+    }
+    for (; i < n; i++) {
+        const double inside = r[i] * r[i] <= kappa2 * h2[i] ? 1.0 : 0.0;
+        kept += inside;
+        s[i] = __builtin_copysign(1.0 - inside, r[i]);
+    }
+    return (ptrdiff_t)(kept + join(lane));
+}
+
+#define TABLE(isa) TABLE_(isa)
+#define TABLE_(isa) wf_kernels_##isa
+#define TEXT(isa) TEXT_(isa)
+#define TEXT_(isa) #isa
+const wf_kernels TABLE(ISA) = {
+    .name = TEXT(ISA),
+    .apply_f64 = apply_f64_kernel,
+    .apply_f32 = apply_f32_kernel,
+    .apply_f16 = apply_f16_kernel,
+    .apply_bf16 = apply_bf16_kernel,
+    .widen_f16 = widen_f16,
+    .widen_bf16 = widen_bf16,
+    .narrow_f16 = narrow_f16,
+    .narrow_bf16 = narrow_bf16,
+    .widen_f32 = widen_f32,
+    .triad = triad,
+    .nonfinite = nonfinite,
+    .residual = residual,
+    .whiten = whiten,
+    .band = band,
+    .sum = sum,
+    .sum_abs = sum_abs,
+    .dot = dot,
+    .axpy = axpy,
+};

@@ -1,0 +1,3 @@
+#include "kernels/simd_scalar.h"
+
+#include "kernels/kernels_body.h"

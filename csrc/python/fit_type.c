@@ -1,0 +1,270 @@
+/* _core.Fit: the pass-based solver as a Python object. */
+#include "python/common.h"
+
+#include <string.h>
+#include <time.h>
+
+typedef struct {
+    PyObject_HEAD
+    wf_fit *fit;
+    ptrdiff_t p, m, n_groups;
+    int busy; /* a call is under way with the GIL released */
+} fit_object;
+
+static wf_module_state *state_of(PyObject *self)
+{
+    PyObject *module = PyType_GetModule(Py_TYPE(self));
+    return module ? wf_state_of(module) : NULL;
+}
+
+static int read_loss(const char *name, wf_loss *loss)
+{
+    if (strcmp(name, "absolute_error") == 0) {
+        *loss = WF_ABSOLUTE_ERROR;
+    } else if (strcmp(name, "squared_error") == 0) {
+        *loss = WF_SQUARED_ERROR;
+    } else {
+        PyErr_Format(PyExc_ValueError, "loss must be 'absolute_error' or 'squared_error', got '%s'", name);
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"p", "m", "n_rows", "loss", "fit_intercept", "beta", "alpha", "tol", "first_update",
+                            "n_threads", NULL};
+    Py_ssize_t p, m, n_rows = 0;
+    const char *loss = "absolute_error";
+    PyObject *first_update = Py_None;
+    wf_fit_options o = {0};
+    o.tol = 1e-9;
+    o.fit_intercept = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn|$nspdddOi:Fit", names, &p, &m, &n_rows, &loss,
+                                     &o.fit_intercept, &o.beta, &o.alpha, &o.tol, &first_update, &o.n_threads)) {
+        return NULL;
+    }
+    if (p < 1 || m < 1 || n_rows < 1 || p > 20000 || m > 20000) {
+        PyErr_Format(PyExc_ValueError, "Fit needs 1 to 20000 inputs, 1 to 20000 targets and at least one row, got "
+                     "p=%zd, m=%zd, n_rows=%zd", p, m, n_rows);
+        return NULL;
+    }
+    if (read_loss(loss, &o.loss) != 0 || (o.n_threads = wf_threads(o.n_threads)) < 0) {
+        return NULL;
+    }
+    if (!(o.beta >= 0) || !(o.alpha >= 0) || !(o.tol > 0)) {
+        PyErr_SetString(PyExc_ValueError, "beta and alpha must not be negative, tol must be positive");
+        return NULL;
+    }
+    if (o.beta > 0) {
+        if (!PyArray_Check(first_update) || PyArray_SIZE((PyArrayObject *)first_update) < 1 || m < 2 ||
+            o.loss != WF_ABSOLUTE_ERROR) {
+            PyErr_SetString(PyExc_ValueError,
+                            "beta > 0 needs absolute_error, two targets and first_update for at least one trajectory");
+            return NULL;
+        }
+        o.n_groups = PyArray_SIZE((PyArrayObject *)first_update);
+        o.first_update = wf_matrix(first_update, "first_update", -1, o.n_groups);
+        if (!o.first_update) {
+            return NULL;
+        }
+        if (o.n_groups > INT32_MAX) {
+            PyErr_SetString(PyExc_ValueError, "first_update holds more trajectories than are supported");
+            return NULL;
+        }
+    }
+    o.p = p;
+    o.m = m;
+    o.n_rows = n_rows;
+    fit_object *self = (fit_object *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    self->p = p;
+    self->m = m;
+    self->n_groups = o.n_groups;
+    if (wf_fit_new(&o, &self->fit) != WF_OK) {
+        self->fit = NULL;
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void fit_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    wf_fit_free(((fit_object *)object)->fit);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static int enter(fit_object *self)
+{
+    if (self->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "this Fit is in use by another thread");
+        return -1;
+    }
+    if (!wf_fit_needs_pass(self->fit)) {
+        PyErr_SetString(PyExc_RuntimeError, "this Fit needs no further pass");
+        return -1;
+    }
+    self->busy = 1;
+    return 0;
+}
+
+static PyObject *fit_needs_pass(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(wf_fit_needs_pass(((fit_object *)object)->fit));
+}
+
+/* Trajectories of a segment: one number, an array, or None where the fit has none. */
+static int read_group(const fit_object *self, PyObject *group, wf_arrays *arrays, Py_ssize_t *number)
+{
+    *number = 0;
+    if (self->n_groups == 0) {
+        return 0;
+    }
+    if (PyArray_Check(group)) {
+        *number = -1;
+        return wf_arrays_add_groups(arrays, group);
+    }
+    *number = PyNumber_AsSsize_t(group, PyExc_OverflowError);
+    if (*number == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (*number < 0 || *number >= self->n_groups) {
+        PyErr_Format(PyExc_ValueError, "group must be in 0..%zd, got %zd", (Py_ssize_t)self->n_groups - 1, *number);
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *fit_accumulate(PyObject *object, PyObject *args)
+{
+    fit_object *self = (fit_object *)object;
+    PyObject *x, *y, *group = Py_None;
+    if (!PyArg_ParseTuple(args, "OO|O:accumulate", &x, &y, &group) || enter(self) != 0) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    wf_arrays arrays = {0};
+    Py_ssize_t number;
+    if (wf_arrays_add(&arrays, x, "input", 0) != 0) {
+        goto done;
+    }
+    const ptrdiff_t inputs = arrays.table.n_columns;
+    if (wf_arrays_add(&arrays, y, "target", 0) != 0) {
+        goto done;
+    }
+    if (inputs != self->p || arrays.table.n_columns - inputs != self->m) {
+        PyErr_Format(PyExc_ValueError, "expected %zd inputs and %zd targets, got %zd and %zd", (Py_ssize_t)self->p,
+                     (Py_ssize_t)self->m, (Py_ssize_t)inputs, (Py_ssize_t)(arrays.table.n_columns - inputs));
+        goto done;
+    }
+    if (read_group(self, group, &arrays, &number) != 0) {
+        goto done;
+    }
+    wf_fault fault = {0, 0};
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
+    Py_END_ALLOW_THREADS
+    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+done:
+    self->busy = 0;
+    wf_arrays_release(&arrays);
+    return result;
+}
+
+typedef struct {
+    PyThreadState *thread;
+    struct timespec last;
+} interrupt_context;
+
+/* Ctrl-C, looked for every 50 ms. */
+static int interrupted(void *context)
+{
+    interrupt_context *c = context;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    const double waited = (double)(now.tv_sec - c->last.tv_sec) + 1e-9 * (double)(now.tv_nsec - c->last.tv_nsec);
+    if (waited < 0.05) {
+        return 0;
+    }
+    c->last = now;
+    PyEval_RestoreThread(c->thread);
+    const int stop = PyErr_CheckSignals() != 0;
+    c->thread = PyEval_SaveThread();
+    return stop;
+}
+
+static PyObject *fit_advance(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    fit_object *self = (fit_object *)object;
+    if (enter(self) != 0) {
+        return NULL;
+    }
+    const wf_fault fault = {0, 0};
+    interrupt_context context = {0};
+    clock_gettime(CLOCK_MONOTONIC, &context.last);
+    context.thread = PyEval_SaveThread();
+    const wf_status status = wf_fit_advance(self->fit, interrupted, &context);
+    PyEval_RestoreThread(context.thread);
+    self->busy = 0;
+    return status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+}
+
+static PyObject *fit_result(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    fit_object *self = (fit_object *)object;
+    if (wf_fit_needs_pass(self->fit)) {
+        PyErr_SetString(PyExc_RuntimeError, "this Fit needs another pass before it has a result");
+        return NULL;
+    }
+    npy_intp shape[2] = {self->m, self->p};
+    PyObject *coef = PyArray_SimpleNew(2, shape, NPY_DOUBLE);
+    PyObject *intercept = PyArray_SimpleNew(1, shape, NPY_DOUBLE);
+    if (!coef || !intercept) {
+        Py_XDECREF(coef);
+        Py_XDECREF(intercept);
+        return NULL;
+    }
+    wf_fit_info info;
+    wf_fit_result(self->fit, PyArray_DATA((PyArrayObject *)coef), PyArray_DATA((PyArrayObject *)intercept), &info);
+    return Py_BuildValue("{sNsNsdsdsnsnsN}", "coef", coef, "intercept", intercept, "objective", info.objective,
+                         "dual_gap", info.dual_gap, "n_passes", (Py_ssize_t)info.n_passes, "rank",
+                         (Py_ssize_t)info.rank, "converged", PyBool_FromLong(info.converged));
+}
+
+static PyMethodDef methods[] = {
+    {"needs_pass", fit_needs_pass, METH_NOARGS, "needs_pass() -> bool"},
+    {"accumulate", fit_accumulate, METH_VARARGS, "accumulate(x, y, group=None): one segment of a pass"},
+    {"advance", fit_advance, METH_NOARGS, "advance(): ends a pass"},
+    {"result", fit_result, METH_NOARGS, "result() -> dict"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Fit(p, m, *, n_rows, loss, fit_intercept=True, beta=0, alpha=0, tol=1e-9, first_update=None, "
+                "n_threads=0)\n\nThe pass-based solver."},
+    {Py_tp_new, fit_new},
+    {Py_tp_dealloc, fit_dealloc},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "wfcast._core.Fit",
+    .basicsize = sizeof(fit_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+PyObject *wf_fit_type_new(PyObject *module)
+{
+    return PyType_FromModuleAndSpec(module, &spec, NULL);
+}

@@ -1,0 +1,269 @@
+/* The extension module wfcast._core: functions, its state, its start. */
+#define WF_IMPORTS_NUMPY
+#include "python/common.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+wf_module_state *wf_state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* Outputs may be inputs as they are; any other overlap would make the result depend on the order of the sweep. */
+static int check_overlap(const wf_table *table, ptrdiff_t p)
+{
+    for (ptrdiff_t j = p; j < table->n_columns; j++) {
+        for (int d = 0; d < table->ndim; d++) {
+            if (table->columns[j].strides[d] == 0 && table->shape[d] > 1) {
+                PyErr_Format(PyExc_ValueError, "out %zd is a broadcast view: its rows share memory",
+                             (Py_ssize_t)(j - p));
+                return -1;
+            }
+        }
+        for (ptrdiff_t c = 0; c < j; c++) {
+            const wf_overlap overlap = wf_column_overlap(table, c, j);
+            if (overlap == WF_OVERLAP_NONE || (overlap == WF_OVERLAP_SAME && c < p)) {
+                continue;
+            }
+            PyErr_Format(PyExc_ValueError, "out %zd overlaps %s %zd%s", (Py_ssize_t)(j - p), c < p ? "input" : "out",
+                         (Py_ssize_t)(c < p ? c : c - p), c < p ? " in part: pass that input itself, or other memory" : "");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *core_apply(PyObject *module, PyObject *args)
+{
+    PyObject *x, *y, *coef_object, *intercept_object;
+    int check_finite = 1, n_threads = 0;
+    if (!PyArg_ParseTuple(args, "OOOO|pi:apply", &x, &y, &coef_object, &intercept_object, &check_finite,
+                          &n_threads) ||
+        (n_threads = wf_threads(n_threads)) < 0) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    wf_arrays arrays = {0};
+    if (wf_arrays_add(&arrays, x, "input", 0) != 0) {
+        goto done;
+    }
+    const ptrdiff_t p = arrays.table.n_columns;
+    if (wf_arrays_add(&arrays, y, "out", 1) != 0) {
+        goto done;
+    }
+    const ptrdiff_t m = arrays.table.n_columns - p;
+    if (p == 0 || m == 0) {
+        PyErr_SetString(PyExc_ValueError, "apply needs at least one input and one output");
+        goto done;
+    }
+    const double *coef = wf_matrix(coef_object, "coef", m, p);
+    const double *intercept = coef ? wf_matrix(intercept_object, "intercept", -1, m) : NULL;
+    if (!intercept || check_overlap(&arrays.table, p) != 0) {
+        goto done;
+    }
+    Py_INCREF(coef_object);
+    Py_INCREF(intercept_object);
+    wf_fault fault = {0, 0};
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(coef_object);
+    Py_DECREF(intercept_object);
+    if (status == WF_NONFINITE_OUT) {
+        fault.column -= p;
+    }
+    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(wf_state_of(module), status, &fault);
+done:
+    wf_arrays_release(&arrays);
+    return result;
+}
+
+/* Error sums of one pair of columns, the GIL released. */
+static int pair_errors(PyObject *a, PyObject *b, int n_threads, wf_errors *errors)
+{
+    int good = -1;
+    wf_arrays arrays = {0};
+    PyObject *pair = PyTuple_Pack(2, a, b);
+    if (!pair || (n_threads = wf_threads(n_threads)) < 0 || wf_arrays_add(&arrays, pair, "column", 0) != 0) {
+        goto done;
+    }
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_error_sums(&arrays.table, n_threads, errors);
+    Py_END_ALLOW_THREADS
+    if (status == WF_OK) {
+        good = 0;
+    } else {
+        PyErr_NoMemory();
+    }
+done:
+    Py_XDECREF(pair);
+    wf_arrays_release(&arrays);
+    return good;
+}
+
+static PyObject *core_error_sums(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *a, *b;
+    int n_threads = 0;
+    wf_errors e;
+    if (!PyArg_ParseTuple(args, "OO|i:error_sums", &a, &b, &n_threads) || pair_errors(a, b, n_threads, &e) != 0) {
+        return NULL;
+    }
+    return Py_BuildValue("{sLsdsdsdsdsdsL}", "n", (long long)e.n, "sum_abs", e.sum_abs, "sum_sq", e.sum_sq, "max_abs",
+                         e.max_abs, "sum_true", e.sum_b, "sum_true_sq", e.sum_b_sq, "n_nonfinite",
+                         (long long)e.n_nonfinite);
+}
+
+static PyObject *core_update_norm(PyObject *module, PyObject *args)
+{
+    PyObject *a, *b;
+    int n_threads = 0;
+    wf_errors e;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO|i:update_norm", &a, &b, &n_threads) || pair_errors(a, b, n_threads, &e) != 0) {
+        return NULL;
+    }
+    if (e.n_nonfinite) {
+        PyErr_SetString(PyExc_ValueError, "an update norm of columns that hold NaN or infinity");
+        return NULL;
+    }
+    return PyFloat_FromDouble(e.sum_abs);
+}
+
+static PyObject *core_triad(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *out, *a, *b;
+    double scalar;
+    int n_threads = 0;
+    if (!PyArg_ParseTuple(args, "OOOd|i:triad", &out, &a, &b, &scalar, &n_threads) ||
+        (n_threads = wf_threads(n_threads)) < 0) {
+        return NULL;
+    }
+    PyObject *all[3] = {out, a, b};
+    for (int i = 0; i < 3; i++) {
+        PyArrayObject *array = (PyArrayObject *)all[i];
+        if (!PyArray_Check(all[i]) || PyArray_TYPE(array) != NPY_FLOAT || !PyArray_ISCARRAY_RO(array) ||
+            PyArray_SIZE(array) != PyArray_SIZE((PyArrayObject *)out) || (i == 0 && !PyArray_ISWRITEABLE(array))) {
+            PyErr_SetString(PyExc_ValueError, "triad needs three contiguous float32 arrays of one size");
+            return NULL;
+        }
+    }
+    float *to = PyArray_DATA((PyArrayObject *)out);
+    const float *from = PyArray_DATA((PyArrayObject *)a), *other = PyArray_DATA((PyArrayObject *)b);
+    const ptrdiff_t n = PyArray_SIZE((PyArrayObject *)out);
+    Py_BEGIN_ALLOW_THREADS
+    wf_triad(to, from, other, (float)scalar, n, n_threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_config(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    PyObject *available = PyList_New(0);
+    for (const char *const *name = wf_isa_available(); available && *name; name++) {
+        PyObject *text = PyUnicode_FromString(*name);
+        if (!text || PyList_Append(available, text) != 0) {
+            Py_CLEAR(available);
+        }
+        Py_XDECREF(text);
+    }
+    if (!available) {
+        return NULL;
+    }
+    const char *disabled = getenv("WFCAST_DISABLE_CPU_FEATURES");
+    return Py_BuildValue("{sssNsssssi}", "isa", wf_isa(), "available", available, "disabled", disabled ? disabled : "",
+                         "blas", wf_blas_config(), "n_threads", wf_cpu_count());
+}
+
+static PyObject *core_set_isa(PyObject *module, PyObject *name)
+{
+    (void)module;
+    const char *text = PyUnicode_AsUTF8(name);
+    if (!text) {
+        return NULL;
+    }
+    if (wf_isa_select(text) != 0) {
+        PyErr_Format(PyExc_ValueError, "instruction set '%s' is not available", text);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"apply", core_apply, METH_VARARGS, "apply(x, y, coef, intercept, check_finite=True, n_threads=0)"},
+    {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
+    {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
+    {"triad", core_triad, METH_VARARGS, "triad(out, a, b, scalar, n_threads=0)"},
+    {"config", core_config, METH_NOARGS, "config() -> dict"},
+    {"set_isa", core_set_isa, METH_O, "set_isa(name)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int start(PyObject *module)
+{
+    import_array1(-1);
+    wf_setup(getenv("WFCAST_DISABLE_CPU_FEATURES"));
+    wf_module_state *state = wf_state_of(module);
+    state->nonfinite = PyErr_NewExceptionWithDoc("wfcast._core.NonFinite",
+                                                 "(kind, column, row) of the first value that is not finite.",
+                                                 PyExc_ValueError, NULL);
+    state->fit_type = wf_fit_type_new(module);
+    if (!state->nonfinite || !state->fit_type || PyModule_AddObjectRef(module, "NonFinite", state->nonfinite) != 0 ||
+        PyModule_AddObjectRef(module, "Fit", state->fit_type) != 0) {
+        return -1;
+    }
+    return 0;
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg)
+{
+    wf_module_state *state = wf_state_of(module);
+    Py_VISIT(state->nonfinite);
+    Py_VISIT(state->fit_type);
+    return 0;
+}
+
+static int clear(PyObject *module)
+{
+    wf_module_state *state = wf_state_of(module);
+    Py_CLEAR(state->nonfinite);
+    Py_CLEAR(state->fit_type);
+    return 0;
+}
+
+static void release(void *module)
+{
+    clear(module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, start},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* as NumPy */
+#endif
+    {0, NULL},
+};
+
+PyModuleDef wf_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "wfcast._core",
+    .m_doc = "The compiled core of wfcast.",
+    .m_size = sizeof(wf_module_state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+    .m_free = release,
+};
+
+__attribute__((visibility("default"))) PyObject *PyInit__core(void)
+{
+    return PyModuleDef_Init(&wf_module);
+}

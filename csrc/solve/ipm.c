@@ -1,0 +1,611 @@
+#include "solve/ipm_state.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/blas.h"
+
+enum { MOST_ITERATIONS = 120, PATIENCE = 12, SMALL_Q = 12 };
+
+/* -- products with the rows ---------------------------------------------------------------------------------- */
+
+void wf_ipm_unknowns(const wf_ipm_state *s, int kind, const double *z, double *v)
+{
+    for (int k = 0; k < s->q; k++) {
+        v[k] = kind == 0 ? z[k] : kind == 1 ? z[s->q + k] : z[k] - z[s->q + k];
+    }
+}
+
+void wf_ipm_scatter(const wf_ipm_state *s, int kind, const double *v, double *z)
+{
+    for (int k = 0; k < s->q; k++) {
+        if (kind != 1) {
+            z[k] += v[k];
+        }
+        if (kind != 0) {
+            z[s->q + k] += kind == 1 ? v[k] : -v[k];
+        }
+    }
+}
+
+void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *v, double *t)
+{
+    memset(t, 0, (size_t)n * sizeof *t);
+    for (int k = 0; k < s->q; k++) {
+        wf_k->axpy(n, v[k], b->x + k * b->n + i0, t);
+    }
+}
+
+void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *e, double *out)
+{
+    for (int k = 0; k < s->q; k++) {
+        out[k] += wf_k->dot(n, b->x + k * b->n + i0, e);
+    }
+}
+
+/* gram (q x q, lower) += X' diag(w) X over a chunk. */
+static void add_gram(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *w, double *room,
+                     double *gram)
+{
+    const int q = s->q;
+    if (q <= SMALL_Q) {
+        for (int k = 0; k < q; k++) {
+            const double *column = b->x + k * b->n + i0;
+            for (ptrdiff_t i = 0; i < n; i++) {
+                room[i] = w[i] * column[i];
+            }
+            for (int l = 0; l <= k; l++) {
+                gram[l * q + k] += wf_k->dot(n, room, b->x + l * b->n + i0);
+            }
+        }
+        return;
+    }
+    for (int k = 0; k < q; k++) {
+        const double *column = b->x + k * b->n + i0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            room[k * n + i] = sqrt(w[i]) * column[i];
+        }
+    }
+    const int rows = (int)n;
+    const double one = 1;
+    WF_BLAS(dsyrk_)("L", "T", &q, &rows, &one, room, &rows, &one, gram, &q, 1, 1);
+}
+
+/* M += the q x q (lower) matrix of one kind of rows. */
+static void scatter_gram(wf_ipm_state *s, int kind, const double *gram)
+{
+    const int q = s->q, Q = s->Q;
+    for (int k = 0; k < q; k++) {
+        for (int l = 0; l < q; l++) {
+            const double value = l <= k ? gram[l * q + k] : gram[k * q + l];
+            if (kind != 1) {
+                s->M[l * Q + k] += value;
+            }
+            if (kind != 0) {
+                s->M[(q + l) * Q + q + k] += value;
+            }
+            if (kind == 2) {
+                s->M[l * Q + q + k] -= value;
+                s->M[(q + l) * Q + k] -= value;
+            }
+        }
+    }
+}
+
+void wf_ipm_factor(wf_ipm_state *s)
+{
+    const int Q = s->Q;
+    double largest = 0;
+    for (int k = 0; k < Q; k++) {
+        largest = fmax(largest, s->M[k * Q + k]);
+    }
+    largest = largest > 0 ? largest : 1;
+    double shift = 0;
+    for (int attempt = 0; attempt < 40; attempt++) {
+        memcpy(s->factor, s->M, (size_t)(Q * Q) * sizeof *s->M);
+        for (int k = 0; k < Q; k++) { /* relative to its own size first: directions may differ by many orders */
+            s->factor[k * Q + k] += shift * (s->M[k * Q + k] + 1e-3 * shift * largest) + 1e-300;
+        }
+        int info;
+        WF_BLAS(dpotrf_)("L", &Q, s->factor, &Q, &info, 1);
+        if (info == 0) {
+            return;
+        }
+        shift = shift == 0 ? 1e-15 : shift * 10;
+    }
+    memset(s->factor, 0, (size_t)(Q * Q) * sizeof *s->factor); /* not finite: a step of zero ends the iterations */
+    for (int k = 0; k < Q; k++) {
+        s->factor[k * Q + k] = 1e150;
+    }
+}
+
+void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs)
+{
+    const int one = 1;
+    int info;
+    WF_BLAS(dpotrs_)("L", &s->Q, &one, s->factor, &s->Q, rhs, &s->Q, &info, 1);
+}
+
+/* -- one iteration ------------------------------------------------------------------------------------------- */
+
+/* Per row, from the current point: what both directions need. */
+typedef struct {
+    double kp, km;     /* mu/sp - rp, mu/sm - rm */
+    double alpha, gamma, w, psi;
+} row_terms;
+
+static inline row_terms terms(const wf_block *b, ptrdiff_t i, double target, int corrected)
+{
+    row_terms r;
+    const double ip = 1 / b->sp[i], im = 1 / b->sm[i];
+    r.alpha = b->rp[i] * ip;
+    r.gamma = b->rm[i] * im;
+    r.w = 1 / (r.alpha + r.gamma);
+    r.psi = r.alpha - r.gamma;
+    r.kp = (corrected ? (target - b->cp[i]) * ip : 0) - b->rp[i];
+    r.km = (corrected ? (target - b->cm[i]) * im : 0) - b->rm[i];
+    return r;
+}
+
+/* rhs of the normal equations; with `matrix` also M, the row and hinge misses, and the hinge sums. */
+static void assemble(wf_ipm_state *s, double target, int corrected, int matrix, double *room)
+{
+    const int q = s->q, Q = s->Q;
+    wf_hinges *h = &s->hinge;
+    double *gram = room, *v = gram + q * q, *part = v + q, *chunk = part + q;
+    double *t = chunk, *w = t + WF_IPM_CHUNK, *e = w + WF_IPM_CHUNK, *f = e + WF_IPM_CHUNK, *scratch = f + WF_IPM_CHUNK;
+    for (int k = 0; k < Q; k++) {
+        s->rhs[k] = 0;
+    }
+    if (matrix) {
+        memset(s->M, 0, (size_t)(Q * Q) * sizeof *s->M);
+        memcpy(s->zeta, s->g, (size_t)Q * sizeof *s->zeta);
+        if (h->n) {
+            memcpy(s->uhat, h->u, (size_t)(h->n * q) * sizeof *s->uhat);
+            memset(h->total, 0, (size_t)h->n * sizeof *h->total);
+        }
+        for (ptrdiff_t j = 0; j < h->n; j++) {
+            h->omega[j] = h->t[j] / h->rest[j] + h->sigma[j] / h->lambda[j];
+        }
+    }
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        const double kt = (corrected ? (target - h->ct[j]) / h->rest[j] : 0) - h->t[j];
+        const double ks = (corrected ? (target - h->csigma[j]) / h->lambda[j] : 0) - h->sigma[j];
+        h->phi[j] = ks - kt;
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        wf_block *b = &s->block[blk];
+        wf_ipm_unknowns(s, b->kind, s->z, v);
+        memset(gram, 0, (size_t)(q * q) * sizeof *gram);
+        memset(part, 0, (size_t)q * sizeof *part);
+        double *zeta_part = s->dz; /* free here */
+        memset(zeta_part, 0, (size_t)q * sizeof *zeta_part);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            if (matrix) {
+                wf_ipm_times(s, b, i0, n, v, t);
+                for (ptrdiff_t i = 0; i < n; i++) {
+                    b->rho[i0 + i] = b->y[i0 + i] - t[i] + b->rp[i0 + i] - b->rm[i0 + i];
+                }
+            }
+            for (ptrdiff_t i = 0; i < n; i++) {
+                const row_terms r = terms(b, i0 + i, target, corrected);
+                w[i] = r.w;
+                e[i] = (r.kp - r.km + b->rho[i0 + i]) * r.w;
+                f[i] = 0.5 * (b->sm[i0 + i] - b->sp[i0 + i]);
+                if (b->kind == 2) {
+                    const int32_t j = b->group[i0 + i];
+                    h->phi[j] += r.kp + r.km - r.psi * e[i];
+                    if (matrix) {
+                        h->omega[j] += 4 * r.alpha * r.gamma * r.w;
+                        h->total[j] += b->rp[i0 + i] + b->rm[i0 + i];
+                        for (int k = 0; k < q; k++) {
+                            s->uhat[j * q + k] += r.psi * r.w * b->x[k * b->n + i0 + i];
+                        }
+                    }
+                }
+            }
+            wf_ipm_times_t(s, b, i0, n, e, part);
+            if (matrix) {
+                wf_ipm_times_t(s, b, i0, n, f, zeta_part);
+                add_gram(s, b, i0, n, w, scratch, gram);
+            }
+        }
+        wf_ipm_scatter(s, b->kind, part, s->rhs);
+        if (matrix) {
+            wf_ipm_scatter(s, b->kind, zeta_part, s->zeta);
+            scatter_gram(s, b->kind, gram);
+        }
+    }
+    wf_ipm_unknowns(s, 2, s->z, v);
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        const double *u = h->u + j * q, *uhat = s->uhat + j * q;
+        if (matrix) {
+            double linear = 0;
+            for (int k = 0; k < q; k++) {
+                linear += u[k] * v[k];
+                part[k] = h->lambda[j] * u[k];
+                for (int l = 0; l <= k; l++) {
+                    gram[l * q + k] = uhat[k] * uhat[l] / h->omega[j];
+                }
+            }
+            h->pi[j] = h->total[j] + linear - h->c[j] + h->sigma[j] - h->t[j];
+            wf_ipm_scatter(s, 2, part, s->zeta);
+            scatter_gram(s, 2, gram);
+        }
+        h->phi[j] += h->pi[j];
+        for (int k = 0; k < q; k++) {
+            part[k] = -uhat[k] * h->phi[j] / h->omega[j];
+        }
+        wf_ipm_scatter(s, 2, part, s->rhs);
+    }
+    for (int k = 0; k < Q; k++) {
+        s->rhs[k] -= s->zeta[k];
+    }
+}
+
+/* Largest step in [0, 1] that keeps value + step * d >= 0. */
+static inline double longest(double step, double value, double d)
+{
+    return d < 0 && -value > step * d ? -value / d : step;
+}
+
+typedef struct {
+    double primal, dual;        /* step lengths to the boundary */
+    double sums[3];             /* of products: x ds, s dx, dx ds */
+} direction;
+
+static void gather_pair(direction *d, double x, double dx, double sl, double ds)
+{
+    d->primal = longest(d->primal, x, dx);
+    d->dual = longest(d->dual, sl, ds);
+    d->sums[0] += x * ds;
+    d->sums[1] += sl * dx;
+    d->sums[2] += dx * ds;
+}
+
+/* From dz to the steps of all rows and hinges. */
+static direction expand(wf_ipm_state *s, double target, int corrected, double *room)
+{
+    const int q = s->q;
+    wf_hinges *h = &s->hinge;
+    double *v = room, *t = v + q;
+    direction d = {1, 1, {0, 0, 0}};
+    wf_ipm_unknowns(s, s->problem->parts == 2 ? 2 : 0, s->dz, v);
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        double moved = h->phi[j];
+        for (int k = 0; k < q; k++) {
+            moved += s->uhat[j * q + k] * v[k];
+        }
+        h->dlambda[j] = moved / h->omega[j];
+        const double kt = (corrected ? (target - h->ct[j]) / h->rest[j] : 0) - h->t[j];
+        const double ks = (corrected ? (target - h->csigma[j]) / h->lambda[j] : 0) - h->sigma[j];
+        h->dt[j] = kt + h->t[j] / h->rest[j] * h->dlambda[j];
+        h->dsigma[j] = ks - h->sigma[j] / h->lambda[j] * h->dlambda[j];
+        gather_pair(&d, h->t[j], h->dt[j], h->rest[j], -h->dlambda[j]);
+        gather_pair(&d, h->sigma[j], h->dsigma[j], h->lambda[j], h->dlambda[j]);
+        if (!corrected) {
+            h->ct[j] = -h->dt[j] * h->dlambda[j];
+            h->csigma[j] = h->dsigma[j] * h->dlambda[j];
+        }
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        wf_block *b = &s->block[blk];
+        wf_ipm_unknowns(s, b->kind, s->dz, v);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            wf_ipm_times(s, b, i0, n, v, t);
+            for (ptrdiff_t l = 0; l < n; l++) {
+                const ptrdiff_t i = i0 + l;
+                const row_terms r = terms(b, i, target, corrected);
+                const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
+                const double da = r.w * (t[l] - (r.kp - r.km) - b->rho[i] + r.psi * dlambda);
+                const double dsp = dlambda - da, dsm = dlambda + da;
+                const double drp = r.kp - r.alpha * dsp, drm = r.km - r.gamma * dsm;
+                gather_pair(&d, b->rp[i], drp, b->sp[i], dsp);
+                gather_pair(&d, b->rm[i], drm, b->sm[i], dsm);
+                if (!corrected) {
+                    b->cp[i] = drp * dsp;
+                    b->cm[i] = drm * dsm;
+                }
+                b->da[i] = da;
+                b->drp[i] = drp;
+                b->drm[i] = drm;
+            }
+        }
+    }
+    return d;
+}
+
+static void move(wf_ipm_state *s, double primal, double dual)
+{
+    for (int k = 0; k < s->Q; k++) {
+        s->z[k] += primal * s->dz[k];
+    }
+    wf_hinges *h = &s->hinge;
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        h->t[j] += primal * h->dt[j];
+        h->sigma[j] += primal * h->dsigma[j];
+        h->lambda[j] += dual * h->dlambda[j];
+        h->rest[j] -= dual * h->dlambda[j];
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        wf_block *b = &s->block[blk];
+        for (ptrdiff_t i = 0; i < b->n; i++) {
+            const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
+            b->rp[i] += primal * b->drp[i];
+            b->rm[i] += primal * b->drm[i];
+            b->sp[i] += dual * (dlambda - b->da[i]);
+            b->sm[i] += dual * (dlambda + b->da[i]);
+        }
+    }
+}
+
+/* Sum of all complementary products, and F as the iterate sees it. */
+static double complementarity(const wf_ipm_state *s, double *value)
+{
+    double products = 0, total = 0;
+    for (int k = 0; k < s->Q; k++) {
+        total += s->g[k] * s->z[k];
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        const wf_block *b = &s->block[blk];
+        double size = 0;
+        for (ptrdiff_t i = 0; i < b->n; i++) {
+            products += b->rp[i] * b->sp[i] + b->rm[i] * b->sm[i];
+            size += b->rp[i] + b->rm[i];
+        }
+        total += b->kind == 2 ? 0 : size;
+    }
+    const wf_hinges *h = &s->hinge;
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        products += h->t[j] * h->rest[j] + h->sigma[j] * h->lambda[j];
+        total += s->problem->eta * h->t[j];
+    }
+    *value = total + s->constant;
+    return products;
+}
+
+static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, double *room)
+{
+    double pairs = 2.0 * (double)s->hinge.n;
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        pairs += 2.0 * (double)s->block[blk].n;
+    }
+    double best = INFINITY, size_g = 1;
+    int waited = 0;
+    for (int iteration = 0; iteration < MOST_ITERATIONS; iteration++) {
+        if (stop && stop(context)) {
+            return WF_INTERRUPTED;
+        }
+        double value;
+        const double products = complementarity(s, &value);
+        assemble(s, 0, 0, 1, room);
+        double miss = 0;
+        for (int k = 0; k < s->Q; k++) {
+            miss = fmax(miss, fabs(s->zeta[k]));
+            size_g = fmax(size_g, fabs(s->g[k]));
+        }
+        wf_ipm_factor(s); /* wf_ipm_bound uses the last one */
+        const double enough = fmax(fabs(value) * s->problem->tol, s->noise);
+        if (!(products == products) || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
+            return WF_OK;
+        }
+        waited = products < 0.5 * best ? 0 : waited + 1;
+        best = fmin(best, products);
+        if (waited > PATIENCE) {
+            return WF_OK;
+        }
+        memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
+        wf_ipm_backsolve(s, s->dz);
+        const direction affine = expand(s, 0, 0, room);
+        const double after = products + affine.dual * affine.sums[0] + affine.primal * affine.sums[1] +
+                             affine.primal * affine.dual * affine.sums[2];
+        const double ratio = fmax(after, 0) / products;
+        const double target = ratio * ratio * ratio * products / pairs;
+        assemble(s, target, 1, 0, room);
+        memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
+        wf_ipm_backsolve(s, s->dz);
+        const direction full = expand(s, target, 1, room);
+        const double back = 1 - fmin(0.05, fmax(1e-3, 0.1 * ratio));
+        const double primal = full.primal < 1 ? back * full.primal : 1;
+        const double dual = full.dual < 1 ? back * full.dual : 1;
+        if (!(primal == primal && dual == dual) || fmax(primal, dual) < 1e-12) {
+            return WF_OK;
+        }
+        move(s, primal, dual);
+    }
+    return WF_OK;
+}
+
+/* -- start and end ------------------------------------------------------------------------------------------- */
+
+/* z by least squares, unless the problem comes with a linear term: then it is centred and 0 is near. */
+static void start_z(wf_ipm_state *s, double *room)
+{
+    const int q = s->q;
+    memset(s->z, 0, (size_t)s->Q * sizeof *s->z);
+    if (s->problem->g) {
+        return;
+    }
+    double *gram = room, *part = gram + q * q, *w = part + q, *scratch = w + WF_IPM_CHUNK;
+    memset(s->M, 0, (size_t)(s->Q * s->Q) * sizeof *s->M);
+    for (int i = 0; i < WF_IPM_CHUNK; i++) {
+        w[i] = 1;
+    }
+    for (int blk = 0; blk < s->problem->parts; blk++) {
+        const wf_block *b = &s->block[blk];
+        memset(gram, 0, (size_t)(q * q + q) * sizeof *gram);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            add_gram(s, b, i0, n, w, scratch, gram);
+            wf_ipm_times_t(s, b, i0, n, b->y + i0, part);
+        }
+        scatter_gram(s, b->kind, gram);
+        wf_ipm_scatter(s, b->kind, part, s->z);
+    }
+    wf_ipm_factor(s);
+    wf_ipm_backsolve(s, s->z);
+}
+
+/* Residuals e of every row at z (into rho), and the mean size of those of one kind. */
+static double residuals(wf_ipm_state *s, wf_block *b, double *room)
+{
+    double *v = room, total = 0;
+    wf_ipm_unknowns(s, b->kind, s->z, v);
+    for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+        const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+        wf_ipm_times(s, b, i0, n, v, b->rho + i0);
+        for (ptrdiff_t i = i0; i < i0 + n; i++) {
+            b->rho[i] -= b->y[i];
+            total += fabs(b->rho[i]);
+        }
+    }
+    return b->n ? total / (double)b->n : 0;
+}
+
+static void start(wf_ipm_state *s, double *room)
+{
+    const wf_ipm *problem = s->problem;
+    start_z(s, room);
+    double mean[3] = {0, 0, 0}, scale = 0;
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        mean[blk] = residuals(s, &s->block[blk], room);
+        scale = fmax(scale, s->block[blk].kind == 2 ? 0 : mean[blk]);
+    }
+    for (int blk = 0; blk < s->n_blocks && !(scale > 0); blk++) {
+        const wf_block *b = &s->block[blk];
+        scale = b->n ? wf_k->sum_abs(b->n, b->y) / (double)b->n : 0;
+    }
+    s->scale = scale > 0 ? scale : 1;
+    s->constant = problem->constant / s->scale;
+    s->noise = problem->noise / s->scale;
+    for (int k = 0; k < s->Q; k++) {
+        s->z[k] /= s->scale;
+        s->g[k] = problem->g ? problem->g[k] : 0;
+    }
+    wf_hinges *h = &s->hinge;
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        h->c[j] = problem->c[j] / s->scale;
+        h->total[j] = 0;
+        h->lambda[j] = h->rest[j] = problem->eta / 2;
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        wf_block *b = &s->block[blk];
+        const double room_at_zero = 0.1 * mean[blk] / s->scale + 1e-3;
+        const double lambda = b->kind == 2 ? problem->eta / 2 : 1;
+        for (ptrdiff_t i = 0; i < b->n; i++) {
+            const double e = b->rho[i] / s->scale;
+            b->y[i] /= s->scale;
+            b->rp[i] = fmax(e, 0) + room_at_zero;
+            b->rm[i] = fmax(-e, 0) + room_at_zero;
+            b->sp[i] = b->sm[i] = lambda;
+            if (b->kind == 2) {
+                h->total[b->group[i]] += b->rp[i] + b->rm[i];
+            }
+        }
+    }
+    double *v = room;
+    wf_ipm_unknowns(s, problem->parts == 2 ? 2 : 0, s->z, v);
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        double excess = h->total[j] - h->c[j];
+        for (int k = 0; k < s->q; k++) {
+            excess += h->u[j * s->q + k] * v[k];
+        }
+        const double room_at_zero = 0.1 * (fabs(h->total[j]) + fabs(h->c[j])) + 1e-3;
+        h->t[j] = fmax(excess, 0) + room_at_zero;
+        h->sigma[j] = h->t[j] - excess;
+    }
+}
+
+static double *take(double **arena, ptrdiff_t n)
+{
+    double *here = *arena;
+    *arena += n;
+    return here;
+}
+
+static wf_status allocate(wf_ipm_state *s, double **room)
+{
+    const wf_ipm *problem = s->problem;
+    const ptrdiff_t q = s->q, Q = s->Q, S = problem->n_groups;
+    ptrdiff_t rows = 0;
+    for (int part = 0; part < problem->parts; part++) {
+        rows += problem->part[part].n;
+    }
+    rows += problem->difference.n;
+    const ptrdiff_t room_size = q * q + 3 * q + (4 + (q > SMALL_Q ? q : 1)) * WF_IPM_CHUNK;
+    const ptrdiff_t size = 11 * rows + (14 + 2 * q) * S + 5 * Q + 2 * Q * Q + room_size;
+    s->arena = calloc((size_t)size, sizeof *s->arena);
+    if (!s->arena) {
+        return WF_NO_MEMORY;
+    }
+    double *at = s->arena;
+    for (int kind = 0; kind < 3; kind++) {
+        const wf_rows *from = kind == 2 ? &problem->difference : &problem->part[kind];
+        if ((kind == 1 && problem->parts == 1) || (kind == 2 && from->n == 0)) {
+            continue;
+        }
+        wf_block *b = &s->block[s->n_blocks++];
+        *b = (wf_block){.kind = kind, .n = from->n, .x = from->x, .group = kind == 2 ? problem->group : NULL};
+        double **fields[] = {&b->y, &b->rp, &b->rm, &b->sp, &b->sm, &b->rho, &b->da, &b->drp, &b->drm, &b->cp, &b->cm};
+        for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+            *fields[i] = take(&at, b->n);
+        }
+        if (b->n) {
+            memcpy(b->y, from->y, (size_t)b->n * sizeof *b->y);
+        }
+    }
+    wf_hinges *h = &s->hinge;
+    h->n = S;
+    double **fields[] = {&h->c, &h->lambda, &h->rest, &h->t, &h->sigma, &h->dlambda, &h->dt, &h->dsigma, &h->ct,
+                         &h->csigma, &h->omega, &h->phi, &h->pi, &h->total};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        *fields[i] = take(&at, S);
+    }
+    h->u = take(&at, S * q);
+    if (problem->u && S) {
+        memcpy(h->u, problem->u, (size_t)(S * q) * sizeof *h->u);
+    }
+    s->uhat = take(&at, S * q);
+    s->z = take(&at, Q);
+    s->dz = take(&at, Q);
+    s->g = take(&at, Q);
+    s->zeta = take(&at, Q);
+    s->rhs = take(&at, Q);
+    s->M = take(&at, Q * Q);
+    s->factor = take(&at, Q * Q);
+    *room = take(&at, room_size);
+    return WF_OK;
+}
+
+wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context, wf_ipm_result *result)
+{
+    wf_ipm_state s = {.problem = problem, .q = (int)problem->q, .Q = (int)(problem->parts * problem->q)};
+    double *room;
+    wf_status status = allocate(&s, &room);
+    if (status != WF_OK) {
+        return status;
+    }
+    start(&s, room);
+    status = s.Q ? iterate(&s, stop, context, room) : WF_OK;
+    if (status != WF_OK) {
+        goto done;
+    }
+    if (problem->polish && s.Q) {
+        status = wf_ipm_polish(&s);
+    }
+    result->primal = (wf_ipm_primal(&s, s.z) + s.constant) * s.scale;
+    result->bound = (s.Q ? wf_ipm_bound(&s) + s.constant : s.constant) * s.scale;
+    if (!s.Q) { /* nothing to choose */
+        result->bound = result->primal;
+    }
+    for (int k = 0; k < s.Q; k++) {
+        result->z[k] = s.z[k] * s.scale;
+    }
+done:
+    free(s.arena);
+    return status;
+}

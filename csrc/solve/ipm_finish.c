@@ -1,0 +1,311 @@
+/* The end of the interior point method: a bound that holds, and a vertex. */
+#include "solve/ipm_state.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/blas.h"
+
+/* sum |x'v - y| over a block; of difference rows into `total` by hinge. */
+static double block_sum(const wf_ipm_state *s, const wf_block *b, const double *z, double *total)
+{
+    double sum = 0, t[WF_IPM_CHUNK];
+    double v[s->q > 0 ? s->q : 1];
+    wf_ipm_unknowns(s, b->kind, z, v);
+    for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+        const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+        wf_ipm_times(s, b, i0, n, v, t);
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const double e = fabs(t[i] - b->y[i0 + i]);
+            if (b->kind == 2) {
+                total[b->group[i0 + i]] += e;
+            } else {
+                sum += e;
+            }
+        }
+    }
+    return sum;
+}
+
+double wf_ipm_primal(const wf_ipm_state *s, const double *z)
+{
+    const wf_hinges *h = &s->hinge;
+    double value = 0;
+    for (int k = 0; k < s->Q; k++) {
+        value += s->g[k] * z[k];
+    }
+    if (h->n) {
+        memset(h->total, 0, (size_t)h->n * sizeof *h->total);
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        value += block_sum(s, &s->block[blk], z, h->total);
+    }
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        double excess = h->total[j] - h->c[j];
+        for (int k = 0; k < s->q; k++) {
+            excess += h->u[j * s->q + k] * (z[k] - z[s->q + k]);
+        }
+        value += s->problem->eta * fmax(excess, 0);
+    }
+    return value;
+}
+
+static double clip(double value, double limit)
+{
+    return value > limit ? limit : value < -limit ? -limit : value;
+}
+
+/* Multipliers a into da, clipped; zeta = g + sum a x + sum lambda u; returns - a'y - lambda'c. */
+static double balance(wf_ipm_state *s)
+{
+    const int q = s->q;
+    wf_hinges *h = &s->hinge;
+    double value = 0, part[q > 0 ? q : 1];
+    memcpy(s->zeta, s->g, (size_t)s->Q * sizeof *s->zeta);
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        h->lambda[j] = h->lambda[j] < 0 ? 0 : fmin(h->lambda[j], s->problem->eta);
+        value -= h->lambda[j] * h->c[j];
+        for (int k = 0; k < q; k++) {
+            part[k] = h->lambda[j] * h->u[j * q + k];
+        }
+        wf_ipm_scatter(s, 2, part, s->zeta);
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        const wf_block *b = &s->block[blk];
+        memset(part, 0, (size_t)q * sizeof *part);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            for (ptrdiff_t i = i0; i < i0 + n; i++) {
+                b->da[i] = clip(b->da[i], b->kind == 2 ? h->lambda[b->group[i]] : 1);
+            }
+            wf_ipm_times_t(s, b, i0, n, b->da + i0, part);
+            value -= wf_k->dot(n, b->da + i0, b->y + i0);
+        }
+        wf_ipm_scatter(s, b->kind, part, s->zeta);
+    }
+    return value;
+}
+
+/* What rounding and imbalance can take from the bound: |zeta'z*| for minimisers z* of about the size of z. */
+static double doubt(const wf_ipm_state *s)
+{
+    double total = 0;
+    for (int k = 0; k < s->Q; k++) {
+        total += 2 * fabs(s->zeta[k]) * fabs(s->z[k]);
+    }
+    return total;
+}
+
+double wf_ipm_bound(wf_ipm_state *s)
+{
+    wf_hinges *h = &s->hinge;
+    const int q = s->q;
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        const wf_block *b = &s->block[blk];
+        for (ptrdiff_t i = 0; i < b->n; i++) {
+            b->da[i] = 0.5 * (b->sm[i] - b->sp[i]);
+        }
+    }
+    double best = -INFINITY, t[WF_IPM_CHUNK], v[q > 0 ? q : 1];
+    for (int round = 0; round < 4; round++) {
+        const double value = balance(s);
+        best = fmax(best, value - doubt(s));
+        /* Spread what is missing over the rows whose multipliers have room, as the last Newton matrix weighs them. */
+        for (int k = 0; k < s->Q; k++) {
+            s->dz[k] = -s->zeta[k];
+        }
+        wf_ipm_backsolve(s, s->dz);
+        if (h->n) {
+            wf_ipm_unknowns(s, 2, s->dz, v);
+            for (ptrdiff_t j = 0; j < h->n; j++) {
+                double moved = 0;
+                for (int k = 0; k < q; k++) {
+                    moved += s->uhat[j * q + k] * v[k];
+                }
+                h->dlambda[j] = moved / h->omega[j];
+                h->lambda[j] += h->dlambda[j];
+            }
+        }
+        for (int blk = 0; blk < s->n_blocks; blk++) {
+            const wf_block *b = &s->block[blk];
+            wf_ipm_unknowns(s, b->kind, s->dz, v);
+            for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+                const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+                wf_ipm_times(s, b, i0, n, v, t);
+                for (ptrdiff_t i = i0; i < i0 + n; i++) {
+                    const double alpha = b->rp[i] / b->sp[i], gamma = b->rm[i] / b->sm[i];
+                    const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
+                    b->da[i] += (t[i - i0] + (alpha - gamma) * dlambda) / (alpha + gamma);
+                }
+            }
+        }
+    }
+    return best;
+}
+
+/* -- the vertex ---------------------------------------------------------------------------------------------- */
+
+/* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on both sides, the
+ * likelier. */
+typedef struct {
+    double room;
+    int block;      /* -1: a hinge */
+    ptrdiff_t index;
+} candidate;
+
+static int by_room(const void *left, const void *right)
+{
+    const candidate *a = left, *b = right;
+    if (a->room != b->room) {
+        return a->room < b->room ? 1 : -1;
+    }
+    if (a->block != b->block) {
+        return a->block - b->block;
+    }
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+/* Keeps the `most` roomiest in a heap with the least roomy on top. */
+static void offer(candidate *heap, ptrdiff_t *count, ptrdiff_t most, candidate one)
+{
+    ptrdiff_t at;
+    if (*count < most) {
+        at = (*count)++;
+        while (at > 0 && by_room(&heap[(at - 1) / 2], &one) < 0) {
+            heap[at] = heap[(at - 1) / 2];
+            at = (at - 1) / 2;
+        }
+        heap[at] = one;
+        return;
+    }
+    if (by_room(&heap[0], &one) <= 0) {
+        return;
+    }
+    for (at = 0;;) {
+        ptrdiff_t child = 2 * at + 1;
+        if (child >= most) {
+            break;
+        }
+        if (child + 1 < most && by_room(&heap[child], &heap[child + 1]) < 0) {
+            child++;
+        }
+        if (by_room(&heap[child], &one) <= 0) {
+            break;
+        }
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = one;
+}
+
+/* The equation of a candidate over all unknowns; returns its right side. */
+static double equation(const wf_ipm_state *s, const candidate *one, double *row)
+{
+    const int q = s->q;
+    double part[q];
+    memset(row, 0, (size_t)s->Q * sizeof *row);
+    if (one->block >= 0) {
+        const wf_block *b = &s->block[one->block];
+        for (int k = 0; k < q; k++) {
+            part[k] = b->x[k * b->n + one->index];
+        }
+        wf_ipm_scatter(s, b->kind, part, row);
+        return b->y[one->index];
+    }
+    const wf_hinges *h = &s->hinge;
+    const wf_block *b = &s->block[s->n_blocks - 1];
+    double right = h->c[one->index];
+    memcpy(part, h->u + one->index * q, (size_t)q * sizeof *part);
+    for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
+        if (b->group[i] == one->index) {
+            const double sign = b->rp[i] > b->rm[i] ? 1 : -1;
+            for (int k = 0; k < q; k++) {
+                part[k] += sign * b->x[k * b->n + i];
+            }
+            right += sign * b->y[i];
+        }
+    }
+    wf_ipm_scatter(s, 2, part, row);
+    return right;
+}
+
+static ptrdiff_t collect(const wf_ipm_state *s, candidate *heap, ptrdiff_t most)
+{
+    ptrdiff_t count = 0;
+    const wf_hinges *h = &s->hinge;
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        const wf_block *b = &s->block[blk];
+        for (ptrdiff_t i = 0; i < b->n; i++) {
+            const double limit = b->kind == 2 ? h->lambda[b->group[i]] : 1;
+            offer(heap, &count, most, (candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
+        }
+    }
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        offer(heap, &count, most, (candidate){2 * fmin(h->lambda[j], h->rest[j]) / s->problem->eta, -1, j});
+    }
+    qsort(heap, (size_t)count, sizeof *heap, by_room);
+    return count;
+}
+
+wf_status wf_ipm_polish(wf_ipm_state *s)
+{
+    const int Q = s->Q;
+    const ptrdiff_t most = 8 * Q + 64;
+    wf_status status = WF_NO_MEMORY;
+    candidate *heap = malloc((size_t)most * sizeof *heap);
+    double *basis = malloc((size_t)(2 * Q * Q + 3 * Q) * sizeof *basis);
+    int *pivots = malloc((size_t)Q * sizeof *pivots);
+    if (!heap || !basis || !pivots) {
+        goto done;
+    }
+    status = WF_OK;
+    double *matrix = basis + Q * Q, *vertex = matrix + Q * Q, *row = vertex + Q, *rest = row + Q;
+    const ptrdiff_t count = collect(s, heap, most);
+    int chosen = 0;
+    for (ptrdiff_t i = 0; i < count && chosen < Q; i++) { /* Gram-Schmidt, twice, keeps independent equations */
+        const double right = equation(s, &heap[i], row);
+        memcpy(rest, row, (size_t)Q * sizeof *rest);
+        double before = 0, after = 0;
+        for (int k = 0; k < Q; k++) {
+            before += row[k] * row[k];
+        }
+        for (int twice = 0; twice < 2; twice++) {
+            for (int j = 0; j < chosen; j++) {
+                double along = 0;
+                for (int k = 0; k < Q; k++) {
+                    along += rest[k] * basis[j * Q + k];
+                }
+                for (int k = 0; k < Q; k++) {
+                    rest[k] -= along * basis[j * Q + k];
+                }
+            }
+        }
+        for (int k = 0; k < Q; k++) {
+            after += rest[k] * rest[k];
+        }
+        if (!(after > 1e-16 * before) || !(before > 0)) {
+            continue;
+        }
+        for (int k = 0; k < Q; k++) {
+            basis[chosen * Q + k] = rest[k] / sqrt(after);
+            matrix[k * Q + chosen] = row[k] / sqrt(before);
+        }
+        vertex[chosen++] = right / sqrt(before);
+    }
+    if (chosen < Q) {
+        goto done;
+    }
+    const int one = 1;
+    int info;
+    WF_BLAS(dgesv_)(&Q, &one, matrix, &Q, pivots, vertex, &Q, &info);
+    if (info == 0 && wf_ipm_primal(s, vertex) <= wf_ipm_primal(s, s->z)) {
+        memcpy(s->z, vertex, (size_t)Q * sizeof *vertex);
+    }
+done:
+    free(heap);
+    free(basis);
+    free(pivots);
+    return status;
+}

@@ -1,0 +1,71 @@
+/* What the iterations (ipm.c) and the end (ipm_finish.c) of the interior point method share. */
+#ifndef WF_SOLVE_IPM_STATE_H
+#define WF_SOLVE_IPM_STATE_H
+
+#include "solve/ipm.h"
+
+enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first-level cache */
+
+/* One kind of rows. Primal: rp - rm = x'v - y with rp, rm >= 0. Multiplier a in [-lambda, lambda], lambda = 1 but
+ * for the difference rows, kept as sp = lambda - a and sm = lambda + a, which pair with rp and rm. */
+typedef struct {
+    int kind; /* part 0, part 1, or 2: the difference of both */
+    ptrdiff_t n;
+    const double *x;
+    const int32_t *group;
+    double *y; /* scaled copy */
+    double *rp, *rm, *sp, *sm;
+    double *rho;            /* what the row equation misses */
+    double *da, *drp, *drm; /* step */
+    double *cp, *cm;        /* second-order corrections of the two products */
+} wf_block;
+
+/* One hinge each: t >= 0 its excess, sigma >= 0 its slack, lambda in [0, eta] its multiplier. */
+typedef struct {
+    ptrdiff_t n;
+    double *c; /* scaled copy */
+    double *lambda, *rest; /* rest = eta - lambda */
+    double *t, *sigma;
+    double *dlambda, *dt, *dsigma;
+    double *ct, *csigma;
+    double *omega, *phi, *pi, *total; /* total: sum of rp + rm of its rows */
+    double *u;                        /* n x q */
+} wf_hinges;
+
+typedef struct {
+    const wf_ipm *problem;
+    int q, Q; /* Q = parts * q */
+    int n_blocks;
+    wf_block block[3];
+    wf_hinges hinge;
+    double scale; /* residuals are held divided by this */
+    double constant, noise;
+    double *z, *dz, *g, *zeta, *rhs;
+    double *M, *factor;
+    double *uhat; /* n_groups x q */
+    double *arena;
+} wf_ipm_state;
+
+/* v = the q unknowns that a kind of rows multiplies. */
+void wf_ipm_unknowns(const wf_ipm_state *s, int kind, const double *z, double *v);
+/* Adds sign-correctly a q-vector of a kind of rows to one over all unknowns. */
+void wf_ipm_scatter(const wf_ipm_state *s, int kind, const double *v, double *z);
+/* t_i = x_i'v for rows [i0, i0 + n) of a block. */
+void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *v, double *t);
+/* out_k += sum_i x_ik e_i for rows [i0, i0 + n) of a block. */
+void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *e,
+                    double *out);
+/* Solves with the factored normal matrix, in place. */
+void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs);
+/* Factor M (kept) into factor. */
+void wf_ipm_factor(wf_ipm_state *s);
+
+/* F at z (scaled units, without the constant), from the rows alone. */
+double wf_ipm_primal(const wf_ipm_state *s, const double *z);
+/* A lower bound on min F (scaled units, without the constant) from the multipliers of the last iteration, after they
+ * are made to balance. Overwrites them. */
+double wf_ipm_bound(wf_ipm_state *s);
+/* Replaces z by the vertex that the multipliers name, where that is no worse. WF_NO_MEMORY or WF_OK. */
+wf_status wf_ipm_polish(wf_ipm_state *s);
+
+#endif

@@ -1,0 +1,534 @@
+/* The band pass: sort the rows of every unit that takes part, then solve on what was kept. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/ipm.h"
+#include "solve/lad.h"
+
+enum { CELL_EXTRA = 3 };
+
+static int in_use(const wf_unit *unit, int kind)
+{
+    return kind < unit->parts || (kind == WF_LAD_DIFFERENCE && unit->parts == 2);
+}
+
+static int banded(const wf_unit *unit, int kind)
+{
+    return kind != WF_LAD_DIFFERENCE ? kind < unit->parts : unit->parts == 2 && unit->watched;
+}
+
+/* -- memory -------------------------------------------------------------------------------------------------- */
+
+static ptrdiff_t row_bytes(const wf_fit *fit)
+{
+    return (fit->lad->rank + 1) * (ptrdiff_t)sizeof(double) + (ptrdiff_t)sizeof(int32_t);
+}
+
+double wf_band_bytes(const wf_fit *fit, const wf_unit *unit)
+{
+    const double n = (double)fit->options.n_rows;
+    const double guess = 1.5 * wf_band_share(fit) * n * (unit->parts + (unit->parts == 2 && unit->watched));
+    return (fmax(guess, 1.5 * (double)unit->kept) + 4096) * (double)row_bytes(fit);
+}
+
+int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share)
+{
+    return unmoved_share > 0.1 && unmoved_share * (double)fit->options.n_rows > 1e4 &&
+           unmoved_share * (double)fit->options.n_rows > 0.1 * wf_band_bytes(fit, unit) / (double)row_bytes(fit);
+}
+
+static void release(wf_band *band)
+{
+    free(band->kept);
+    free(band->group);
+    free(band->g);
+    free(band->cell);
+    memset(band, 0, sizeof *band);
+}
+
+void wf_unit_release(wf_unit *unit)
+{
+    for (int i = 0; unit->lane && i < WF_SCAN_LANES * WF_LAD_KINDS; i++) {
+        release(&unit->lane[i]);
+    }
+    free(unit->lane);
+    unit->lane = NULL;
+    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+        release(&unit->joined[kind]);
+    }
+}
+
+static wf_status prepare(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
+{
+    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
+    band->g = calloc((size_t)((S ? S : 1) * rank + 3 * S + 1), sizeof *band->g);
+    if (!band->g) {
+        return WF_NO_MEMORY;
+    }
+    band->total = band->g + (S ? S : 1) * rank;
+    band->size = band->total + S;
+    band->whole = band->size + S;
+    if (unit->cells && banded(unit, kind)) {
+        band->cell = calloc((size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)), sizeof *band->cell);
+        if (!band->cell) {
+            return WF_NO_MEMORY;
+        }
+    }
+    return WF_OK;
+}
+
+wf_status wf_band_prepare(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    for (ptrdiff_t i = 0; i < s->n_units; i++) {
+        wf_unit *unit = &s->unit[i];
+        if (unit->state != WF_UNIT_ACTIVE) {
+            continue;
+        }
+        unit->lane = calloc(WF_SCAN_LANES * WF_LAD_KINDS, sizeof *unit->lane);
+        if (!unit->lane) {
+            return WF_NO_MEMORY;
+        }
+        for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+            for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+                if (in_use(unit, kind) &&
+                    prepare(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) != WF_OK) {
+                    return WF_NO_MEMORY;
+                }
+            }
+        }
+    }
+    return WF_OK;
+}
+
+/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. Each lane has its own limit, so
+ * that what is kept does not depend on threads. */
+static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
+{
+    if (band->n < band->capacity) {
+        return 1;
+    }
+    const ptrdiff_t most = (ptrdiff_t)(unit->limit / (double)row_bytes(fit)) / 8 + 64;
+    if (band->n >= most) {
+        return 0;
+    }
+    ptrdiff_t capacity = band->capacity ? band->capacity + band->capacity / 2 : 64;
+    capacity = capacity < most ? capacity : most;
+    const size_t width = (size_t)(fit->lad->rank + 1);
+    double *kept = realloc(band->kept, (size_t)capacity * width * sizeof *kept);
+    if (!kept) {
+        return -1;
+    }
+    band->kept = kept;
+    if (kind == WF_LAD_DIFFERENCE) {
+        int32_t *group = realloc(band->group, (size_t)capacity * sizeof *group);
+        if (!group) {
+            return -1;
+        }
+        band->group = group;
+    }
+    band->capacity = capacity;
+    return 1;
+}
+
+/* -- the pass ------------------------------------------------------------------------------------------------ */
+
+int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step)
+{
+    const ptrdiff_t p = fit->options.p;
+    const double first = row[0], last = row[(p - 1) * step];
+    return kind == WF_LAD_DIFFERENCE ? first == last : last == row[(p + unit->target + kind) * step];
+}
+
+/* Cell of a row: sign, exponent and three bits of fraction of its first and last input. */
+static ptrdiff_t cell_of(double first, double last)
+{
+    uint64_t a, b;
+    memcpy(&a, &first, sizeof a);
+    memcpy(&b, &last, sizeof b);
+    return (ptrdiff_t)((((a >> 49) * 0x9e3779b97f4a7c15u) ^ ((b >> 49) * 0xbf58476d1ce4e5b9u)) >> 54);
+}
+
+/* One row into the sums of the dropped. */
+static void drop_row(const wf_lad *s, wf_band *band, const double *u, ptrdiff_t ld, double r, ptrdiff_t group)
+{
+    const double sign = r > 0 ? 1 : r < 0 ? -1 : 0;
+    double *g = band->g + (group >= 0 ? group * s->rank : 0);
+    for (ptrdiff_t t = 0; t < s->rank; t++) {
+        g[t] -= sign * u[t * ld];
+    }
+    if (group >= 0) {
+        band->total[group] += fabs(r);
+    } else {
+        band->dropped += fabs(r);
+    }
+}
+
+static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const double *u,
+                          double r, ptrdiff_t group)
+{
+    const ptrdiff_t rank = fit->lad->rank;
+    const int room = reserve(fit, unit, kind, band);
+    if (room < 0) {
+        return WF_NO_MEMORY;
+    }
+    if (!room) {
+        band->spilled = 1;
+        drop_row(fit->lad, band, u, WF_SCAN_ROWS, r, group);
+        return WF_OK;
+    }
+    double *kept = band->kept + band->n * (rank + 1);
+    for (ptrdiff_t t = 0; t < rank; t++) {
+        kept[t] = u[t * WF_SCAN_ROWS];
+    }
+    kept[rank] = r;
+    if (group >= 0) {
+        band->group[band->n] = (int32_t)group;
+    }
+    band->n++;
+    return WF_OK;
+}
+
+/* 1 when the row went into a cell. */
+static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const wf_rows_block *rows,
+                     ptrdiff_t i, const double *u, double r)
+{
+    const ptrdiff_t p = fit->options.p, rank = fit->lad->rank;
+    const double first = rows->column[0][i], last = rows->column[p - 1][i];
+    const int still = kind == WF_LAD_DIFFERENCE ? first == last : last == rows->column[p + unit->target + kind][i];
+    if (!still || (kind == WF_LAD_DIFFERENCE && fit->options.n_groups > 1)) {
+        return 0; /* cells of difference rows would need one set per hinge */
+    }
+    const ptrdiff_t at = cell_of(first, last);
+    if (unit->mixed[kind * WF_LAD_CELLS + at]) {
+        return 0;
+    }
+    double *cell = band->cell + at * (rank + CELL_EXTRA);
+    for (ptrdiff_t t = 0; t < rank; t++) {
+        cell[t] += u[t * WF_SCAN_ROWS];
+    }
+    cell[rank] += r;
+    cell[rank + 1] += fabs(r);
+    cell[rank + 2] += 1;
+    return 1;
+}
+
+static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const wf_rows_block *rows,
+                           const double *u, const double *h2, const double *r, double *sign)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t n = rows->n;
+    const int hinge = kind == WF_LAD_DIFFERENCE;
+    for (ptrdiff_t i = 0; hinge && i < n; i++) {
+        band->whole[rows->group[i]] += fabs(r[i]);
+        band->size[rows->group[i]] += sqrt(h2[i]);
+    }
+    if (!banded(unit, kind)) {
+        return WF_OK;
+    }
+    const ptrdiff_t kept = wf_k->band(n, r, h2, unit->kappa[kind] * unit->kappa[kind], sign);
+    band->in_band += kept;
+    if (hinge) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            if (sign[i] != 0) {
+                drop_row(s, band, u + i, WF_SCAN_ROWS, r[i], rows->group[i]);
+            }
+        }
+    } else {
+        for (ptrdiff_t t = 0; t < s->rank; t++) {
+            band->g[t] -= wf_k->dot(n, sign, u + t * WF_SCAN_ROWS);
+        }
+        band->dropped += wf_k->dot(n, sign, r);
+    }
+    ptrdiff_t left = kept;
+    for (ptrdiff_t i = 0; i < n && left; i++) {
+        if (sign[i] != 0) {
+            continue;
+        }
+        left--;
+        if (h2[i] > 0 && !(band->cell && into_cell(fit, unit, kind, band, rows, i, u + i, r[i]))) {
+            const wf_status status = keep_row(fit, unit, kind, band, u + i, r[i], hinge ? rows->group[i] : -1);
+            if (status != WF_OK) {
+                return status;
+            }
+        }
+    }
+    return WF_OK;
+}
+
+ptrdiff_t wf_band_room(const wf_fit *fit)
+{
+    return (fit->lad->rank + 3) * WF_SCAN_ROWS + fit->options.p + 1;
+}
+
+wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, double *room)
+{
+    const wf_fit *fit = context;
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p;
+    double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS, *sign = r + WF_SCAN_ROWS;
+    double *difference = sign + WF_SCAN_ROWS;
+    wf_k->whiten(rows->n, p, rows->column, s->rank, s->L, u, WF_SCAN_ROWS, h2);
+    for (ptrdiff_t i = 0; i < s->n_units; i++) {
+        const wf_unit *unit = &s->unit[i];
+        for (int kind = 0; kind < WF_LAD_KINDS && unit->state == WF_UNIT_ACTIVE; kind++) {
+            if (!in_use(unit, kind)) {
+                continue;
+            }
+            const double *b = unit->centre + (kind == 1 ? p + 1 : 0), *y = NULL;
+            if (kind == WF_LAD_DIFFERENCE) {
+                for (ptrdiff_t k = 0; k <= p; k++) {
+                    difference[k] = unit->centre[k] - unit->centre[p + 1 + k];
+                }
+                b = difference;
+            } else {
+                y = rows->column[p + unit->target + kind];
+            }
+            wf_k->residual(rows->n, p, rows->column, y, b, r);
+            const wf_status status =
+                sort_rows(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind], rows, u, h2, r, sign);
+            if (status != WF_OK) {
+                return status;
+            }
+        }
+    }
+    return WF_OK;
+}
+
+/* -- lanes into one ------------------------------------------------------------------------------------------ */
+
+/* Cells become rows; those in which signs differ are remembered. */
+static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x, double *y)
+{
+    const ptrdiff_t rank = fit->lad->rank, width = rank + CELL_EXTRA;
+    for (int lane = 1; lane < WF_SCAN_LANES && to->cell; lane++) {
+        wf_k->axpy(WF_LAD_CELLS * width, 1, unit->lane[lane * WF_LAD_KINDS + kind].cell, to->cell);
+    }
+    for (ptrdiff_t at = 0; at < WF_LAD_CELLS && to->cell; at++) {
+        const double *cell = to->cell + at * width;
+        if (cell[rank + 2] > 0) {
+            for (ptrdiff_t t = 0; t < rank; t++) {
+                x[t * to->capacity + to->n] = cell[t];
+            }
+            y[to->n++] = cell[rank];
+            const double noise = unit->noise * cell[rank + 2] / (double)fit->options.n_rows;
+            if (cell[rank + 1] - fabs(cell[rank]) > noise) {
+                unit->mixed[kind * WF_LAD_CELLS + at] = 1;
+            }
+        }
+    }
+}
+
+static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
+{
+    const ptrdiff_t rank = fit->lad->rank, S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
+    wf_band *to = &unit->joined[kind];
+    const wf_status status = prepare(fit, unit, kind, to);
+    if (status != WF_OK) {
+        return status;
+    }
+    ptrdiff_t n = to->cell ? WF_LAD_CELLS : 0;
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        n += unit->lane[lane * WF_LAD_KINDS + kind].n;
+    }
+    to->capacity = n;
+    to->kept = malloc((size_t)(n + 1) * (size_t)(rank + 1) * sizeof *to->kept);
+    to->group = malloc((size_t)(n + 1) * sizeof *to->group);
+    if (!to->kept || !to->group) {
+        return WF_NO_MEMORY;
+    }
+    double *x = to->kept, *y = x + n * rank; /* column-major, as the solver wants it */
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        wf_band *from = &unit->lane[lane * WF_LAD_KINDS + kind];
+        for (ptrdiff_t i = 0; i < from->n; i++) {
+            const double *row = from->kept + i * (rank + 1);
+            for (ptrdiff_t t = 0; t < rank; t++) {
+                x[t * n + to->n] = row[t];
+            }
+            y[to->n] = row[rank];
+            to->group[to->n++] = S ? from->group[i] : 0;
+        }
+        to->spilled |= from->spilled;
+        to->in_band += from->in_band;
+        to->dropped += from->dropped;
+        wf_k->axpy((S ? S : 1) * rank + 3 * S, 1, from->g, to->g);
+        free(from->kept);
+        free(from->group);
+        from->kept = NULL;
+        from->group = NULL;
+        if (lane == 0 && to->cell) {
+            memcpy(to->cell, from->cell, (size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)) * sizeof *to->cell);
+        }
+    }
+    const ptrdiff_t rows = to->n;
+    join_cells(fit, unit, kind, to, x, y);
+    for (ptrdiff_t i = rows; i < to->n; i++) {
+        to->group[i] = 0;
+    }
+    unit->kept += to->n;
+    return WF_OK;
+}
+
+wf_status wf_band_join(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    for (ptrdiff_t i = 0; i < s->n_units; i++) {
+        wf_unit *unit = &s->unit[i];
+        if (unit->state != WF_UNIT_ACTIVE) {
+            continue;
+        }
+        unit->kept = 0;
+        for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+            if (in_use(unit, kind)) {
+                const wf_status status = join(fit, unit, kind);
+                if (status != WF_OK) {
+                    return status;
+                }
+            }
+        }
+    }
+    return WF_OK;
+}
+
+/* -- solving ------------------------------------------------------------------------------------------------- */
+
+/* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums. */
+static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
+{
+    const ptrdiff_t rank = fit->lad->rank;
+    double value = 0;
+    for (int part = 0; part < unit->parts; part++) {
+        const wf_band *band = &unit->joined[part];
+        ptrdiff_t single = band->n;
+        for (ptrdiff_t at = 0; at < WF_LAD_CELLS && band->cell; at++) {
+            const double *cell = band->cell + at * (rank + CELL_EXTRA);
+            value += cell[rank + 1];
+            single -= cell[rank + 2] > 0;
+        }
+        value += band->dropped + wf_k->sum_abs(single, band->kept + band->capacity * rank);
+    }
+    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
+        const double excess = unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
+        value += fit->lad->eta * fmax(excess, 0);
+    }
+    return value;
+}
+
+static double norm(const double *z, const double *minus, ptrdiff_t n)
+{
+    double sum = 0;
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const double d = z[k] - (minus ? minus[k] : 0);
+        sum += d * d;
+    }
+    return sqrt(sum);
+}
+
+/* 1 when F equals the solved problem's value at the step z: no row that was dropped can have changed its sign. */
+static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z, double *length)
+{
+    const ptrdiff_t rank = fit->lad->rank;
+    int exact = 1;
+    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+        if (!in_use(unit, kind)) {
+            continue;
+        }
+        length[kind] = kind == WF_LAD_DIFFERENCE ? norm(z, z + rank, rank) : norm(z + kind * rank, NULL, rank);
+        if (banded(unit, kind)) {
+            exact = exact && !unit->joined[kind].spilled && !unit->joined[kind].cell &&
+                    length[kind] <= unit->kappa[kind] * (1 - 1e-9);
+        }
+    }
+    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2 && !unit->watched; j++) {
+        const wf_band *band = &unit->joined[WF_LAD_DIFFERENCE]; /* slack there, and all the way? */
+        exact = exact && band->whole[j] + length[WF_LAD_DIFFERENCE] * band->size[j] <= fit->options.first_update[j];
+    }
+    return exact;
+}
+
+/* Where the next pass looks, and how wide. */
+static void next_band(const wf_fit *fit, wf_unit *unit, const double *z, const double *length, int exact,
+                      double value_here, double bound_here)
+{
+    const ptrdiff_t p = fit->options.p;
+    int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
+    for (int part = 0; part < unit->parts; part++) {
+        double *b = unit->centre + part * (p + 1);
+        if (!narrow) {
+            wf_lad_unwhiten(fit, z + part * fit->lad->rank, b);
+        }
+    }
+    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+        if (!in_use(unit, kind)) {
+            continue;
+        }
+        const wf_band *band = &unit->joined[kind];
+        if (narrow) {
+            unit->kappa[kind] *= 8;
+        } else if (band->spilled) {
+            unit->kappa[kind] *= fmin(0.5, 0.5 * (double)(band->n + 1) / (double)(band->in_band + 1));
+            unit->cells = 1;
+        } else if (exact) {
+            unit->kappa[kind] = fmax(4 * length[kind], 0.25 * unit->kappa[kind]);
+        } else if (length[kind] > unit->kappa[kind]) {
+            unit->kappa[kind] *= 2;
+        }
+    }
+    unit->watched = unit->parts == 2 && (unit->watched || !exact);
+}
+
+wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, rank = s->rank, Q = unit->parts * rank;
+    const ptrdiff_t S = unit->parts == 2 && unit->watched ? fit->options.n_groups : 0;
+    double *z = calloc((size_t)(2 * Q + S + 1), sizeof *z);
+    if (!z) {
+        return WF_NO_MEMORY;
+    }
+    double *g = z + Q, *c = g + Q;
+    wf_ipm problem = {.parts = unit->parts, .q = rank, .eta = s->eta, .g = g, .c = c, .n_groups = S};
+    for (int part = 0; part < unit->parts; part++) {
+        const wf_band *band = &unit->joined[part];
+        problem.part[part] = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
+        memcpy(g + part * rank, band->g, (size_t)rank * sizeof *g);
+        problem.constant += band->dropped;
+    }
+    if (S) {
+        const wf_band *band = &unit->joined[WF_LAD_DIFFERENCE];
+        problem.difference = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
+        problem.group = band->group;
+        problem.u = band->g;
+        for (ptrdiff_t j = 0; j < S; j++) {
+            c[j] = fit->options.first_update[j] - band->total[j];
+        }
+    }
+    problem.tol = fit->options.tol;
+    problem.noise = unit->noise;
+    problem.polish = 1;
+    wf_ipm_result result = {.z = z};
+    const wf_status status = wf_ipm_solve(&problem, stop, context, &result);
+    if (status == WF_OK) {
+        const size_t size = (size_t)(unit->parts * (p + 1)) * sizeof *unit->best;
+        const double here = value_at_centre(fit, unit);
+        if (here < unit->value) {
+            unit->value = here;
+            memcpy(unit->best, unit->centre, size);
+        }
+        unit->bound = fmax(unit->bound, result.bound);
+        double length[WF_LAD_KINDS] = {0};
+        const int exact = step_is_exact(fit, unit, z, length);
+        next_band(fit, unit, z, length, exact, here, result.bound);
+        if (exact && result.primal < unit->value) {
+            unit->value = result.primal;
+            memcpy(unit->best, unit->centre, size);
+        }
+        const double enough = fmax(fit->options.tol * unit->bound, unit->noise);
+        unit->state = unit->value - unit->bound <= enough ? WF_UNIT_DONE : WF_UNIT_WAITING;
+    }
+    free(z);
+    return status;
+}

@@ -1,0 +1,227 @@
+/* A unit on the sample: its centre and the widths of its bands, or all there is to know where the sample is everything. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/ipm.h"
+#include "solve/lad.h"
+
+/* Standard errors of the sample's solution that a band is made for. */
+static const double BAND_ERRORS = 3;
+
+void wf_sample_sums(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    const ptrdiff_t columns = fit->options.p + fit->options.m;
+    for (ptrdiff_t c = 0; c < columns; c++) {
+        s->sums[c] = wf_k->sum_abs(s->n_sample, s->sample + c * s->n_sample) * (double)s->stride;
+    }
+    s->sums[columns] = (double)fit->options.n_rows;
+}
+
+double wf_unit_noise(const wf_fit *fit, const wf_unit *unit, const double *b)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p;
+    double size = 0;
+    for (int part = 0; part < unit->parts; part++) {
+        size += s->sums[p + unit->target + part];
+        for (ptrdiff_t k = 0; k < p; k++) {
+            size += fabs(b[part * (p + 1) + k]) * s->sums[k];
+        }
+        size += fabs(b[part * (p + 1) + p]) * s->sums[p + fit->options.m];
+    }
+    return 4 * DBL_EPSILON * size;
+}
+
+/* N m F of the unit at b over the sample as it stands, from the columns themselves; sums of |difference| by hinge. */
+static double value_at(const wf_fit *fit, const wf_unit *unit, const double *b, double *total, double *room)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample;
+    const double **x = (const double **)(void *)room;
+    double *difference = room + p, *r = difference + p + 1;
+    double value = 0;
+    for (ptrdiff_t j = 0; j < fit->options.n_groups; j++) {
+        total[j] = 0;
+    }
+    for (ptrdiff_t k = 0; k <= p; k++) {
+        difference[k] = unit->parts == 2 ? b[k] - b[p + 1 + k] : 0;
+    }
+    for (ptrdiff_t i0 = 0; i0 < n; i0 += WF_SCAN_ROWS) {
+        const ptrdiff_t count = n - i0 < WF_SCAN_ROWS ? n - i0 : WF_SCAN_ROWS;
+        for (ptrdiff_t k = 0; k < p; k++) {
+            x[k] = s->sample + k * n + i0;
+        }
+        for (int part = 0; part < unit->parts; part++) {
+            const double *y = s->sample + (p + unit->target + part) * n + i0;
+            wf_k->residual(count, p, x, y, b + part * (p + 1), r);
+            value += wf_k->sum_abs(count, r);
+        }
+        if (unit->parts == 2) {
+            wf_k->residual(count, p, x, NULL, difference, r);
+            for (ptrdiff_t i = 0; i < count; i++) {
+                total[s->sample_group[i0 + i]] += fabs(r[i]);
+            }
+        }
+    }
+    return value;
+}
+
+/* The k-th smallest of n values, which it reorders. */
+static double select_kth(double *value, ptrdiff_t n, ptrdiff_t k)
+{
+    ptrdiff_t low = 0, high = n - 1;
+    while (low < high) {
+        const double pivot = value[low + (high - low) / 2];
+        ptrdiff_t i = low, j = high;
+        while (i <= j) {
+            while (value[i] < pivot) {
+                i++;
+            }
+            while (value[j] > pivot) {
+                j--;
+            }
+            if (i <= j) {
+                const double swap = value[i];
+                value[i++] = value[j];
+                value[j--] = swap;
+            }
+        }
+        if (k <= j) {
+            high = j;
+        } else if (k >= i) {
+            low = i;
+        } else {
+            break;
+        }
+    }
+    return value[k];
+}
+
+/* The share of rows that a band should keep. */
+double wf_band_share(const wf_fit *fit)
+{
+    const wf_lad *s = fit->lad;
+    return fmin(0.5, BAND_ERRORS * (double)s->rank / sqrt((double)s->n_sample));
+}
+
+/* kappa: of the sample's |r| / h, the quantile that the next pass should keep. */
+static double band_width(const wf_fit *fit, const double *u, double *ratio)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t n = s->n_sample;
+    ptrdiff_t used = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double h2 = 0;
+        for (ptrdiff_t t = 0; t < s->rank; t++) {
+            h2 += u[t * n + i] * u[t * n + i];
+        }
+        if (h2 > 0) {
+            ratio[used++] = fabs(ratio[i]) / sqrt(h2);
+            used -= isinf(ratio[used - 1]) != 0;
+        }
+    }
+    return used ? select_kth(ratio, used, (ptrdiff_t)(wf_band_share(fit) * (double)(used - 1))) : 0;
+}
+
+static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample;
+    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+        if (kind >= unit->parts && !(kind == WF_LAD_DIFFERENCE && unit->parts == 2)) {
+            continue;
+        }
+        for (ptrdiff_t i = 0; i < n; i++) {
+            r[i] = 0;
+        }
+        for (int part = 0; part < unit->parts; part++) {
+            const double sign = kind != WF_LAD_DIFFERENCE ? kind == part : part ? -1 : 1;
+            const double *b = unit->centre + part * (p + 1);
+            for (ptrdiff_t k = 0; k < p; k++) {
+                wf_k->axpy(n, -sign * b[k], s->sample + k * n, r);
+            }
+            if (kind == part) {
+                wf_k->axpy(n, 1, s->sample + (p + unit->target + part) * n, r);
+            }
+            for (ptrdiff_t i = 0; i < n; i++) {
+                r[i] -= sign * b[p];
+            }
+        }
+        /* Unmoved weights (y equal to the last input, inputs equal to each other) have no place in the quantile: they
+         * may be most rows, all with r near 0, and are gathered in cells. */
+        ptrdiff_t unmoved = 0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            if (wf_unmoved(fit, unit, kind, s->sample + i, n)) {
+                unmoved++;
+                r[i] = INFINITY;
+            }
+        }
+        unit->cells |= wf_use_cells(fit, unit, (double)unmoved / (double)n);
+        unit->kappa[kind] = fmax(band_width(fit, u, r), 1e-6 * unit->noise / (double)fit->options.n_rows);
+    }
+}
+
+wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
+{
+    const wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample, rank = s->rank;
+    const ptrdiff_t S = unit->parts == 2 ? fit->options.n_groups : 0;
+    const double share = (double)n / (double)fit->options.n_rows;
+    const double *x[p > 0 ? p : 1];
+    wf_status status = WF_NO_MEMORY;
+    double *u = malloc((size_t)((rank + 2) * n) * sizeof *u);
+    double *z = calloc((size_t)(unit->parts * rank + 1 + 2 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
+    if (!u || !z) {
+        goto done;
+    }
+    double *zero = u + rank * n, *r = zero + n;
+    double *c = z + unit->parts * rank + 1, *total = c + S, *room = total + S;
+    for (ptrdiff_t k = 0; k < p; k++) {
+        x[k] = s->sample + k * n;
+    }
+    wf_k->whiten(n, p, x, rank, s->L, u, n, r);
+    memset(zero, 0, (size_t)n * sizeof *zero);
+    for (ptrdiff_t j = 0; j < S; j++) {
+        c[j] = fit->options.first_update[j] * share;
+    }
+    wf_ipm problem = {.parts = unit->parts, .q = rank, .group = s->sample_group, .n_groups = S, .c = c};
+    for (int part = 0; part < unit->parts; part++) {
+        problem.part[part] = (wf_rows){n, u, s->sample + (p + unit->target + part) * n};
+    }
+    problem.difference = (wf_rows){S ? n : 0, u, zero};
+    problem.eta = s->eta;
+    problem.tol = s->stride == 1 ? fit->options.tol : 1e-6;
+    problem.noise = wf_unit_noise(fit, unit, unit->centre);
+    problem.polish = 1;
+    wf_ipm_result result = {.z = z};
+    status = wf_ipm_solve(&problem, stop, context, &result);
+    if (status != WF_OK) {
+        goto done;
+    }
+    for (int part = 0; part < unit->parts; part++) {
+        wf_lad_unwhiten(fit, z + part * rank, unit->centre + part * (p + 1));
+    }
+    unit->noise = wf_unit_noise(fit, unit, unit->centre);
+    const double fitted = value_at(fit, unit, unit->centre, total, room);
+    double hinge = 0;
+    for (ptrdiff_t j = 0; j < S; j++) {
+        hinge += fmax(total[j] - c[j], 0);
+        unit->watched |= total[j] > 0.5 * c[j];
+    }
+    if (s->stride == 1) {
+        memcpy(unit->best, unit->centre, (size_t)(unit->parts * (p + 1)) * sizeof *unit->best);
+        unit->value = fitted + s->eta * hinge;
+        unit->bound = result.bound;
+        unit->state = WF_UNIT_DONE;
+    } else {
+        widths(fit, unit, u, r);
+    }
+done:
+    free(u);
+    free(z);
+    return status;
+}

@@ -1,0 +1,382 @@
+/* squared_error: one pass for the Gram matrix of shifted columns, a second only where the first cannot resolve the
+ * residual.
+ *
+ *   F(A, b) = ( sum_ij (y_ij - x_i'A_j - b_j)^2 + alpha * sum_kj A_kj^2 ) / (N m)
+ *
+ * With an intercept the columns are centred, which leaves b unpenalised. Rank-deficient inputs get the solution of
+ * minimum norm. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/blas.h"
+#include "solve/fit.h"
+#include "solve/scan.h"
+
+struct wf_least_squares {
+    int refining;      /* second pass: exact residuals of the first solution */
+    int have_shift;
+    ptrdiff_t width;   /* p * (p + m) + p + 2 m: Gram and cross products, sums, sums of squares of targets */
+    ptrdiff_t lanes;
+    double *shift;     /* p + m */
+    double *lane;      /* lanes x width */
+    double *gram, *cross; /* centred: p x p, p x m */
+    double *mean;      /* p + m, of shifted columns */
+    double *square;    /* m: centred sums of squares of the targets */
+    double *inverse;   /* p x p: (pseudo-)inverse of gram + alpha I */
+    double *null;      /* p x n_null, orthonormal */
+    ptrdiff_t n_null;
+};
+
+void wf_least_squares_free(wf_least_squares *s)
+{
+    if (s) {
+        free(s->shift);
+        free(s->lane);
+        free(s);
+    }
+}
+
+wf_status wf_least_squares_new(wf_fit *fit)
+{
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    wf_least_squares *s = calloc(1, sizeof *s);
+    fit->least_squares = s;
+    if (!s) {
+        return WF_NO_MEMORY;
+    }
+    s->width = p * (p + m) + p + 2 * m;
+    s->lanes = ((ptrdiff_t)64 << 20) / 8 / s->width; /* wide problems: fewer lanes, at most 64 MiB */
+    s->lanes = s->lanes < 1 ? 1 : s->lanes > WF_SCAN_LANES ? WF_SCAN_LANES : s->lanes;
+    s->lane = calloc((size_t)(s->lanes * s->width), sizeof *s->lane);
+    s->shift = calloc((size_t)(2 * (p + m) + p * p + p * m + m + 2 * p * p), sizeof *s->shift);
+    if (!s->lane || !s->shift) {
+        return WF_NO_MEMORY;
+    }
+    s->mean = s->shift + p + m;
+    s->gram = s->mean + p + m;
+    s->cross = s->gram + p * p;
+    s->square = s->cross + p * m;
+    s->inverse = s->square + m;
+    s->null = s->inverse + p * p;
+    return WF_OK;
+}
+
+enum { MOST_PASSES = 6 };
+
+static wf_status find_shift(void *context, int lane, const wf_rows_block *rows, double *room)
+{
+    (void)room;
+    wf_fit *fit = context;
+    wf_least_squares *s = fit->least_squares;
+    if (lane == 0 && !s->have_shift) {
+        for (ptrdiff_t c = 0; c < fit->options.p + fit->options.m; c++) {
+            s->shift[c] = wf_k->sum(rows->n, rows->column[c]) / (double)rows->n;
+        }
+        s->have_shift = 1;
+    }
+    return WF_OK;
+}
+
+/* lane statistics of columns held in `columns` (p inputs, m targets or residuals), contiguous with WF_SCAN_ROWS */
+static void add_products(const wf_fit *fit, double *stat, ptrdiff_t n, const double *columns)
+{
+    const int p = (int)fit->options.p, m = (int)fit->options.m, rows = (int)n, ld = WF_SCAN_ROWS;
+    const double one = 1;
+    double *cross = stat + p * p, *sums = cross + p * m, *squares = sums + p + m;
+    WF_BLAS(dsyrk_)("U", "T", &p, &rows, &one, columns, &ld, &one, stat, &p, 1, 1);
+    WF_BLAS(dgemm_)("T", "N", &p, &m, &rows, &one, columns, &ld, columns + p * ld, &ld, &one, cross, &p, 1, 1);
+    for (int c = 0; c < p + m; c++) {
+        sums[c] += wf_k->sum(n, columns + c * ld);
+    }
+    for (int j = 0; j < m; j++) {
+        squares[j] += wf_k->dot(n, columns + (p + j) * ld, columns + (p + j) * ld);
+    }
+}
+
+static wf_status visit(void *context, int lane, const wf_rows_block *rows, double *room)
+{
+    wf_fit *fit = context;
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    for (ptrdiff_t c = 0; c < p + m; c++) {
+        double *to = room + c * WF_SCAN_ROWS;
+        if (s->refining && c >= p) { /* residual */
+            double b[p + 1];
+            memcpy(b, fit->coef + (c - p) * p, (size_t)p * sizeof *b);
+            b[p] = fit->intercept[c - p];
+            wf_k->residual(rows->n, p, rows->column, rows->column[c], b, to);
+            continue;
+        }
+        for (ptrdiff_t i = 0; i < rows->n; i++) {
+            to[i] = rows->column[c][i] - s->shift[c];
+        }
+    }
+    add_products(fit, s->lane + lane % s->lanes * s->width, rows->n, room);
+    return WF_OK;
+}
+
+wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault)
+{
+    (void)group;
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t columns = fit->options.p + fit->options.m;
+    if (fit->options.fit_intercept && !s->have_shift && segment->n_rows) { /* any value near the mean will do */
+        wf_table head = *segment;
+        for (int d = 0; d < head.ndim; d++) {
+            while (head.n_rows > WF_SCAN_ROWS && head.shape[d] > 1) {
+                head.n_rows /= head.shape[d];
+                head.shape[d] = (head.shape[d] + 1) / 2;
+                head.n_rows *= head.shape[d];
+            }
+        }
+        const wf_status status = wf_scan(&head, columns, 0, 0, 1, find_shift, fit, 0, fault);
+        if (status != WF_OK) {
+            return status;
+        }
+    }
+    /* Lanes are shared when there are fewer than the scan's: then one thread, so that sums keep their order. */
+    const int threads = s->lanes < WF_SCAN_LANES ? 1 : fit->options.n_threads;
+    return wf_scan(segment, columns, 0, 0, threads, visit, fit, columns * WF_SCAN_ROWS, fault);
+}
+
+/* Lanes into the first lane's place, in order; the Gram matrix made whole. */
+static const double *join_lanes(wf_least_squares *s, ptrdiff_t p)
+{
+    double *total = s->lane;
+    for (ptrdiff_t l = 1; l < s->lanes; l++) {
+        wf_k->axpy(s->width, 1.0, s->lane + l * s->width, total);
+    }
+    for (ptrdiff_t k = 0; k < p; k++) {
+        for (ptrdiff_t l = 0; l < k; l++) {
+            total[l * p + k] = total[k * p + l];
+        }
+    }
+    return total;
+}
+
+/* The inverse of gram + alpha I through the eigenvectors of its scaling to unit diagonal, leaving out directions that
+ * rounding cannot tell from zero; those are kept in `null`. Small p: the cost does not show. */
+static wf_status invert(wf_fit *fit)
+{
+    wf_least_squares *s = fit->least_squares;
+    const int p = (int)fit->options.p;
+    wf_status status = WF_NO_MEMORY;
+    const int lwork = 8 * p + 64;
+    double *vectors = malloc((size_t)(p * p + 2 * p + lwork) * sizeof *vectors);
+    if (!vectors) {
+        return status;
+    }
+    double *values = vectors + p * p, *scale = values + p, *work = scale + p;
+    int info;
+    for (int k = 0; k < p; k++) {
+        const double size = s->gram[k * p + k] + fit->options.alpha;
+        scale[k] = size > 0 ? 1 / sqrt(size) : 0;
+    }
+    for (int k = 0; k < p; k++) {
+        for (int l = 0; l < p; l++) {
+            const double ridge = k == l ? fit->options.alpha : 0;
+            vectors[k * p + l] = (s->gram[k * p + l] + ridge) * scale[k] * scale[l];
+        }
+    }
+    WF_BLAS(dsyev_)("V", "U", &p, vectors, &p, values, work, &lwork, &info, 1, 1);
+    status = WF_OK;
+    const double least = fmax(values[p - 1], 0) * 16 * p * DBL_EPSILON;
+    memset(s->inverse, 0, (size_t)(p * p) * sizeof *s->inverse);
+    s->n_null = 0;
+    for (int t = 0; t < p; t++) {
+        const double *vector = vectors + t * p;
+        if (values[t] > least) {
+            for (int k = 0; k < p; k++) {
+                for (int l = 0; l < p; l++) {
+                    s->inverse[k * p + l] += vector[k] * scale[k] * vector[l] * scale[l] / values[t];
+                }
+            }
+            continue;
+        }
+        double *null = s->null + s->n_null * p, size = 0; /* back to the unscaled space, made orthonormal */
+        for (int k = 0; k < p; k++) {
+            null[k] = vector[k] * (scale[k] > 0 ? scale[k] : 1);
+        }
+        for (ptrdiff_t j = 0; j < s->n_null; j++) {
+            const double along = wf_k->dot(p, null, s->null + j * p);
+            wf_k->axpy(p, -along, s->null + j * p, null);
+        }
+        size = sqrt(wf_k->dot(p, null, null));
+        for (int k = 0; k < p && size > 0; k++) {
+            null[k] /= size;
+        }
+        s->n_null += size > 0;
+    }
+    fit->info.rank = p - s->n_null;
+    free(vectors);
+    return status;
+}
+
+/* coef_j += inverse * right_j, without its part in the null space (minimum norm). */
+static void step(wf_fit *fit, const double *right)
+{
+    const wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p;
+    for (ptrdiff_t j = 0; j < fit->options.m; j++) {
+        double *coef = fit->coef + j * p;
+        for (ptrdiff_t k = 0; k < p; k++) {
+            wf_k->axpy(p, right[j * p + k], s->inverse + k * p, coef);
+        }
+        for (ptrdiff_t t = 0; t < s->n_null; t++) {
+            wf_k->axpy(p, -wf_k->dot(p, coef, s->null + t * p), s->null + t * p, coef);
+        }
+    }
+}
+
+/* Objective and gap from residual sums of squares and the gradients X'r - alpha a of every target. */
+static void measure(wf_fit *fit, const double *rss, const double *gradient)
+{
+    const wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    double total = 0, above = 0, scale = 0;
+    for (ptrdiff_t j = 0; j < m; j++) {
+        const double *coef = fit->coef + j * p, *g = gradient + j * p;
+        total += fmax(rss[j], 0) + fit->options.alpha * wf_k->dot(p, coef, coef);
+        for (ptrdiff_t k = 0; k < p; k++) {
+            above += g[k] * wf_k->dot(p, s->inverse + k * p, g); /* F - F* = g'H^-1 g for a quadratic */
+        }
+        scale += s->square[j] + (double)fit->options.n_rows * s->shift[p + j] * s->shift[p + j];
+    }
+    const double count = (double)fit->options.n_rows * (double)m;
+    fit->info.objective = total / count;
+    fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count, DBL_EPSILON * scale / count,
+                                         4 * DBL_EPSILON * scale / count, fit->options.tol);
+    fit->info.converged = fit->info.dual_gap <= fit->options.tol;
+    fit->needs_pass = 0;
+}
+
+static void first_solution(wf_fit *fit, const double *total)
+{
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    const double n = (double)fit->options.n_rows, centre = fit->options.fit_intercept ? 1 : 0;
+    const double *cross = total + p * p, *sums = cross + p * m, *squares = sums + p + m;
+    for (ptrdiff_t c = 0; c < p + m; c++) {
+        s->mean[c] = centre * sums[c] / n;
+    }
+    for (ptrdiff_t k = 0; k < p; k++) {
+        for (ptrdiff_t l = 0; l < p; l++) {
+            s->gram[k * p + l] = total[k * p + l] - n * s->mean[k] * s->mean[l];
+        }
+    }
+    for (ptrdiff_t j = 0; j < m; j++) {
+        for (ptrdiff_t k = 0; k < p; k++) {
+            s->cross[j * p + k] = cross[j * p + k] - n * s->mean[k] * s->mean[p + j];
+        }
+        s->square[j] = fmax(squares[j] - n * s->mean[p + j] * s->mean[p + j], 0);
+    }
+}
+
+static void set_intercept(wf_fit *fit)
+{
+    const wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p;
+    for (ptrdiff_t j = 0; j < fit->options.m && fit->options.fit_intercept; j++) {
+        double value = s->mean[p + j] + s->shift[p + j];
+        for (ptrdiff_t k = 0; k < p; k++) {
+            value -= fit->coef[j * p + k] * (s->mean[k] + s->shift[k]);
+        }
+        fit->intercept[j] = value;
+    }
+}
+
+/* From a refining pass: products of shifted inputs with the residuals of the current solution. */
+static void exact_gradient(wf_fit *fit, const double *total, double *rss, double *gradient)
+{
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    const double n = (double)fit->options.n_rows, centre = fit->options.fit_intercept ? 1 : 0;
+    const double *cross = total + p * p, *sums = cross + p * m, *squares = sums + p + m;
+    for (ptrdiff_t j = 0; j < m; j++) {
+        const double *coef = fit->coef + j * p;
+        const double mean = centre * sums[p + j] / n;
+        rss[j] = squares[j] - n * mean * mean;
+        for (ptrdiff_t k = 0; k < p; k++) {
+            gradient[j * p + k] = cross[j * p + k] - n * s->mean[k] * mean - fit->options.alpha * coef[k];
+        }
+        fit->intercept[j] += mean;
+        s->mean[p + j] += mean;
+    }
+}
+
+static void newton_step(wf_fit *fit, const double *gradient)
+{
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p;
+    for (ptrdiff_t j = 0; j < fit->options.m; j++) { /* the intercept follows the coefficients' change */
+        double *coef = fit->coef + j * p, change = 0;
+        for (ptrdiff_t k = 0; k < p && fit->options.fit_intercept; k++) {
+            change += coef[k] * (s->mean[k] + s->shift[k]);
+        }
+        fit->intercept[j] += change;
+    }
+    step(fit, gradient);
+    for (ptrdiff_t j = 0; j < fit->options.m; j++) {
+        const double *coef = fit->coef + j * p;
+        double change = 0;
+        for (ptrdiff_t k = 0; k < p && fit->options.fit_intercept; k++) {
+            change += coef[k] * (s->mean[k] + s->shift[k]);
+        }
+        fit->intercept[j] -= change;
+    }
+}
+
+wf_status wf_least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
+{
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    if (interrupt && interrupt(context)) {
+        return WF_INTERRUPTED;
+    }
+    double *gradient = malloc((size_t)(m * p + m) * sizeof *gradient);
+    if (!gradient) {
+        return WF_NO_MEMORY;
+    }
+    double *rss = gradient + m * p;
+    const double *total = join_lanes(s, p);
+    wf_status status = WF_OK;
+    double unresolved = 0;
+    if (!s->refining) {
+        first_solution(fit, total);
+        status = invert(fit);
+        if (status != WF_OK) {
+            goto done;
+        }
+        step(fit, s->cross);
+        set_intercept(fit);
+        for (ptrdiff_t j = 0; j < m; j++) {
+            rss[j] = s->square[j];
+            for (ptrdiff_t k = 0; k < p; k++) {
+                const double *coef = fit->coef + j * p;
+                const double fitted = wf_k->dot(p, s->gram + k * p, coef);
+                gradient[j * p + k] = s->cross[j * p + k] - fitted - fit->options.alpha * coef[k];
+                rss[j] += coef[k] * (fitted - 2 * s->cross[j * p + k]);
+            }
+            unresolved = fmax(unresolved, s->square[j] > 0 ? 1 - fabs(rss[j]) / s->square[j] : 0);
+        }
+        if (unresolved > 1 - 1e-6) { /* differences of near equals: look at the residuals themselves */
+            memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
+            s->refining = 1;
+            goto done;
+        }
+    } else {
+        exact_gradient(fit, total, rss, gradient);
+    }
+    measure(fit, rss, gradient);
+    if (s->refining && !fit->info.converged && fit->info.n_passes < MOST_PASSES) {
+        newton_step(fit, gradient);
+        memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
+        fit->needs_pass = 1;
+    }
+done:
+    free(gradient);
+    return status;
+}

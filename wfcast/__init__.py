@@ -1,0 +1,28 @@
+"""wfcast forecasts the weights of a neural network in the middle of its training."""
+
+from ._config import show_config
+from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
+from ._persist import load
+from ._version import __version__
+from .farcaster import Farcaster
+from .forecast import ForecastReport, forecast_checkpoint
+from .model import ModelFarcaster
+from .operators import average, linear_trend, persistence
+
+__all__ = [
+    "CheckpointError",
+    "ConvergenceError",
+    "DtypeError",
+    "Farcaster",
+    "ForecastReport",
+    "ModelFarcaster",
+    "RankWarning",
+    "WfcastError",
+    "__version__",
+    "average",
+    "forecast_checkpoint",
+    "linear_trend",
+    "load",
+    "persistence",
+    "show_config",
+]

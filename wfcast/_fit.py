@@ -1,0 +1,245 @@
+"""The driver of a fit, and the calls into the core with their errors in the user's words.
+
+A fit is a sequence of passes over segments. The core asks for a pass as long as it needs one; a
+segment is handed over in slices of a few million rows, so that Ctrl-C is answered between slices
+and a progress bar can move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._columns import Array, blocks, row_text, value_at
+from ._errors import ConvergenceError, WfcastError
+
+PARAMETERS = ("loss", "beta", "alpha", "fit_intercept", "tol", "n_threads")
+LOSSES = ("absolute_error", "squared_error")
+SLICE_ROWS = 1 << 22
+SLICE_VALUES = 1 << 25
+
+Progress = Callable[[str, int], None]
+"""Called as progress(name, rows) after each slice: what is being fitted, rows just read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Some rows of a fit, all read in one piece.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        The shape of the columns.
+    load : callable
+        Gives the p input and m target arrays; called once per pass.
+    group : int, ndarray or None
+        The trajectory of all rows, or of each row; None without the hinge.
+    labels : sequence of str
+        What a message calls each of the p + m columns.
+    """
+
+    shape: tuple[int, ...]
+    load: Callable[[], tuple[list[Array], list[Array]]]
+    group: Any
+    labels: Sequence[str]
+
+
+def check_parameters(
+    loss: Any, beta: Any, alpha: Any, fit_intercept: Any, tol: Any, n_threads: Any
+) -> None:
+    """Raise WfcastError for the first parameter of a fit that has no meaning."""
+    if loss not in LOSSES:
+        raise WfcastError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
+    for name, value, low in (("beta", beta, "0"), ("alpha", alpha, "0"), ("tol", tol, "above 0")):
+        good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or value < 0 or (name == "tol" and value == 0):
+            raise WfcastError(
+                f"{name} is {value!r}, expected a finite number "
+                f"{low if name == 'tol' else 'not below 0'}"
+            )
+    if not isinstance(fit_intercept, bool | np.bool_):
+        raise WfcastError(f"fit_intercept is {fit_intercept!r}, expected True or False")
+    threads(n_threads)
+    if beta > 0 and loss != "absolute_error":
+        raise WfcastError(
+            f"beta is {beta!r} with loss={loss!r}; the update-norm hinge goes with "
+            "loss='absolute_error' only: pass beta=0"
+        )
+    if alpha > 0 and loss != "squared_error":
+        raise WfcastError(
+            f"alpha is {alpha!r} with loss={loss!r}; the ridge penalty goes with "
+            "loss='squared_error' only: pass alpha=0"
+        )
+
+
+def threads(n_threads: Any) -> int:
+    """The core's thread count: 0 stands for all CPUs that this process may use."""
+    if n_threads is None:
+        return 0
+    if not isinstance(n_threads, Integral) or isinstance(n_threads, bool) or n_threads < 1:
+        raise WfcastError(f"n_threads is {n_threads!r}, expected None or an integer of at least 1")
+    return int(n_threads)
+
+
+def solve(
+    segments: Sequence[Segment],
+    p: int,
+    m: int,
+    *,
+    params: Mapping[str, Any],
+    first_update: Array | None,
+    name: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit one coefficient set to all rows of all segments.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+    p, m : int
+        The number of inputs and of targets.
+    params : mapping
+        loss, beta, alpha, fit_intercept, tol and n_threads, all checked.
+    first_update : (S,) float64 array or None
+        c_s of each trajectory; None without the hinge.
+    name : str
+        What is being fitted, for messages and the progress bar.
+
+    Returns
+    -------
+    dict
+        coef (m, p), intercept (m,), objective, dual_gap, n_passes, rank, converged.
+
+    Raises
+    ------
+    WfcastError
+        NaN or infinity in the data, with its column and row.
+    ConvergenceError
+        The certified gap is above `tol`.
+    """
+    n_rows = sum(math.prod(s.shape) for s in segments)
+    limit = min(SLICE_ROWS, max(1 << 14, SLICE_VALUES // (p + m)))
+    try:
+        fit = _core.Fit(
+            p,
+            m,
+            n_rows=n_rows,
+            loss=params["loss"],
+            fit_intercept=bool(params["fit_intercept"]),
+            beta=float(params["beta"]),
+            alpha=float(params["alpha"]),
+            tol=float(params["tol"]),
+            first_update=first_update,
+            n_threads=threads(params["n_threads"]),
+        )
+        while fit.needs_pass():
+            for segment in segments:
+                _accumulate(fit, segment, p, limit, name, progress)
+            fit.advance()
+        result: dict[str, Any] = fit.result()
+    except _core.NonFinite:
+        raise
+    except WfcastError:
+        raise
+    except ValueError as error:
+        raise WfcastError(f"{name + ': ' if name else ''}{error}") from error
+    if not result["converged"] or not result["dual_gap"] <= params["tol"]:
+        raise ConvergenceError(
+            f"{name + ': ' if name else ''}the fit ended after {result['n_passes']} passes with a "
+            f"certified relative gap of {result['dual_gap']:.3g}, above tol={params['tol']:g}; "
+            "raise tol, or scale the data nearer to 1"
+        )
+    return result
+
+
+def _accumulate(
+    fit: Any, segment: Segment, p: int, limit: int, name: str, progress: Progress | None
+) -> None:
+    x, y = segment.load()
+    for index, start, size in blocks(segment.shape, limit):
+        group = segment.group
+        if isinstance(group, np.ndarray):
+            group = group[index]
+        try:
+            fit.accumulate([a[index] for a in x], [a[index] for a in y], group)
+        except _core.NonFinite as error:
+            _, k, row = error.args
+            array = (x + y)[k]
+            raise nonfinite_error(
+                segment.labels[k], value_at(array, start + row), array.shape, start + row
+            ) from None
+        if progress is not None:
+            progress(name, size)
+
+
+def nonfinite_error(label: str, value: float, shape: tuple[int, ...], row: int) -> WfcastError:
+    """NaN or infinity in the column that `label` names, such as "X: column 1"."""
+    argument, _, column = label.rpartition(": ")
+    where = (
+        f"{argument} contains NaN or infinity: {column}"
+        if argument
+        else f"contains NaN or infinity: {column}"
+    )
+    return WfcastError(f"Input {where}, {row_text(shape, row)} (value {value})")
+
+
+def apply(
+    x: list[Array],
+    y: list[Array],
+    coef: Array,
+    intercept: Array,
+    *,
+    check_finite: bool,
+    n_threads: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shape: tuple[int, ...] | None = None,
+    start: int = 0,
+) -> None:
+    """``y_j = sum_k coef[j, k] x_k + intercept[j]``, with errors that name the column.
+
+    Parameters
+    ----------
+    x, y : list of ndarray
+        p columns to read and m to write.
+    coef : (m, p) float64 array
+    intercept : (m,) float64 array
+    inputs, outputs : sequence of str
+        What a message calls each column.
+    shape, start
+        Where the columns are a block of larger ones: the shape of those, and the C-order position
+        of the block's first element.
+    """
+    try:
+        _core.apply(x, y, coef, intercept, check_finite, threads(n_threads))
+    except _core.NonFinite as error:
+        side, k, row = error.args
+        whole = x[0].shape if shape is None else shape
+        if side == "input":
+            raise nonfinite_error(inputs[k], value_at(x[k], row), whole, start + row) from None
+        raise _overflow(outputs[k], y[k].dtype.name, whole, start + row) from None
+    except ValueError as error:
+        raise WfcastError(str(error)) from error
+
+
+_LARGEST = {
+    "float16": 65504.0,
+    "uint16": 3.3895313892515355e38,
+    "float32": 3.4028234663852886e38,
+    "float64": 1.7976931348623157e308,
+}
+
+
+def _overflow(label: str, dtype: str, shape: tuple[int, ...], row: int) -> WfcastError:
+    name = "bfloat16" if dtype == "uint16" else dtype
+    return WfcastError(
+        f"the forecast overflows {name} in {label}, {row_text(shape, row)}: "
+        f"{name} ends at {_LARGEST[dtype]:.6g}; give inputs or an `out` of a wider "
+        "dtype"
+    )

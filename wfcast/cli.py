@@ -1,0 +1,349 @@
+"""The command line: ``wfcast fit | forecast | inspect | compare | demo``.
+
+Results go to stdout, as a table or (``--json``) as one JSON document; log lines and progress bars
+go to stderr. Exit code 0: done, 1: failed, 2: bad usage, 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._errors import CheckpointError, WfcastError
+from ._terminal import FitBar, log, table
+from ._version import __version__
+
+__all__ = ["main"]
+
+_FILE = re.compile(r"(?:.*\D)?(\d+)\.safetensors")
+_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code. Bad usage raises ``SystemExit(2)``, as argparse does.
+    """
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], tuple[dict[str, Any], str]] = args.command
+    try:
+        document, text = command(args)
+        print(json.dumps(document, indent=2, allow_nan=False) if args.json else text, flush=True)
+    except KeyboardInterrupt:
+        print("wfcast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout went away: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (WfcastError, OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"wfcast: error: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wfcast", description="Forecast the weights of a network in the middle of its training."
+    )
+    parser.add_argument("--version", action="version", version=f"wfcast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Any, summary: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=command)
+        sub.add_argument("--json", action="store_true", help="print JSON on stdout")
+        return sub
+
+    fit = add("fit", _fit, "Fit a farcaster to recorded runs and save it.")
+    fit.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER",
+        help="a run: step-000500.safetensors, ..., or checkpoint-500/model.safetensors, ...",
+    )  # fmt: skip
+    fit.add_argument(
+        "--run", nargs="+", action="append", type=_step_path, default=[], metavar="STEP=PATH",
+        help="a run, checkpoint by checkpoint; may be given several times",
+    )  # fmt: skip
+    fit.add_argument("--inputs", type=_steps, required=True, help="observed steps, such as 0,500")
+    fit.add_argument("--targets", type=_steps, required=True, help="steps ahead, as 1000,1500")
+    fit.add_argument("--by", choices=("tensor", "all"), default="tensor", help="coefficients per")
+    fit.add_argument(
+        "--loss", choices=("absolute_error", "squared_error"), default="absolute_error"
+    )
+    fit.add_argument(
+        "--beta", type=float,
+        help="weight of the update-norm hinge (1e-6; 0 with one target or squared_error)",
+    )  # fmt: skip
+    fit.add_argument("--alpha", type=float, default=0.0, help="ridge penalty, with squared_error")
+    fit.add_argument("--no-intercept", action="store_true", help="fit no intercept")
+    fit.add_argument("--tol", type=float, default=1e-9, help="certified relative gap (1e-9)")
+    fit.add_argument("--threads", type=_positive, help="threads (all CPUs)")
+    fit.add_argument("-o", "--out", type=Path, default=Path("farcaster.safetensors"),
+                     help="file to write (farcaster.safetensors)")  # fmt: skip
+
+    forecast = add("forecast", _forecast, "Forecast a checkpoint from observed ones, file to file.")
+    forecast.add_argument("checkpoints", nargs="+", type=_step_path, metavar="STEP=PATH")
+    forecast.add_argument("--farcaster", type=Path, required=True, help="what fit has saved")
+    forecast.add_argument("--step", type=int, help="one of the targets of the fit")
+    forecast.add_argument("-o", "--out", type=Path, required=True, help="checkpoint to write")
+
+    inspect = add("inspect", _inspect, "Show what a farcaster or a checkpoint holds.")
+    inspect.add_argument("path", type=Path)
+
+    compare = add("compare", _compare, "Errors of checkpoint A against checkpoint B.")
+    compare.add_argument("predicted", type=Path, metavar="A")
+    compare.add_argument("true", type=Path, metavar="B")
+    compare.add_argument("--threads", type=_positive, help="threads (all CPUs)")
+
+    demo = add("demo", _demo, "Forecast DistilBERT in mid-training; needs wfcast[demo].")
+    demo.add_argument("--size", choices=("tiny", "small", "base"), default="small",
+                      help="small: minutes on two cores; base: the 66M DistilBERT")  # fmt: skip
+    demo.add_argument("--out", type=Path, default=Path("wfcast-demo"), help="folder (wfcast-demo)")
+    demo.add_argument("--steps", type=_positive, help="length of the recorded runs; all of the "
+                      "size's steps are scaled to it")  # fmt: skip
+    demo.add_argument("--seed", type=int, default=0, help="of the fresh run; siblings follow (0)")
+    demo.add_argument("--threads", type=_positive, help="CPU threads (by size)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return value
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of steps such as 0,500") from None
+    if any(a >= b for a, b in zip((-1, *steps), steps, strict=False)):
+        raise argparse.ArgumentTypeError(f"steps must increase from 0 on, {text!r} does not")
+    return steps
+
+
+def _step_path(text: str) -> tuple[int, Path]:
+    step, equals, path = text.partition("=")
+    if not (equals and step.isascii() and step.isdigit() and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not STEP=PATH, such as 500=run/model.st")
+    return int(step), Path(path)
+
+
+def _run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
+    run: dict[int, Path] = {}
+    for step, path in pairs:
+        if step in run:
+            raise CheckpointError(f"{what} has step {step} twice: {run[step]} and {path}")
+        run[step] = path
+    return dict(sorted(run.items()))
+
+
+def _run_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by step, which is the last number of a name."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {str(folder)!r}; give single files as "
+                              "--run STEP=PATH")  # fmt: skip
+    pairs = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and (match := _FOLDER.fullmatch(path.name)):
+            path = path / "model.safetensors"
+        else:
+            match = _FILE.fullmatch(path.name)
+        if match and path.is_file():
+            pairs.append((int(match[1]), path))
+    if not pairs:
+        raise CheckpointError(
+            f"{str(folder)!r} holds no step-N.safetensors and no checkpoint-N/model.safetensors"
+        )
+    return _run_of(pairs, repr(str(folder)))
+
+
+# ---- commands: each returns its JSON document and its text --------------------------------------
+
+_Result = tuple[dict[str, Any], str]
+
+
+def _fit(args: argparse.Namespace) -> _Result:
+    from .checkpoint import open_checkpoint
+    from .model import ModelFarcaster
+
+    runs = [_run_in(folder) for folder in args.folders]
+    runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
+    if not runs:
+        raise CheckpointError("no run given: name folders, or --run STEP=PATH ...")
+    hinge = args.loss == "absolute_error" and len(args.targets) > 1
+    farcaster = ModelFarcaster(
+        inputs=args.inputs, targets=args.targets, by=args.by, loss=args.loss,
+        beta=args.beta if args.beta is not None else 1e-6 if hinge else 0.0, alpha=args.alpha,
+        fit_intercept=not args.no_intercept, tol=args.tol, n_threads=args.threads,
+    )  # fmt: skip
+    first = open_checkpoint(next(iter(runs[0].values())), "run 0")
+    with FitBar(len(first.tensors) if args.by == "tensor" else 1, "fit") as progress:
+        farcaster.fit(runs, progress=progress)
+    farcaster.save(args.out)
+    log(f"wrote {args.out}")
+    document = {"path": str(args.out), "runs": len(runs), **_describe(farcaster)}
+    return document, _farcaster_text(document)
+
+
+def _forecast(args: argparse.Namespace) -> _Result:
+    from . import forecast_checkpoint, load
+
+    run = _run_of(args.checkpoints, "the run")
+    farcaster = load(args.farcaster)
+    with FitBar(max(len(farcaster.tensors_), 1), "forecast") as progress:
+        done = forecast_checkpoint(farcaster, run, args.step, out=args.out, progress=progress)
+    document = {
+        "path": str(done.path),
+        "step": done.step,
+        "forecast": list(done.forecast),
+        "copied": list(done.copied),
+    }
+    return document, (
+        f"wrote {done.path}: step {done.step}, {len(done.forecast)} tensors forecast, "
+        f"{len(done.copied)} copied"
+    )
+
+
+def _inspect(args: argparse.Namespace) -> _Result:
+    from . import load
+    from ._persist import KEY
+    from .checkpoint import open_checkpoint
+    from .report import compare_checkpoints, kind_of
+
+    checkpoint = open_checkpoint(args.path)
+    if KEY in checkpoint.metadata:
+        document = {"path": str(args.path), **_describe(load(args.path))}
+        return document, _farcaster_text(document)
+    sums = compare_checkpoints(checkpoint, checkpoint)
+    tensors = [
+        {
+            "name": t.name, "shape": list(t.shape), "dtype": t.dtype, "size": t.size,
+            "kind": kind_of(t.name) if t.name in sums else None,
+            "rms": _finite(sums[t.name].rms_true) if t.name in sums else None,
+            "n_nonfinite": sums[t.name].n_nonfinite if t.name in sums else 0,
+        }
+        for t in sorted(checkpoint.tensors.values(), key=lambda t: t.name)
+    ]  # fmt: skip
+    document = {
+        "path": str(args.path), "what": "checkpoint", "tensors": tensors,
+        "parameters": sum(t.size for t in checkpoint.tensors.values()),
+        "metadata": checkpoint.metadata,
+    }  # fmt: skip
+    rows = [
+        (t["name"], t["kind"] or "-", t["dtype"], "x".join(map(str, t["shape"])) or "scalar",
+         "-" if t["rms"] is None else f"{t['rms']:.4g}", str(t["n_nonfinite"]))
+        for t in tensors
+    ]  # fmt: skip
+    text = table(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, left=3)
+    return document, f"{text}\n{len(tensors)} tensors, {document['parameters']:,} parameters"
+
+
+def _compare(args: argparse.Namespace) -> _Result:
+    from .report import by_kind, compare_checkpoints, total
+
+    tensors = compare_checkpoints(args.predicted, args.true, n_threads=args.threads)
+    kinds, everything = by_kind(tensors), total(tensors.values())
+    document = {
+        "predicted": str(args.predicted), "true": str(args.true),
+        "total": _plain(everything.asdict()),
+        "kinds": {name: _plain(errors.asdict()) for name, errors in kinds.items()},
+        "tensors": {name: _plain(errors.asdict()) for name, errors in tensors.items()},
+    }  # fmt: skip
+
+    def row(name: str, e: Any) -> tuple[str, ...]:
+        return (name, f"{e.n:,}", f"{e.mae:.4g}", f"{e.rmse:.4g}", f"{e.max_abs:.4g}",
+                f"{e.rms_true:.4g}", str(e.n_nonfinite))  # fmt: skip
+
+    header = ("weights", "MAE", "RMSE", "largest", "rms of B", "not finite")
+    text = "\n\n".join((
+        table(("tensor", *header), [row(n, e) for n, e in tensors.items()]),
+        table(("kind", *header), [row(n, e) for n, e in (*kinds.items(), ("all", everything))]),
+    ))  # fmt: skip
+    return document, text
+
+
+def _demo(args: argparse.Namespace) -> _Result:
+    from .demo import run_demo
+
+    return run_demo(
+        args.size, args.out, steps=args.steps, seed=args.seed, threads=args.threads
+    )
+
+
+# ---- shared -------------------------------------------------------------------------------------
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if abs(value) < float("inf") else None
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _describe(farcaster: Any) -> dict[str, Any]:
+    def of(attribute: str, name: str) -> Any:
+        values = getattr(farcaster, attribute, None)
+        return None if values is None else values[name]
+
+    return {
+        "what": "farcaster",
+        "inputs": list(farcaster.inputs_),
+        "targets": list(farcaster.targets_),
+        "by": farcaster.by,
+        "loss": farcaster.loss,
+        "beta": farcaster.beta,
+        "coefficients": {
+            name: {
+                "coef": coef.tolist(),
+                "intercept": farcaster.intercept_[name].tolist(),
+                "objective": of("objective_", name),
+                "dual_gap": of("dual_gap_", name),
+                "n_passes": of("n_passes_", name),
+            }
+            for name, coef in farcaster.coef_.items()
+        },
+        "fingerprint": farcaster.fingerprint(),
+    }
+
+
+def _farcaster_text(document: dict[str, Any]) -> str:
+    """The coefficients of the last target; JSON has them all."""
+    rows = []
+    for name, c in document["coefficients"].items():
+        shown = [f"{value:.5f}" for value in c["coef"][-1]]
+        gap = "-" if c["dual_gap"] is None else f"{c['dual_gap']:.1e}"
+        rows.append((name, *shown, f"{c['intercept'][-1]:.3g}", gap))
+    inputs, targets = document["inputs"], document["targets"]
+    header = ("tensor", *(f"w_{step}" for step in inputs), "intercept", "gap")
+    head = (
+        f"{document['path']}: from steps {', '.join(map(str, inputs))} to "
+        f"{', '.join(map(str, targets))}; by {document['by']}, loss {document['loss']}, "
+        f"beta {document['beta']:g}\ncoefficients for step {targets[-1]}:\n"
+    )
+    return head + table(header, rows)

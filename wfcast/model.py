@@ -1,0 +1,428 @@
+"""A whole model: one linear operator in time per tensor, or one for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from . import _core
+from ._columns import new_like
+from ._errors import CheckpointError, DtypeError, WfcastError
+from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, solve, threads
+from ._runs import check_alike, check_run, forecastable, open_run, steps
+from .checkpoint import Checkpoint, Tensor, open_checkpoint
+
+ALL = "*"
+"""The name of the coefficient set that serves every tensor."""
+
+Vector = npt.NDArray[np.float64]
+
+
+class Plan(NamedTuple):
+    """A checked forecast that has yet to be computed.
+
+    Attributes
+    ----------
+    inputs : dict of int to Checkpoint
+        The opened inputs, in the order of steps; the last of them lends form and dtypes.
+    forecast : list of Tensor
+    copied : list of Tensor
+        Integers, bools and empty tensors: taken from the last input.
+    horizon : int
+        The index of the target.
+    """
+
+    inputs: dict[int, Checkpoint]
+    forecast: list[Tensor]
+    copied: list[Tensor]
+    horizon: int
+
+    @property
+    def latest(self) -> Checkpoint:
+        """The last input."""
+        return list(self.inputs.values())[-1]
+
+
+class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
+    r"""Forecast a model's weights: ``what_{step} = sum_k A_k w_{inputs[k]} + b`` for every weight.
+
+    A *run* is ``{step: checkpoint}``; a *checkpoint* is a mapping of names to arrays or tensors,
+    such as a ``state_dict()``, or a path to a safetensors file, which is read tensor by tensor.
+
+    Parameters
+    ----------
+    inputs : sequence of int
+        The observed steps that a forecast starts from, increasing. ``(0, n)`` is the LFD-2 of the
+        paper, ``(n,)`` its LFL.
+    targets : sequence of int
+        The steps to forecast, increasing.
+    by : {"tensor", "all"}, default="tensor"
+        One coefficient set per tensor name, or one for the whole model.
+    loss : {"absolute_error", "squared_error"}, default="absolute_error"
+        As in `Farcaster`, as are the parameters below.
+    beta : float, default=1e-6
+        Weight of the update-norm hinge (the paper's value). It needs two targets: pass 0 with
+        one. The norm c_s of a run's first update is the L1 distance between its first two
+        recorded checkpoints d_0 steps apart, times d_m / d_0 with the last two targets d_m apart.
+    alpha : float, default=0.0
+        Ridge penalty, with the squared error.
+    fit_intercept : bool, default=True
+    tol : float, default=1e-9
+    n_threads : int or None, default=None
+
+    Attributes
+    ----------
+    coef_ : dict of str to ndarray of shape (m, p)
+        By tensor name; the single key ``"*"`` serves every tensor.
+    intercept_ : dict of str to ndarray of shape (m,)
+    objective_, dual_gap_, n_passes_ : dict of str to number
+        As in `Farcaster`, by the same keys; not set where nothing was fitted.
+    inputs_, targets_ : tuple of int
+        The steps of the fit.
+    tensors_ : dict of str to tuple
+        Shape and dtype of each tensor that was fitted; empty where nothing was.
+
+    References
+    ----------
+    Shou et al., "Less is More: Efficient Weight Farcasting with 1-Layer Neural Network",
+    DASFAA 2025, arXiv 2505.02714.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> rng = np.random.default_rng(0)
+    >>> def run():
+    ...     w, v = rng.normal(size=(2, 50))
+    ...     return {t: {"w": w + t * v} for t in (0, 1, 2, 3)}
+    >>> mf = wfcast.ModelFarcaster(inputs=(0, 1), targets=(2, 3)).fit([run(), run()])
+    >>> new = run()
+    >>> bool(np.allclose(mf.predict(new, step=3)["w"], new[3]["w"]))
+    True
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        targets: Sequence[int],
+        by: str = "tensor",
+        loss: str = "absolute_error",
+        beta: float = 1e-6,
+        alpha: float = 0.0,
+        fit_intercept: bool = True,
+        tol: float = 1e-9,
+        n_threads: int | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.by = by
+        self.loss = loss
+        self.beta = beta
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.tol = tol
+        self.n_threads = n_threads
+
+    # ---- fitting ------------------------------------------------------------------------------
+
+    def fit(self, runs: Sequence[Any], *, progress: Progress | None = None) -> ModelFarcaster:
+        """Fit to whole runs; each of them is one trajectory.
+
+        Parameters
+        ----------
+        runs : sequence of {step: checkpoint}
+            Each holds the inputs and the targets, and may hold more steps.
+        progress : callable, optional
+            Called as ``progress(name, rows)`` after each slice of rows is read.
+
+        Returns
+        -------
+        ModelFarcaster
+            Itself. A fit that fails or is interrupted leaves it as it was.
+
+        Raises
+        ------
+        CheckpointError
+            A step is missing, a file cannot be read, or checkpoints differ in names or shapes.
+        WfcastError
+            A parameter or value at fault; the tensor, run and step are named.
+        ConvergenceError
+            The certified gap of a tensor is above `tol`.
+        """
+        inputs, targets = self._check()
+        opened, firsts = self._open(runs, (*inputs, *targets))
+        reference = opened[0][inputs[0]]
+        for run in opened:
+            for checkpoint in run.values():
+                check_alike(reference, checkpoint)
+        wanted = forecastable(reference)
+        fitted = [t for t in wanted if t.size]
+        if not fitted:
+            raise CheckpointError(f"{reference.what} holds no floating tensors to fit")
+        names = [t.name for t in fitted]
+        parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
+        params = {k: getattr(self, k) for k in PARAMETERS}
+        results = {}
+        for key, members in parts.items():
+            norms = None
+            if self.beta > 0:
+                scale = targets[-1] - targets[-2]
+                norms = np.array([self._first_update(f, members) * scale / f[2] for f in firsts])
+            segments = [
+                _segment(run, inputs, targets, name, s if self.beta > 0 else None)
+                for s, run in enumerate(opened)
+                for name in members
+            ]
+            label = "" if key == ALL else f"tensor {key!r}"
+            results[key] = solve(
+                segments,
+                len(inputs),
+                len(targets),
+                params=params,
+                first_update=norms,
+                name=label,
+                progress=progress,
+            )
+        self._set(
+            inputs,
+            targets,
+            {k: r["coef"] for k, r in results.items()},
+            {k: r["intercept"] for k, r in results.items()},
+        )
+        self.objective_ = {k: float(r["objective"]) for k, r in results.items()}
+        self.dual_gap_ = {k: float(r["dual_gap"]) for k, r in results.items()}
+        self.n_passes_ = {k: int(r["n_passes"]) for k, r in results.items()}
+        self.tensors_ = {t.name: (t.shape, t.dtype) for t in wanted}
+        return self
+
+    def _check(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
+        if self.by not in ("tensor", "all"):
+            raise WfcastError(f"by is {self.by!r}, expected 'tensor' or 'all'")
+        check_parameters(**{k: getattr(self, k) for k in PARAMETERS})
+        if self.beta > 0 and len(targets) < 2:
+            raise WfcastError(
+                f"beta is {self.beta!r} with the single target {targets[0]}; the "
+                "update-norm hinge needs two: pass beta=0"
+            )
+        return inputs, targets
+
+    def _open(
+        self, runs: Any, needed: tuple[int, ...]
+    ) -> tuple[list[dict[int, Checkpoint]], list[tuple[Checkpoint, Checkpoint, int]]]:
+        if isinstance(runs, Mapping) or not isinstance(runs, Sequence) or isinstance(runs, str):
+            raise DtypeError(
+                f"runs is a {type(runs).__name__}, expected a list of "
+                "{step: checkpoint}; wrap a single run in a list"
+            )
+        if not runs:
+            raise CheckpointError("runs is empty, expected at least one {step: checkpoint}")
+        opened, firsts = [], []
+        for i, run in enumerate(runs):
+            run = check_run(run, needed, f"run {i}")
+            here = open_run(run, needed, f"run {i}")
+            opened.append(here)
+            if self.beta > 0:
+                (a, first), (b, second) = list(run.items())[:2]
+                pair = [
+                    here.get(s) or open_checkpoint(c, f"run {i}, step {s}")
+                    for s, c in ((a, first), (b, second))
+                ]
+                for one in pair:
+                    check_alike(here[needed[0]], one)
+                firsts.append((pair[0], pair[1], b - a))
+        return opened, firsts
+
+    def _first_update(self, first: tuple[Checkpoint, Checkpoint, int], names: list[str]) -> float:
+        a, b, _ = first
+        total = 0.0
+        for name in names:
+            norm = _core.update_norm(
+                a.column(name).array, b.column(name).array, threads(self.n_threads)
+            )
+            if not math.isfinite(norm):
+                raise WfcastError(
+                    f"{a.label(name)}, or of {b.what}, contains NaN or infinity: "
+                    f"the norm of the run's first update is {norm}"
+                )
+            total += norm
+        return total
+
+    tensors_: dict[str, tuple[tuple[int, ...], str]]
+
+    def _set(
+        self,
+        inputs: tuple[int, ...],
+        targets: tuple[int, ...],
+        coef: dict[str, Vector],
+        intercept: dict[str, Vector],
+    ) -> None:
+        self.inputs_, self.targets_ = inputs, targets
+        self.coef_, self.intercept_ = coef, intercept
+        self.tensors_ = {}
+        for name in ("objective_", "dual_gap_", "n_passes_"):
+            self.__dict__.pop(name, None)
+
+    # ---- forecasting --------------------------------------------------------------------------
+
+    def predict(
+        self, run: Any, step: int | None = None, check_finite: bool = True
+    ) -> dict[str, Any]:
+        """The weights at `step`, from the weights at the input steps.
+
+        Parameters
+        ----------
+        run : {step: checkpoint}
+            Holds the inputs; other steps are ignored.
+        step : int, optional
+            One of the targets; may be left out where there is but one.
+        check_finite : bool, default=True
+            Whether NaN and infinity, in the inputs or by overflow, are an error.
+
+        Returns
+        -------
+        dict of str to array or tensor
+            With the names, shapes, dtypes and kind (NumPy or torch) of the last input. Integer
+            and bool tensors are copies of the last input's.
+
+        Raises
+        ------
+        NotFittedError
+            Neither fitted nor ready-made.
+        CheckpointError
+            A step or a tensor is missing, or checkpoints differ.
+        WfcastError
+            A step that is no target, or a value at fault; tensor and step are named.
+        """
+        plan = self._plan(run, step)
+        result: dict[str, Any] = {}
+        forecast = {t.name for t in plan.forecast}
+        for name in plan.latest.tensors:
+            if name not in forecast:
+                result[name] = plan.latest.value(name)
+                continue
+            columns = [c.column(name) for c in plan.inputs.values()]
+            fresh = new_like(columns[-1], plan.latest.label(name))
+            self._apply(plan, name, [c.array for c in columns], fresh.array, check_finite)
+            result[name] = fresh.owner
+        return result
+
+    def _plan(self, run: Any, step: int | None) -> Plan:
+        check_is_fitted(self)
+        if step is None and len(self.targets_) == 1:
+            step = self.targets_[0]
+        if step not in self.targets_:
+            raise WfcastError(
+                f"step is {step!r}, expected one of the targets "
+                f"{', '.join(map(str, self.targets_))}"
+            )
+        inputs = open_run(run, self.inputs_, "the run")
+        latest = list(inputs.values())[-1]
+        for checkpoint in inputs.values():
+            check_alike(latest, checkpoint)
+        wanted = forecastable(latest)
+        self._check_known(latest, wanted)
+        forecast = [t for t in wanted if t.size]
+        known = {t.name for t in forecast}
+        copied = [t for n, t in latest.tensors.items() if n not in known]
+        return Plan(inputs, forecast, copied, self.targets_.index(step))
+
+    def _check_known(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
+        if ALL not in self.coef_:
+            new = sorted(t.name for t in wanted if t.size and t.name not in self.coef_)
+            lost = sorted(self.coef_.keys() - {t.name for t in wanted})
+            if new or lost:
+                lines = [f"only in {latest.what}: {', '.join(map(repr, new[:5]))}"] if new else []
+                if lost:
+                    lines.append(f"only in the fit: {', '.join(map(repr, lost[:5]))}")
+                raise CheckpointError(
+                    "the fit, which is by tensor, does not have the tensors of "
+                    "the checkpoint:\n  " + "\n  ".join(lines)
+                )
+        if not self.tensors_:
+            return
+        other = [
+            t.name
+            for t in wanted
+            if t.name not in self.tensors_ or tuple(self.tensors_[t.name][0]) != t.shape
+        ]
+        if other:
+            warnings.warn(
+                f"{len(other)} tensors of {latest.what} have a name or shape that the "
+                f"fit did not see, {other[0]!r} first: the forecast goes beyond what "
+                "was fitted",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _apply(
+        self, plan: Plan, name: str, x: list[Any], y: Any, check_finite: bool, start: int = 0
+    ) -> None:
+        """Forecast one tensor, or the block of its rows that begins at `start`."""
+        key = ALL if ALL in self.coef_ else name
+        coef = np.ascontiguousarray(self.coef_[key][plan.horizon : plan.horizon + 1])
+        intercept = np.ascontiguousarray(self.intercept_[key][plan.horizon : plan.horizon + 1])
+        apply(
+            x,
+            [y],
+            coef,
+            intercept,
+            check_finite=check_finite,
+            n_threads=self.n_threads,
+            inputs=[c.label(name) for c in plan.inputs.values()],
+            outputs=[f"tensor {name!r} at step {self.targets_[plan.horizon]}"],
+            shape=plan.latest.tensors[name].shape,
+            start=start,
+        )
+
+    # ---- keeping ------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file that `wfcast.load` reads; it appears complete or not at all.
+
+        Raises
+        ------
+        NotFittedError
+            Neither fitted nor ready-made.
+        CheckpointError
+            The folder is not there.
+        """
+        from ._persist import save
+
+        check_is_fitted(self)
+        save(self, path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over steps, names and coefficients: the same for the same operator."""
+        check_is_fitted(self)
+        digest = hashlib.sha256(repr((self.inputs_, self.targets_)).encode())
+        for name in sorted(self.coef_):
+            digest.update(name.encode() + b"\0")
+            for array in (self.coef_[name], self.intercept_[name]):
+                digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+
+def _segment(
+    run: dict[int, Checkpoint],
+    inputs: tuple[int, ...],
+    targets: tuple[int, ...],
+    name: str,
+    group: int | None,
+) -> Segment:
+    def load() -> tuple[list[Any], list[Any]]:
+        return (
+            [run[s].column(name).array for s in inputs],
+            [run[s].column(name).array for s in targets],
+        )
+
+    labels = [run[s].label(name) for s in (*inputs, *targets)]
+    return Segment(run[inputs[0]].tensors[name].shape, load, group, labels)
