@@ -14,7 +14,7 @@ const char *wf_blas_config(void)
 
 double wf_relative_gap(double value, double bound, double smallest, double noise, double tol)
 {
-    const double gap = fmax(value - bound, 0) / fmax(fmax(bound, smallest), 1e-300);
+    const double gap = (fmax(value - bound, 0) + noise) / fmax(fmax(bound, smallest), 1e-300);
     return value - bound <= noise ? fmin(gap, tol) : gap;
 }
 

@@ -390,10 +390,17 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         }
         wf_ipm_factor(s); /* wf_ipm_bound uses the last one */
         const double enough = fmax(fabs(value) * s->problem->tol, s->noise);
-        if (!(products == products) || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
+        if (!(products == products)) {
             return WF_OK;
         }
-        waited = products < 0.5 * best ? 0 : waited + 1;
+        if (products <= 0.1 * enough) { /* at the end rounding may spoil the multipliers: keep the best bound */
+            s->bound = fmax(s->bound, wf_ipm_bound(s));
+            const double gap = wf_ipm_primal(s, s->z) - s->bound;
+            if (gap <= 0.1 * enough || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
+                return WF_OK;
+            }
+        }
+        waited = products < 0.9 * best ? 0 : waited + 1;
         best = fmin(best, products);
         if (waited > PATIENCE) {
             return WF_OK;
@@ -470,16 +477,16 @@ static void start(wf_ipm_state *s, double *room)
 {
     const wf_ipm *problem = s->problem;
     start_z(s, room);
-    double mean[3] = {0, 0, 0}, scale = 0;
+    double mean[3] = {0, 0, 0}, scale = 0, size = 0;
     for (int blk = 0; blk < s->n_blocks; blk++) {
         mean[blk] = residuals(s, &s->block[blk], room);
         scale = fmax(scale, s->block[blk].kind == 2 ? 0 : mean[blk]);
+        if (s->block[blk].n) {
+            size = fmax(size, wf_k->sum_abs(s->block[blk].n, s->block[blk].y) / (double)s->block[blk].n);
+        }
     }
-    for (int blk = 0; blk < s->n_blocks && !(scale > 0); blk++) {
-        const wf_block *b = &s->block[blk];
-        scale = b->n ? wf_k->sum_abs(b->n, b->y) / (double)b->n : 0;
-    }
-    s->scale = scale > 0 ? scale : 1;
+    s->scale = fmax(scale, 1e-10 * size); /* residuals of rounding only are no measure */
+    s->scale = s->scale > 0 ? s->scale : 1;
     s->constant = problem->constant / s->scale;
     s->noise = problem->noise / s->scale;
     for (int k = 0; k < s->Q; k++) {
@@ -584,6 +591,7 @@ static wf_status allocate(wf_ipm_state *s, double **room)
 wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context, wf_ipm_result *result)
 {
     wf_ipm_state s = {.problem = problem, .q = (int)problem->q, .Q = (int)(problem->parts * problem->q)};
+    s.bound = -INFINITY;
     double *room;
     wf_status status = allocate(&s, &room);
     if (status != WF_OK) {
@@ -598,7 +606,10 @@ wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context
         status = wf_ipm_polish(&s);
     }
     result->primal = (wf_ipm_primal(&s, s.z) + s.constant) * s.scale;
-    result->bound = (s.Q ? wf_ipm_bound(&s) + s.constant : s.constant) * s.scale;
+    if (s.Q) {
+        s.bound = fmax(s.bound, wf_ipm_bound(&s));
+    }
+    result->bound = (s.bound + s.constant) * s.scale;
     if (!s.Q) { /* nothing to choose */
         result->bound = result->primal;
     }

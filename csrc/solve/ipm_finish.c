@@ -57,7 +57,8 @@ static double clip(double value, double limit)
     return value > limit ? limit : value < -limit ? -limit : value;
 }
 
-/* Multipliers a into da, clipped; zeta = g + sum a x + sum lambda u; returns - a'y - lambda'c. */
+/* Trial multipliers, da of rows and dt of hinges, are clipped; zeta = g + sum da x + sum dt u; returns
+ * - da'y - dt'c. */
 static double balance(wf_ipm_state *s)
 {
     const int q = s->q;
@@ -65,10 +66,10 @@ static double balance(wf_ipm_state *s)
     double value = 0, part[q > 0 ? q : 1];
     memcpy(s->zeta, s->g, (size_t)s->Q * sizeof *s->zeta);
     for (ptrdiff_t j = 0; j < h->n; j++) {
-        h->lambda[j] = h->lambda[j] < 0 ? 0 : fmin(h->lambda[j], s->problem->eta);
-        value -= h->lambda[j] * h->c[j];
+        h->dt[j] = h->dt[j] < 0 ? 0 : fmin(h->dt[j], s->problem->eta);
+        value -= h->dt[j] * h->c[j];
         for (int k = 0; k < q; k++) {
-            part[k] = h->lambda[j] * h->u[j * q + k];
+            part[k] = h->dt[j] * h->u[j * q + k];
         }
         wf_ipm_scatter(s, 2, part, s->zeta);
     }
@@ -78,7 +79,7 @@ static double balance(wf_ipm_state *s)
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                b->da[i] = clip(b->da[i], b->kind == 2 ? h->lambda[b->group[i]] : 1);
+                b->da[i] = clip(b->da[i], b->kind == 2 ? h->dt[b->group[i]] : 1);
             }
             wf_ipm_times_t(s, b, i0, n, b->da + i0, part);
             value -= wf_k->dot(n, b->da + i0, b->y + i0);
@@ -88,12 +89,13 @@ static double balance(wf_ipm_state *s)
     return value;
 }
 
-/* What rounding and imbalance can take from the bound: |zeta'z*| for minimisers z* of about the size of z. */
+/* What the imbalance zeta can take from the bound, |zeta'z*|, for a minimiser z* about as far away as z is, or within a
+ * few mean residuals of the centre (1 in scaled, whitened units) for all that the solver may have missed. */
 static double doubt(const wf_ipm_state *s)
 {
     double total = 0;
     for (int k = 0; k < s->Q; k++) {
-        total += 2 * fabs(s->zeta[k]) * fabs(s->z[k]);
+        total += 2 * fabs(s->zeta[k]) * (fabs(s->z[k]) + 10);
     }
     return total;
 }
@@ -102,6 +104,9 @@ double wf_ipm_bound(wf_ipm_state *s)
 {
     wf_hinges *h = &s->hinge;
     const int q = s->q;
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        h->dt[j] = h->lambda[j];
+    }
     for (int blk = 0; blk < s->n_blocks; blk++) {
         const wf_block *b = &s->block[blk];
         for (ptrdiff_t i = 0; i < b->n; i++) {
@@ -125,7 +130,7 @@ double wf_ipm_bound(wf_ipm_state *s)
                     moved += s->uhat[j * q + k] * v[k];
                 }
                 h->dlambda[j] = moved / h->omega[j];
-                h->lambda[j] += h->dlambda[j];
+                h->dt[j] += h->dlambda[j];
             }
         }
         for (int blk = 0; blk < s->n_blocks; blk++) {

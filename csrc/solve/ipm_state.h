@@ -40,6 +40,7 @@ typedef struct {
     wf_hinges hinge;
     double scale; /* residuals are held divided by this */
     double constant, noise;
+    double bound; /* best so far, without the constant */
     double *z, *dz, *g, *zeta, *rhs;
     double *M, *factor;
     double *uhat; /* n_groups x q */
@@ -62,8 +63,8 @@ void wf_ipm_factor(wf_ipm_state *s);
 
 /* F at z (scaled units, without the constant), from the rows alone. */
 double wf_ipm_primal(const wf_ipm_state *s, const double *z);
-/* A lower bound on min F (scaled units, without the constant) from the multipliers of the last iteration, after they
- * are made to balance. Overwrites them. */
+/* A lower bound on min F (scaled units, without the constant) from the multipliers of the current point, made to balance
+ * by way of its factored matrix. Uses the arrays of the step. */
 double wf_ipm_bound(wf_ipm_state *s);
 /* Replaces z by the vertex that the multipliers name, where that is no worse. WF_NO_MEMORY or WF_OK. */
 wf_status wf_ipm_polish(wf_ipm_state *s);

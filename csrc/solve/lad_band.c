@@ -455,6 +455,7 @@ static void next_band(const wf_fit *fit, wf_unit *unit, const double *z, const d
 {
     const ptrdiff_t p = fit->options.p;
     int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
+    const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
     for (int part = 0; part < unit->parts; part++) {
         double *b = unit->centre + part * (p + 1);
         if (!narrow) {
@@ -474,7 +475,7 @@ static void next_band(const wf_fit *fit, wf_unit *unit, const double *z, const d
         } else if (exact) {
             unit->kappa[kind] = fmax(4 * length[kind], 0.25 * unit->kappa[kind]);
         } else if (length[kind] > unit->kappa[kind]) {
-            unit->kappa[kind] *= 2;
+            unit->kappa[kind] = fmax(2 * unit->kappa[kind], 1.5 * fmin(length[kind], widest));
         }
     }
     unit->watched = unit->parts == 2 && (unit->watched || !exact);
