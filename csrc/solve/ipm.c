@@ -394,9 +394,10 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
             return WF_OK;
         }
         if (products <= 0.1 * enough) { /* at the end rounding may spoil the multipliers: keep the best bound */
-            s->bound = fmax(s->bound, wf_ipm_bound(s));
-            const double gap = wf_ipm_primal(s, s->z) - s->bound;
-            if (gap <= 0.1 * enough || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
+            const double primal = wf_ipm_primal(s, s->z);
+            s->bound = fmax(s->bound, wf_ipm_bound(s, primal));
+            const double gap = primal - s->bound;
+            if (gap <= 0.1 * enough || products <= 1e-12 * enough || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
                 return WF_OK;
             }
         }
@@ -410,6 +411,9 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         const direction affine = expand(s, 0, 0, room);
         const double after = products + affine.dual * affine.sums[0] + affine.primal * affine.sums[1] +
                              affine.primal * affine.dual * affine.sums[2];
+        if (!isfinite(after)) {
+            return WF_OK;
+        }
         const double ratio = fmax(after, 0) / products;
         const double target = ratio * ratio * ratio * products / pairs;
         assemble(s, target, 1, 0, room);
@@ -419,7 +423,7 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         const double back = 1 - fmin(0.05, fmax(1e-3, 0.1 * ratio));
         const double primal = full.primal < 1 ? back * full.primal : 1;
         const double dual = full.dual < 1 ? back * full.dual : 1;
-        if (!(primal == primal && dual == dual) || fmax(primal, dual) < 1e-12) {
+        if (!isfinite(full.sums[0] + full.sums[1]) || fmax(primal, dual) < 1e-12) {
             return WF_OK;
         }
         move(s, primal, dual);
@@ -605,9 +609,10 @@ wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context
     if (problem->polish && s.Q) {
         status = wf_ipm_polish(&s);
     }
-    result->primal = (wf_ipm_primal(&s, s.z) + s.constant) * s.scale;
+    const double primal = wf_ipm_primal(&s, s.z);
+    result->primal = (primal + s.constant) * s.scale;
     if (s.Q) {
-        s.bound = fmax(s.bound, wf_ipm_bound(&s));
+        s.bound = fmax(s.bound, wf_ipm_bound(&s, primal));
     }
     result->bound = (s.bound + s.constant) * s.scale;
     if (!s.Q) { /* nothing to choose */

@@ -89,18 +89,22 @@ static double balance(wf_ipm_state *s)
     return value;
 }
 
-/* What the imbalance zeta can take from the bound, |zeta'z*|, for a minimiser z* about as far away as z is, or within a
- * few mean residuals of the centre (1 in scaled, whitened units) for all that the solver may have missed. */
-static double doubt(const wf_ipm_state *s)
+/* What the imbalance zeta can take from the bound, |zeta'z*|. A minimiser z* is no further away than z is, or than the
+ * whole of F goes when every (whitened) row moves by a twentieth of it on average. */
+static double doubt(const wf_ipm_state *s, double primal)
 {
-    double total = 0;
+    double rows = 1, total = 0;
+    for (int blk = 0; blk < s->problem->parts; blk++) {
+        rows += (double)s->block[blk].n;
+    }
+    const double reach = 10 + 20 * fabs(primal + s->constant) / rows;
     for (int k = 0; k < s->Q; k++) {
-        total += 2 * fabs(s->zeta[k]) * (fabs(s->z[k]) + 10);
+        total += 2 * fabs(s->zeta[k]) * (fabs(s->z[k]) + reach);
     }
     return total;
 }
 
-double wf_ipm_bound(wf_ipm_state *s)
+double wf_ipm_bound(wf_ipm_state *s, double primal)
 {
     wf_hinges *h = &s->hinge;
     const int q = s->q;
@@ -116,7 +120,7 @@ double wf_ipm_bound(wf_ipm_state *s)
     double best = -INFINITY, t[WF_IPM_CHUNK], v[q > 0 ? q : 1];
     for (int round = 0; round < 4; round++) {
         const double value = balance(s);
-        best = fmax(best, value - doubt(s));
+        best = fmax(best, value - doubt(s, primal));
         /* Spread what is missing over the rows whose multipliers have room, as the last Newton matrix weighs them. */
         for (int k = 0; k < s->Q; k++) {
             s->dz[k] = -s->zeta[k];

@@ -64,8 +64,8 @@ void wf_ipm_factor(wf_ipm_state *s);
 /* F at z (scaled units, without the constant), from the rows alone. */
 double wf_ipm_primal(const wf_ipm_state *s, const double *z);
 /* A lower bound on min F (scaled units, without the constant) from the multipliers of the current point, made to balance
- * by way of its factored matrix. Uses the arrays of the step. */
-double wf_ipm_bound(wf_ipm_state *s);
+ * by way of its factored matrix. `primal` is F at z. Uses the arrays of the step. */
+double wf_ipm_bound(wf_ipm_state *s, double primal);
 /* Replaces z by the vertex that the multipliers name, where that is no worse. WF_NO_MEMORY or WF_OK. */
 wf_status wf_ipm_polish(wf_ipm_state *s);
 

@@ -42,6 +42,8 @@ void wf_lad_free(wf_lad *s)
     free(s->sample);
     free(s->sample_group);
     free(s->L);
+    free(s->stray);
+    free(s->lane_strays);
     free(s->sums);
     free(s);
 }
@@ -57,6 +59,27 @@ static ptrdiff_t sample_rows(const wf_fit *fit)
     return n <= WF_LAD_DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows : (ptrdiff_t)rows;
 }
 
+/* The next pass takes one row of every `stride`. */
+static wf_status begin_sample(wf_fit *fit, ptrdiff_t stride)
+{
+    wf_lad *s = fit->lad;
+    const ptrdiff_t columns = fit->options.p + fit->options.m;
+    s->phase = WF_LAD_SAMPLE;
+    s->stride = stride;
+    s->n_sample = (fit->options.n_rows + stride - 1) / stride;
+    s->sample = malloc((size_t)s->n_sample * (size_t)columns * sizeof *s->sample);
+    s->sample_group = malloc((size_t)(s->hinged ? s->n_sample : 1) * sizeof *s->sample_group);
+    return s->sample && s->sample_group ? WF_OK : WF_NO_MEMORY;
+}
+
+static void end_sample(wf_lad *s)
+{
+    free(s->sample);
+    free(s->sample_group);
+    s->sample = NULL;
+    s->sample_group = NULL;
+}
+
 wf_status wf_lad_new(wf_fit *fit)
 {
     const wf_fit_options *o = &fit->options;
@@ -65,20 +88,20 @@ wf_status wf_lad_new(wf_fit *fit)
     if (!s) {
         return WF_NO_MEMORY;
     }
-    s->phase = WF_LAD_SAMPLE;
     s->hinged = o->beta > 0;
     s->n_units = s->hinged ? o->m - 1 : o->m;
-    s->stride = o->n_rows / sample_rows(fit);
-    s->n_sample = (o->n_rows + s->stride - 1) / s->stride;
     s->eta = s->hinged ? o->beta / (double)o->n_groups * (double)o->n_rows * (double)o->m : 0;
     s->unit = calloc((size_t)s->n_units, sizeof *s->unit);
-    s->sample = malloc((size_t)s->n_sample * (size_t)(o->p + o->m) * sizeof *s->sample);
-    s->sample_group = malloc((size_t)(s->hinged ? s->n_sample : 1) * sizeof *s->sample_group);
-    s->L = calloc((size_t)((o->p + 1) * (o->p + 1)), sizeof *s->L);
+    s->L = calloc((size_t)(3 * (o->p + 1) * (o->p + 1)), sizeof *s->L);
+    s->stray = malloc((size_t)(WF_SCAN_LANES * WF_LAD_STRAYS * (o->p + 1)) * sizeof *s->stray);
+    s->lane_strays = calloc(WF_SCAN_LANES, sizeof *s->lane_strays);
     s->sums = calloc((size_t)(o->p + o->m + 1), sizeof *s->sums);
-    if (!s->unit || !s->sample || !s->sample_group || !s->L || !s->sums) {
+    if (!s->unit || !s->L || !s->sums || !s->stray ||
+        !s->lane_strays) {
         return WF_NO_MEMORY;
     }
+    s->null = s->L + (o->p + 1) * (o->p + 1);
+    s->span = s->null + (o->p + 1) * (o->p + 1);
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         wf_unit *u = &s->unit[i];
         u->parts = s->hinged && i == s->n_units - 1 ? 2 : 1;
@@ -93,7 +116,7 @@ wf_status wf_lad_new(wf_fit *fit)
         }
         u->centre = u->best + u->parts * (o->p + 1);
     }
-    return WF_OK;
+    return begin_sample(fit, o->n_rows / sample_rows(fit));
 }
 
 /* -- the sample ---------------------------------------------------------------------------------------------- */
@@ -140,48 +163,50 @@ wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t grou
                          wf_band_room(fit), fault);
 }
 
-/* L whitens: columns [x, 1] of the sample times L' have unit mean square and are independent. Rank-revealing QR; what
- * depends on other columns to the last bits is left out and gets the coefficient 0. */
-static wf_status whitening(wf_fit *fit)
+/* L, null and span from a matrix A of [x, 1] rows (column-major, `rows` >= q of them; overwritten): columns [x, 1] times
+ * L' have mean square 1 over n rows and are independent. Rank-revealing QR; a column that depends on others to the last
+ * bits is left out and gets the coefficient 0. */
+static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
 {
     wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p, n = s->n_sample;
-    const int q = (int)p + (fit->options.fit_intercept ? 1 : 0), rows = (int)(n > q ? n : q);
-    const int lwork = 4 * (q + 1) * 32;
+    const ptrdiff_t p = fit->options.p;
+    const int q = (int)p + (fit->options.fit_intercept ? 1 : 0), lwork = 4 * (q + 1) * 32;
     wf_status status = WF_NO_MEMORY;
-    double *A = calloc((size_t)rows * (size_t)q, sizeof *A);
     double *work = malloc((size_t)(lwork + 2 * q + q * q) * sizeof *work);
     int *pivot = calloc((size_t)q, sizeof *pivot);
-    if (!A || !work || !pivot) {
+    if (!work || !pivot) {
         goto done;
     }
     status = WF_OK;
     double *tau = work + lwork, *size = tau + q, *R = size + q;
     for (int k = 0; k < q; k++) { /* columns of unit norm, without overflow on the way */
-        double most = 0, sum = 0;
-        for (ptrdiff_t i = 0; i < n; i++) {
-            const double value = k < p ? s->sample[k * n + i] : 1;
-            most = fmax(most, fabs(value));
+        double *column = A + (ptrdiff_t)k * rows, most = 0, sum = 0;
+        for (int i = 0; i < rows; i++) {
+            most = fmax(most, fabs(column[i]));
         }
-        for (ptrdiff_t i = 0; i < n && most > 0; i++) {
-            const double value = (k < p ? s->sample[k * n + i] : 1) / most;
-            A[(size_t)k * (size_t)rows + (size_t)i] = value;
-            sum += value * value;
+        for (int i = 0; i < rows && most > 0; i++) {
+            sum += column[i] / most * (column[i] / most);
         }
-        size[k] = most > 0 ? most * sqrt(sum) : 0;
-        for (ptrdiff_t i = 0; i < n && most > 0; i++) {
-            A[(size_t)k * (size_t)rows + (size_t)i] /= sqrt(sum);
+        size[k] = most > 0 ? most * sqrt(sum) : 1;
+        for (int i = 0; i < rows; i++) {
+            column[i] /= size[k];
         }
     }
     int info;
     WF_BLAS(dgeqp3_)(&rows, &q, A, &rows, pivot, tau, work, &lwork, &info);
+    const double least = 64 * DBL_EPSILON * sqrt((double)rows); /* of unit columns: what rounding leaves */
     int rank = 0;
-    while (rank < q && fabs(A[(size_t)rank * (size_t)rows + (size_t)rank]) > 20 * DBL_EPSILON) {
+    while (rank < q && fabs(A[(ptrdiff_t)rank * rows + rank]) > least) {
         rank++;
+    }
+    for (int k = 0; k < q; k++) {
+        for (int l = 0; l < q; l++) {
+            s->span[(pivot[k] - 1) * q + l] = l <= k ? A[(ptrdiff_t)k * rows + l] * size[pivot[k] - 1] : 0;
+        }
     }
     for (int k = 0; k < rank; k++) {
         for (int l = 0; l < rank; l++) {
-            R[k * rank + l] = l <= k ? A[(size_t)k * (size_t)rows + (size_t)l] : 0;
+            R[k * rank + l] = l <= k ? A[(ptrdiff_t)k * rows + l] : 0;
         }
     }
     if (rank) {
@@ -190,16 +215,72 @@ static wf_status whitening(wf_fit *fit)
     memset(s->L, 0, (size_t)((p + 1) * (p + 1)) * sizeof *s->L);
     for (int t = 0; t < rank; t++) { /* u = R^-T x: row t of L is column t of R^-1 */
         for (int k = 0; k <= t; k++) {
-            const int column = pivot[k] - 1;
-            s->L[t * (p + 1) + column] = R[t * rank + k] / size[column] * sqrt((double)n);
+            s->L[t * (p + 1) + pivot[k] - 1] = R[t * rank + k] / size[pivot[k] - 1] * sqrt(n);
+        }
+    }
+    memset(s->null, 0, (size_t)((p + 1) * (p + 1)) * sizeof *s->null);
+    for (int d = rank; d < q; d++) { /* column d less R^-1 R_d of the independent ones */
+        double *null = s->null + (d - rank) * (p + 1);
+        null[pivot[d] - 1] = 1 / size[pivot[d] - 1];
+        for (int k = 0; k < rank; k++) {
+            double weight = 0;
+            for (int l = k; l < rank; l++) {
+                weight += R[l * rank + k] * A[(ptrdiff_t)d * rows + l];
+            }
+            null[pivot[k] - 1] = -weight / size[pivot[k] - 1];
         }
     }
     s->rank = rank;
     fit->info.rank = rank < p ? rank : p;
 done:
-    free(A);
     free(work);
     free(pivot);
+    return status;
+}
+
+static wf_status whiten_sample(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample, q = p + (fit->options.fit_intercept ? 1 : 0);
+    const ptrdiff_t rows = n > q ? n : q;
+    double *A = calloc((size_t)(rows * q), sizeof *A);
+    if (!A) {
+        return WF_NO_MEMORY;
+    }
+    for (ptrdiff_t k = 0; k < q; k++) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            A[k * rows + i] = k < p ? s->sample[k * n + i] : 1;
+        }
+    }
+    const wf_status status = whiten_matrix(fit, A, (int)rows, (double)n);
+    free(A);
+    return status;
+}
+
+/* The span of the sample and the rows found outside it. */
+static wf_status widen_span(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, q = p + (fit->options.fit_intercept ? 1 : 0);
+    const ptrdiff_t rows = q + s->n_stray;
+    double *A = calloc((size_t)(rows * q), sizeof *A);
+    if (!A) {
+        return WF_NO_MEMORY;
+    }
+    ptrdiff_t at = q;
+    for (ptrdiff_t k = 0; k < q; k++) {
+        memcpy(A + k * rows, s->span + k * q, (size_t)q * sizeof *A);
+    }
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        for (int i = 0; i < s->lane_strays[lane]; i++, at++) {
+            const double *row = s->stray + (lane * WF_LAD_STRAYS + i) * (p + 1);
+            for (ptrdiff_t k = 0; k < q; k++) {
+                A[k * rows + at] = row[k];
+            }
+        }
+    }
+    const wf_status status = whiten_matrix(fit, A, (int)rows, (double)s->n_sample);
+    free(A);
     return status;
 }
 
@@ -306,42 +387,66 @@ static int choose_active(wf_fit *fit)
     return any;
 }
 
-wf_status wf_lad_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
+/* A problem that bands do not settle, and that memory holds whole. */
+static int should_load_whole(const wf_fit *fit)
+{
+    const double rows = (double)fit->options.n_rows, columns = (double)(fit->options.p + fit->options.m);
+    return fit->info.n_passes >= WF_LAD_PATIENCE && rows <= WF_LAD_SOLVER_ROWS &&
+           rows * columns * sizeof(double) <= WF_LAD_SAMPLE_BYTES;
+}
+
+static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
     wf_lad *s = fit->lad;
-    wf_status status = WF_OK;
-    if (s->phase == WF_LAD_SAMPLE) {
-        status = whitening(fit);
-        if (status != WF_OK) {
-            return status;
-        }
+    wf_status status = whiten_sample(fit);
+    if (status == WF_OK) {
         wf_sample_sums(fit);
         for (ptrdiff_t i = 0; i < s->n_units; i++) {
-            s->unit[i].state = WF_UNIT_ACTIVE;
+            if (s->unit[i].state != WF_UNIT_DONE) {
+                s->unit[i].state = WF_UNIT_ACTIVE;
+                memset(s->unit[i].centre, 0, (size_t)(s->unit[i].parts * (fit->options.p + 1)) * sizeof(double));
+            }
         }
         status = solve_units(fit, wf_sample_solve, interrupt, context);
-        if (status == WF_OK && s->stride == 1) {
-            finish(fit);
-            return status;
-        }
-        s->phase = WF_LAD_BAND;
-        free(s->sample); /* room for the bands */
-        s->sample = NULL;
+    }
+    s->phase = WF_LAD_BAND;
+    end_sample(s); /* room for the bands */
+    return status;
+}
+
+static wf_status advance_band(wf_fit *fit, int (*interrupt)(void *), void *context)
+{
+    wf_lad *s = fit->lad;
+    s->n_stray = 0;
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        s->n_stray += s->lane_strays[lane];
+    }
+    wf_status status;
+    if (s->n_stray) { /* the pass was made with too few directions and shows nothing else */
+        status = widen_span(fit);
+        memset(s->lane_strays, 0, WF_SCAN_LANES * sizeof *s->lane_strays);
     } else {
         status = wf_band_join(fit);
         if (status == WF_OK) {
             status = solve_units(fit, wf_band_solve, interrupt, context);
         }
-        for (ptrdiff_t i = 0; i < s->n_units; i++) {
-            wf_unit_release(&s->unit[i]);
-        }
     }
+    for (ptrdiff_t i = 0; i < s->n_units; i++) {
+        wf_unit_release(&s->unit[i]);
+    }
+    return status;
+}
+
+wf_status wf_lad_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
+{
+    const wf_status status = fit->lad->phase == WF_LAD_SAMPLE ? advance_sample(fit, interrupt, context)
+                                                              : advance_band(fit, interrupt, context);
     if (status != WF_OK) {
         return status;
     }
     if (!choose_active(fit) || fit->info.n_passes >= MOST_PASSES) {
         finish(fit);
-        return status;
+        return WF_OK;
     }
-    return wf_band_prepare(fit);
+    return should_load_whole(fit) ? begin_sample(fit, 1) : wf_band_prepare(fit);
 }

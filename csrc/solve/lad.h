@@ -7,9 +7,11 @@
 
 enum {
     WF_LAD_DIRECT_ROWS = 1 << 13,    /* up to here the whole problem is the sample */
+    WF_LAD_STRAYS = 8,               /* rows outside the sample's span that a lane keeps */
+    WF_LAD_PATIENCE = 8,             /* passes after which a problem that fits memory is loaded whole */
     WF_LAD_SAMPLE_BYTES = 96 << 20,
     WF_LAD_KEPT_BYTES = 128 << 20,   /* of all bands of a pass */
-    WF_LAD_SOLVER_ROWS = 1 << 20     /* of all solvers that run at a time */
+    WF_LAD_SOLVER_ROWS = 1 << 20     /* of the solvers that run at a time, and the most of one band */
 };
 
 /* Rows of one unit that have a sign of their own: part 0, part 1, or the difference of both (the hinge's). */
@@ -68,6 +70,11 @@ struct wf_lad {
     int32_t *sample_group;
     ptrdiff_t rank;
     double *L;    /* rank x (p + 1) */
+    double *null; /* (q - rank) x (p + 1): combinations of the columns that vanish on the sample */
+    double *span; /* q x q: R of the sample's QR, in the order and scale of its columns; what L is made from */
+    ptrdiff_t n_stray;  /* rows of the last pass on which one of them did not vanish, as far as kept: */
+    double *stray;      /* WF_SCAN_LANES x WF_LAD_STRAYS x (p + 1), rows of [x, 1] */
+    int *lane_strays;   /* WF_SCAN_LANES */
     double *sums; /* p + m + 1: mean |value| * N of every column of the sample, and N */
 };
 

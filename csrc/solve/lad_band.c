@@ -111,7 +111,8 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     if (band->n < band->capacity) {
         return 1;
     }
-    const ptrdiff_t most = (ptrdiff_t)(unit->limit / (double)row_bytes(fit)) / 8 + 64;
+    const double rows = fmin(unit->limit / (double)row_bytes(fit), 1.5 * WF_LAD_SOLVER_ROWS);
+    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 64; /* not all lanes fill evenly */
     if (band->n >= most) {
         return 0;
     }
@@ -264,6 +265,31 @@ ptrdiff_t wf_band_room(const wf_fit *fit)
     return (fit->lad->rank + 3) * WF_SCAN_ROWS + fit->options.p + 1;
 }
 
+/* Rows on which a combination of columns that vanished on the sample does not. */
+static void find_strays(const wf_fit *fit, int lane, const wf_rows_block *rows)
+{
+    wf_lad *s = fit->lad;
+    const ptrdiff_t p = fit->options.p, q = p + (fit->options.fit_intercept ? 1 : 0);
+    for (ptrdiff_t d = 0; d < q - s->rank; d++) {
+        const double *null = s->null + d * (p + 1);
+        for (ptrdiff_t i = 0; i < rows->n && s->lane_strays[lane] < WF_LAD_STRAYS; i++) {
+            double value = null[p], size = fabs(null[p]);
+            for (ptrdiff_t k = 0; k < p; k++) {
+                const double term = null[k] * rows->column[k][i];
+                value += term;
+                size += fabs(term);
+            }
+            if (fabs(value) > 1e-10 * size) {
+                double *row = s->stray + (lane * WF_LAD_STRAYS + s->lane_strays[lane]++) * (p + 1);
+                for (ptrdiff_t k = 0; k < p; k++) {
+                    row[k] = rows->column[k][i];
+                }
+                row[p] = 1;
+            }
+        }
+    }
+}
+
 wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, double *room)
 {
     const wf_fit *fit = context;
@@ -271,6 +297,7 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     const ptrdiff_t p = fit->options.p;
     double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS, *sign = r + WF_SCAN_ROWS;
     double *difference = sign + WF_SCAN_ROWS;
+    find_strays(fit, lane, rows);
     wf_k->whiten(rows->n, p, rows->column, s->rank, s->L, u, WF_SCAN_ROWS, h2);
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         const wf_unit *unit = &s->unit[i];
@@ -368,6 +395,10 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
     for (ptrdiff_t i = rows; i < to->n; i++) {
         to->group[i] = 0;
     }
+    for (ptrdiff_t t = 1; t <= rank; t++) { /* columns close up where cells stayed empty; the last one is y */
+        memmove(x + t * to->n, x + t * to->capacity, (size_t)to->n * sizeof *x);
+    }
+    to->capacity = to->n;
     unit->kept += to->n;
     return WF_OK;
 }
