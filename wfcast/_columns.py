@@ -231,7 +231,8 @@ def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
         if not is_tensor(whole) and whole.dtype.kind in "iu":
             whole = whole.astype(np.float64)
         one = column(whole, name)
-        return _checked(Columns([one], tuple(one.array.shape), one.owner, True, [name]), name)
+        labels = [f"{name}: column 0"]
+        return _checked(Columns([one], tuple(one.array.shape), one.owner, True, labels), name)
     if whole.ndim != 2:
         raise WfcastError(
             f"Expected 2D array, got {whole.ndim}D array instead: {name} has shape "

@@ -38,6 +38,6 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     if mode == "dicts":
         return config
     for key, value in config.items():
-        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
-        print(f"{key + ':':<11} {shown}")
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        print(f"{key + ':':<11} {shown or 'none'}")
     return None

@@ -25,7 +25,7 @@ SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
 
 Progress = Callable[[str, int], None]
-"""Called as progress(name, rows) after each slice: what is being fitted, rows just read."""
+"""Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ def solve(
     params: Mapping[str, Any],
     first_update: Array | None,
     name: str = "",
+    what: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fit one coefficient set to all rows of all segments.
@@ -108,8 +109,8 @@ def solve(
         loss, beta, alpha, fit_intercept, tol and n_threads, all checked.
     first_update : (S,) float64 array or None
         c_s of each trajectory; None without the hinge.
-    name : str
-        What is being fitted, for messages and the progress bar.
+    name, what : str
+        What is being fitted: for the progress bar, and for messages.
 
     Returns
     -------
@@ -123,6 +124,7 @@ def solve(
     ConvergenceError
         The certified gap is above `tol`.
     """
+    prefix = what and f"{what}: "
     n_rows = sum(math.prod(s.shape) for s in segments)
     limit = min(SLICE_ROWS, max(1 << 14, SLICE_VALUES // (p + m)))
     try:
@@ -148,12 +150,12 @@ def solve(
     except WfcastError:
         raise
     except ValueError as error:
-        raise WfcastError(f"{name + ': ' if name else ''}{error}") from error
+        raise WfcastError(f"{prefix}{error}") from error
     if not result["converged"] or not result["dual_gap"] <= params["tol"]:
         raise ConvergenceError(
-            f"{name + ': ' if name else ''}the fit ended after {result['n_passes']} passes with a "
+            f"{prefix}the fit ended after {result['n_passes']} passes with a "
             f"certified relative gap of {result['dual_gap']:.3g}, above tol={params['tol']:g}; "
-            "raise tol, or scale the data nearer to 1"
+            "raise tol to accept it"
         )
     return result
 
@@ -179,14 +181,12 @@ def _accumulate(
 
 
 def nonfinite_error(label: str, value: float, shape: tuple[int, ...], row: int) -> WfcastError:
-    """NaN or infinity in the column that `label` names, such as "X: column 1"."""
-    argument, _, column = label.rpartition(": ")
-    where = (
-        f"{argument} contains NaN or infinity: {column}"
-        if argument
-        else f"contains NaN or infinity: {column}"
+    """NaN or infinity in the column that `label` names: "X: column 1", or a tensor."""
+    argument, column = (label[:1] + " ", label[3:]) if label[:3] in ("X: ", "Y: ") else ("", label)
+    return WfcastError(
+        f"Input {argument}contains NaN or infinity: {column}, {row_text(shape, row)} "
+        f"(value {value})"
     )
-    return WfcastError(f"Input {where}, {row_text(shape, row)} (value {value})")
 
 
 def apply(

@@ -61,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="wfcast", description="Forecast the weights of a network in the middle of its training."
+        prog="wfcast",
+        description="Forecast the weights of a neural network in the middle of its training.",
     )
     parser.add_argument("--version", action="version", version=f"wfcast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Any, summary: str) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, usage_error=sub.error)
         sub.add_argument("--json", action="store_true", help="print JSON on stdout")
         return sub
 
@@ -76,11 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER",
         help="a run: step-000500.safetensors, ..., or checkpoint-500/model.safetensors, ...",
-    )  # fmt: skip
+    )
     fit.add_argument(
         "--run", nargs="+", action="append", type=_step_path, default=[], metavar="STEP=PATH",
         help="a run, checkpoint by checkpoint; may be given several times",
-    )  # fmt: skip
+    )
     fit.add_argument("--inputs", type=_steps, required=True, help="observed steps, such as 0,500")
     fit.add_argument("--targets", type=_steps, required=True, help="steps ahead, as 1000,1500")
     fit.add_argument("--by", choices=("tensor", "all"), default="tensor", help="coefficients per")
@@ -90,13 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--beta", type=float,
         help="weight of the update-norm hinge (1e-6; 0 with one target or squared_error)",
-    )  # fmt: skip
+    )
     fit.add_argument("--alpha", type=float, default=0.0, help="ridge penalty, with squared_error")
     fit.add_argument("--no-intercept", action="store_true", help="fit no intercept")
     fit.add_argument("--tol", type=float, default=1e-9, help="certified relative gap (1e-9)")
     fit.add_argument("--threads", type=_positive, help="threads (all CPUs)")
     fit.add_argument("-o", "--out", type=Path, default=Path("farcaster.safetensors"),
-                     help="file to write (farcaster.safetensors)")  # fmt: skip
+                     help="file to write (farcaster.safetensors)")
 
     forecast = add("forecast", _forecast, "Forecast a checkpoint from observed ones, file to file.")
     forecast.add_argument("checkpoints", nargs="+", type=_step_path, metavar="STEP=PATH")
@@ -114,11 +115,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Forecast DistilBERT in mid-training; needs wfcast[demo].")
     demo.add_argument("--size", choices=("tiny", "small", "base"), default="small",
-                      help="small: minutes on two cores; base: the 66M DistilBERT")  # fmt: skip
+                      help="small: minutes on two cores; base: the 66M DistilBERT")
     demo.add_argument("--out", type=Path, default=Path("wfcast-demo"), help="folder (wfcast-demo)")
     demo.add_argument("--steps", type=_positive, help="length of the recorded runs; all of the "
-                      "size's steps are scaled to it")  # fmt: skip
-    demo.add_argument("--seed", type=int, default=0, help="of the fresh run; siblings follow (0)")
+                      "size's steps are scaled to it")
+    demo.add_argument("--seed", type=_seed, default=0, help="of the fresh run; siblings follow (0)")
     demo.add_argument("--threads", type=_positive, help="CPU threads (by size)")
     return parser
 
@@ -131,6 +132,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return value
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2^31 - 1")
+    return int(text)
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -163,7 +170,7 @@ def _run_in(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, which is the last number of a name."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {str(folder)!r}; give single files as "
-                              "--run STEP=PATH")  # fmt: skip
+                              "--run STEP=PATH")
     pairs = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -189,23 +196,25 @@ _Result = tuple[dict[str, Any], str]
 def _fit(args: argparse.Namespace) -> _Result:
     from .checkpoint import open_checkpoint
     from .model import ModelFarcaster
+    from .report import describe
 
+    if not (args.folders or args.run):
+        args.usage_error("no run given: name folders, or --run STEP=PATH ...")
     runs = [_run_in(folder) for folder in args.folders]
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
-    if not runs:
-        raise CheckpointError("no run given: name folders, or --run STEP=PATH ...")
     hinge = args.loss == "absolute_error" and len(args.targets) > 1
     farcaster = ModelFarcaster(
         inputs=args.inputs, targets=args.targets, by=args.by, loss=args.loss,
         beta=args.beta if args.beta is not None else 1e-6 if hinge else 0.0, alpha=args.alpha,
         fit_intercept=not args.no_intercept, tol=args.tol, n_threads=args.threads,
-    )  # fmt: skip
+    )
     first = open_checkpoint(next(iter(runs[0].values())), "run 0")
     with FitBar(len(first.tensors) if args.by == "tensor" else 1, "fit") as progress:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
-    document = {"path": str(args.out), "runs": len(runs), **_describe(farcaster)}
+    document = {"path": str(args.out), "what": "farcaster", "runs": len(runs),
+                **describe(farcaster)}
     return document, _farcaster_text(document)
 
 
@@ -232,14 +241,14 @@ def _inspect(args: argparse.Namespace) -> _Result:
     from . import load
     from ._persist import KEY
     from .checkpoint import open_checkpoint
-    from .report import compare_checkpoints, kind_of
+    from .report import compare_checkpoints, describe, kind_of
 
     checkpoint = open_checkpoint(args.path)
     if KEY in checkpoint.metadata:
-        document = {"path": str(args.path), **_describe(load(args.path))}
+        document = {"path": str(args.path), "what": "farcaster", **describe(load(args.path))}
         return document, _farcaster_text(document)
     sums = compare_checkpoints(checkpoint, checkpoint)
-    tensors = [
+    tensors: list[dict[str, Any]] = [
         {
             "name": t.name, "shape": list(t.shape), "dtype": t.dtype, "size": t.size,
             "kind": kind_of(t.name) if t.name in sums else None,
@@ -247,17 +256,17 @@ def _inspect(args: argparse.Namespace) -> _Result:
             "n_nonfinite": sums[t.name].n_nonfinite if t.name in sums else 0,
         }
         for t in sorted(checkpoint.tensors.values(), key=lambda t: t.name)
-    ]  # fmt: skip
+    ]
     document = {
         "path": str(args.path), "what": "checkpoint", "tensors": tensors,
         "parameters": sum(t.size for t in checkpoint.tensors.values()),
         "metadata": checkpoint.metadata,
-    }  # fmt: skip
+    }
     rows = [
         (t["name"], t["kind"] or "-", t["dtype"], "x".join(map(str, t["shape"])) or "scalar",
          "-" if t["rms"] is None else f"{t['rms']:.4g}", str(t["n_nonfinite"]))
         for t in tensors
-    ]  # fmt: skip
+    ]
     text = table(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, left=3)
     return document, f"{text}\n{len(tensors)} tensors, {document['parameters']:,} parameters"
 
@@ -272,17 +281,17 @@ def _compare(args: argparse.Namespace) -> _Result:
         "total": _plain(everything.asdict()),
         "kinds": {name: _plain(errors.asdict()) for name, errors in kinds.items()},
         "tensors": {name: _plain(errors.asdict()) for name, errors in tensors.items()},
-    }  # fmt: skip
+    }
 
     def row(name: str, e: Any) -> tuple[str, ...]:
         return (name, f"{e.n:,}", f"{e.mae:.4g}", f"{e.rmse:.4g}", f"{e.max_abs:.4g}",
-                f"{e.rms_true:.4g}", str(e.n_nonfinite))  # fmt: skip
+                f"{e.rms_true:.4g}", str(e.n_nonfinite))
 
     header = ("weights", "MAE", "RMSE", "largest", "rms of B", "not finite")
     text = "\n\n".join((
         table(("tensor", *header), [row(n, e) for n, e in tensors.items()]),
         table(("kind", *header), [row(n, e) for n, e in (*kinds.items(), ("all", everything))]),
-    ))  # fmt: skip
+    ))
     return document, text
 
 
@@ -304,32 +313,6 @@ def _finite(value: float) -> float | None:
 
 def _plain(values: dict[str, float]) -> dict[str, float | None]:
     return {key: _finite(value) for key, value in values.items()}
-
-
-def _describe(farcaster: Any) -> dict[str, Any]:
-    def of(attribute: str, name: str) -> Any:
-        values = getattr(farcaster, attribute, None)
-        return None if values is None else values[name]
-
-    return {
-        "what": "farcaster",
-        "inputs": list(farcaster.inputs_),
-        "targets": list(farcaster.targets_),
-        "by": farcaster.by,
-        "loss": farcaster.loss,
-        "beta": farcaster.beta,
-        "coefficients": {
-            name: {
-                "coef": coef.tolist(),
-                "intercept": farcaster.intercept_[name].tolist(),
-                "objective": of("objective_", name),
-                "dual_gap": of("dual_gap_", name),
-                "n_passes": of("n_passes_", name),
-            }
-            for name, coef in farcaster.coef_.items()
-        },
-        "fingerprint": farcaster.fingerprint(),
-    }
 
 
 def _farcaster_text(document: dict[str, Any]) -> str:

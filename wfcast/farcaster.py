@@ -289,6 +289,8 @@ def _plain(data: Any) -> bool:
 
 def _r2(forecast: Array, truth: Array, n_threads: int) -> float:
     sums = _core.error_sums(forecast, truth, n_threads)
+    if sums["n_nonfinite"]:
+        raise WfcastError("the forecast or Y contains NaN or infinity: there is no R^2")
     total = sums["sum_true_sq"] - sums["sum_true"] ** 2 / sums["n"]
     if total <= 0:
         return 1.0 if sums["sum_sq"] == 0 else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -181,14 +180,14 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 for s, run in enumerate(opened)
                 for name in members
             ]
-            label = "" if key == ALL else f"tensor {key!r}"
             results[key] = solve(
                 segments,
                 len(inputs),
                 len(targets),
                 params=params,
                 first_update=norms,
-                name=label,
+                name=key,
+                what="" if key == ALL else f"tensor {key!r}",
                 progress=progress,
             )
         self._set(
@@ -245,15 +244,14 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         a, b, _ = first
         total = 0.0
         for name in names:
-            norm = _core.update_norm(
-                a.column(name).array, b.column(name).array, threads(self.n_threads)
-            )
-            if not math.isfinite(norm):
+            columns = a.column(name).array, b.column(name).array
+            try:
+                total += _core.update_norm(*columns, threads(self.n_threads))
+            except ValueError as error:
                 raise WfcastError(
-                    f"{a.label(name)}, or of {b.what}, contains NaN or infinity: "
-                    f"the norm of the run's first update is {norm}"
-                )
-            total += norm
+                    f"{a.label(name)}, or of {b.what}, contains NaN or infinity: the run's first "
+                    "update has no norm"
+                ) from error
         return total
 
     tensors_: dict[str, tuple[tuple[int, ...], str]]

@@ -16,7 +16,7 @@ from ._errors import CheckpointError
 from ._fit import threads
 from .checkpoint import open_checkpoint, role
 
-__all__ = ["KINDS", "Errors", "by_kind", "compare_checkpoints", "kind_of", "total"]
+__all__ = ["KINDS", "Errors", "by_kind", "compare_checkpoints", "describe", "kind_of", "total"]
 
 KINDS = ("embedding", "attention", "feed-forward", "layer norm", "bias", "head", "other")
 """The kinds of tensors that a report tells apart, in the order in which it shows them."""
@@ -171,3 +171,30 @@ def by_kind(errors: Mapping[str, Errors]) -> dict[str, Errors]:
         kind = kind_of(name)
         sums[kind] = sums.get(kind, Errors()) + one
     return {kind: sums[kind] for kind in KINDS if kind in sums}
+
+
+def describe(farcaster: Any) -> dict[str, Any]:
+    """A fitted or ready-made ModelFarcaster for JSON; what was not fitted is None."""
+
+    def of(attribute: str, name: str) -> Any:
+        values = getattr(farcaster, attribute, None)
+        return None if values is None else values[name]
+
+    return {
+        "inputs": list(farcaster.inputs_),
+        "targets": list(farcaster.targets_),
+        "by": farcaster.by,
+        "loss": farcaster.loss,
+        "beta": farcaster.beta,
+        "coefficients": {
+            name: {
+                "coef": coef.tolist(),
+                "intercept": farcaster.intercept_[name].tolist(),
+                "objective": of("objective_", name),
+                "dual_gap": of("dual_gap_", name),
+                "n_passes": of("n_passes_", name),
+            }
+            for name, coef in farcaster.coef_.items()
+        },
+        "fingerprint": farcaster.fingerprint(),
+    }

@@ -33,7 +33,7 @@ double wf_unit_noise(const wf_fit *fit, const wf_unit *unit, const double *b)
         }
         size += fabs(b[part * (p + 1) + p]) * s->sums[p + fit->options.m];
     }
-    return 4 * DBL_EPSILON * size;
+    return 4 * DBL_EPSILON * size * (unit->parts == 2 ? 1 + s->eta : 1); /* a hinge magnifies what it is given */
 }
 
 /* N m F of the unit at b over the sample as it stands, from the columns themselves; sums of |difference| by hinge. */

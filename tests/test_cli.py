@@ -1,0 +1,276 @@
+"""The command line, driven as a user drives it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import wfcast
+
+SHAPES = {
+    "embeddings.word_embeddings.weight": (40, 6),
+    "layer.0.attention.q_lin.weight": (6, 6),
+    "layer.0.ffn.lin1.bias": (7,),
+    "layer.0.output_layer_norm.weight": (5,),
+}
+STEPS = (0, 10, 20, 30, 40)
+
+
+def wf(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wfcast", *map(str, args)],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+    )
+
+
+def ok(*args: object, cwd: Path) -> Any:
+    done = wf(*args, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def failed(*args: object, cwd: Path) -> str:
+    """The one line that a failure prints."""
+    done = wf(*args, cwd=cwd)
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("wfcast: error: ")
+    assert "Traceback" not in done.stderr
+    return last
+
+
+def misused(*args: object, cwd: Path) -> str:
+    done = wf(*args, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert "usage: wfcast" in done.stderr
+    return done.stderr
+
+
+def drifting(seed: int) -> dict[int, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    start = {n: rng.normal(size=s) for n, s in SHAPES.items()}
+    drift = {n: rng.normal(size=s) / 40 for n, s in SHAPES.items()}
+    return {t: {n: (start[n] + t * drift[n]).astype(np.float32) for n in SHAPES} for t in STEPS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for k in range(3):
+        (root / f"run-{k}").mkdir()
+        for step, tensors in drifting(k).items():
+            save_file(tensors, root / f"run-{k}" / f"step-{step:06d}.safetensors")
+    (root / "hf").mkdir()
+    for step, tensors in drifting(1).items():
+        (root / "hf" / f"checkpoint-{step}").mkdir()
+        save_file(tensors, root / "hf" / f"checkpoint-{step}" / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def farcaster(folder: Path) -> Path:
+    path = folder / "farcaster.safetensors"
+    ok("fit", "run-0", "run-1", "--inputs", "0,20", "--targets", "30,40", "-o", path, cwd=folder)
+    return path
+
+
+def test_fit_writes_what_python_fits(folder: Path, farcaster: Path) -> None:
+    loaded = wfcast.load(farcaster)
+    runs = [
+        {t: folder / f"run-{k}" / f"step-{t:06d}.safetensors" for t in STEPS} for k in (0, 1)
+    ]
+    fitted = wfcast.ModelFarcaster(inputs=(0, 20), targets=(30, 40)).fit(runs)
+    assert loaded.fingerprint() == fitted.fingerprint()
+    assert loaded.beta == 1e-6
+
+
+@pytest.mark.parametrize(
+    "second",
+    [("hf",), ("--run", *(f"{t}=run-1/step-{t:06d}.safetensors" for t in STEPS))],
+    ids=["trainer-folders", "single-files"],
+)
+def test_fit_takes_runs_in_every_form(
+    folder: Path, farcaster: Path, tmp_path: Path, second: tuple[str, ...]
+) -> None:
+    out = tmp_path / "f.safetensors"
+    document = ok(
+        "fit", "--inputs", "0,20", "--targets", "30,40", "-o", out, "run-0", *second, cwd=folder
+    )
+    assert document["runs"] == 2
+    assert document["fingerprint"] == wfcast.load(farcaster).fingerprint()
+
+
+def test_fit_passes_its_options_on(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.safetensors"
+    document = ok(
+        "fit", "run-0", "--inputs", "0,10,20", "--targets", "40", "--by", "all", "--loss",
+        "squared_error", "--alpha", "0.5", "--no-intercept", "--threads", "1", "-o", out,
+        cwd=folder,
+    )
+    assert list(document["coefficients"]) == ["*"]
+    assert document["coefficients"]["*"]["intercept"] == [0.0]
+    assert (document["beta"], document["inputs"]) == (0.0, [0, 10, 20])
+    params = wfcast.load(out).get_params()
+    assert (params["alpha"], params["fit_intercept"]) == (0.5, False)
+
+
+def test_forecast_is_predict(folder: Path, farcaster: Path, tmp_path: Path) -> None:
+    out = tmp_path / "future.safetensors"
+    files = {t: folder / "run-2" / f"step-{t:06d}.safetensors" for t in (0, 20)}
+    document = ok(
+        "forecast", *(f"{t}={p}" for t, p in files.items()), "--farcaster", farcaster,
+        "--step", 40, "-o", out, cwd=folder,
+    )
+    assert document["step"] == 40
+    assert sorted(document["forecast"]) == sorted(SHAPES)
+    expected = wfcast.load(farcaster).predict(files, step=40)
+    written = load_file(out)
+    for name in SHAPES:
+        np.testing.assert_array_equal(written[name], expected[name])
+        np.testing.assert_allclose(written[name], drifting(2)[40][name], atol=1e-4)
+
+
+def test_compare_adds_up(folder: Path) -> None:
+    a, b = (drifting(k)[40] for k in (0, 1))
+    document = ok(
+        "compare", "run-0/step-000040.safetensors", "run-1/step-000040.safetensors", cwd=folder
+    )
+    for name in SHAPES:
+        difference = a[name].astype(np.float64) - b[name]
+        entry = document["tensors"][name]
+        assert entry["n"] == difference.size
+        assert entry["mae"] == pytest.approx(np.abs(difference).mean(), rel=1e-6)
+        assert entry["rmse"] == pytest.approx(np.sqrt((difference**2).mean()), rel=1e-6)
+        assert entry["max_abs"] == pytest.approx(np.abs(difference).max(), rel=1e-6)
+    assert set(document["kinds"]) == {"embedding", "attention", "layer norm", "bias"}
+    for key in ("n", "sum_abs"):
+        for parts in ("kinds", "tensors"):
+            summed = sum(entry[key] for entry in document[parts].values())
+            assert summed == pytest.approx(document["total"][key], rel=1e-12)
+
+
+def test_inspect_tells_a_farcaster_from_a_checkpoint(folder: Path, farcaster: Path) -> None:
+    document = ok("inspect", farcaster, cwd=folder)
+    assert document["what"] == "farcaster"
+    assert document["targets"] == [30, 40]
+    document = ok("inspect", "run-0/step-000020.safetensors", cwd=folder)
+    assert document["what"] == "checkpoint"
+    assert {t["name"]: tuple(t["shape"]) for t in document["tensors"]} == SHAPES
+    assert document["parameters"] == sum(int(np.prod(s)) for s in SHAPES.values())
+
+
+def test_text_output(folder: Path, farcaster: Path) -> None:
+    for args, word in (
+        (("inspect", farcaster), "coefficients for step 40"),
+        (("inspect", "run-0/step-000000.safetensors"), "4 tensors"),
+        (("compare", *("run-0/step-000000.safetensors",) * 2), "embedding"),
+    ):
+        done = wf(*args, cwd=folder)
+        assert done.returncode == 0
+        assert word in done.stdout
+
+
+def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
+    save_file({"w": np.array([1, np.nan, -np.inf, 2], np.float32), "i": np.arange(3)},
+              tmp_path / "x.safetensors")
+    document = ok("inspect", "x.safetensors", cwd=tmp_path)
+    assert [(t["name"], t["n_nonfinite"]) for t in document["tensors"]] == [("i", 0), ("w", 2)]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("nonsense",),
+        ("fit",),
+        ("fit", "--inputs", "0,20", "--targets", "30"),
+        ("fit", "run-0", "--inputs", "20,0", "--targets", "30"),
+        ("fit", "run-0", "--inputs", "zero", "--targets", "30"),
+        ("fit", "run-0", "--inputs", "0", "--targets", "30", "--by", "layer"),
+        ("fit", "--run", "no-step.safetensors", "--inputs", "0", "--targets", "30"),
+        ("forecast", "20", "--farcaster", "f", "-o", "x"),
+        ("forecast", "0=a"),
+        ("compare", "only-one"),
+        ("inspect",),
+        ("demo", "--size", "huge"),
+        ("demo", "--threads", "0"),
+        ("demo", "--seed", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_exits_2(folder: Path, args: tuple[str, ...]) -> None:
+    misused(*args, cwd=folder)
+
+
+def test_failures_exit_1_with_one_line(folder: Path, farcaster: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    steps = ("--inputs", "0,20", "--targets", "30,40", "-o", out)
+    assert "nowhere" in failed("fit", "nowhere", *steps, cwd=folder)
+    assert "no step-N.safetensors" in failed("fit", tmp_path, *steps, cwd=folder)
+    assert "lacks step 50" in failed(
+        "fit", "run-0", "--inputs", "0,20", "--targets", "50", "-o", out, cwd=folder
+    )
+    assert "step 0 twice" in failed("fit", "--run", "0=a", "0=b", *steps, cwd=folder)
+    pairs = ("0=run-2/step-000000.safetensors", "20=run-2/step-000020.safetensors")
+    assert "expected one of the targets 30, 40" in failed(
+        "forecast", *pairs, "--farcaster", farcaster, "--step", 35, "-o", out, cwd=folder
+    )
+    assert "holds no forecaster" in failed(
+        "forecast", *pairs, "--farcaster", "run-0/step-000000.safetensors", "-o", out, cwd=folder
+    )
+    assert "there is no file" in failed("inspect", "missing.safetensors", cwd=folder)
+    (tmp_path / "broken.safetensors").write_bytes(b"abc")
+    assert "broken.safetensors" in failed("inspect", tmp_path / "broken.safetensors", cwd=folder)
+    assert "only in" in failed("compare", farcaster, "run-0/step-000000.safetensors", cwd=folder)
+    assert not out.exists()
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    for command in ((), ("fit",), ("forecast",), ("inspect",), ("compare",), ("demo",)):
+        done = wf(*command, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.startswith("usage: wfcast")
+    assert wf("--version", cwd=tmp_path).stdout.split() == ["wfcast", wfcast.__version__]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe whose reader has gone")
+def test_closed_stdout_is_quiet(folder: Path, farcaster: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wfcast", "inspect", str(farcaster)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 1
+
+
+def test_the_demo_names_its_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys; from wfcast.cli import main\n"
+        "sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
+        "sys.exit(main(['demo', '--out', 'x']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("wfcast: error: the demo needs torch")
+    assert "matplotlib" in line
+    assert 'pip install "wfcast[demo]"' in line
+    assert not (tmp_path / "x").exists()

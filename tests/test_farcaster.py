@@ -1,0 +1,335 @@
+"""Farcaster: forms of input and output, what a fit leaves behind."""
+
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+
+import wfcast
+from wfcast import _fit
+from wfcast._columns import blocks
+
+FLOATS = ["float64", "float32", "float16"]
+
+
+def exact(seed=0, n=120, p=2, m=3, scale=1.0):
+    """Rows that one operator explains exactly, and that operator."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, p)) * scale
+    A, b = rng.normal(size=(p, m)), rng.normal(size=m)
+    return X, X @ A + b, A, b
+
+
+@pytest.fixture
+def fitted():
+    X, Y, _A, _b = exact()
+    return wfcast.Farcaster().fit(X, Y)
+
+
+def test_finds_the_operator():
+    X, Y, A, b = exact()
+    for loss in ("absolute_error", "squared_error"):
+        f = wfcast.Farcaster(loss=loss)
+        assert f.fit(X, Y) is f
+        assert f.coef_.shape == (3, 2)
+        assert f.coef_.dtype == np.float64
+        np.testing.assert_allclose(f.coef_, A.T, atol=1e-9)
+        np.testing.assert_allclose(f.intercept_, b, atol=1e-9)
+        assert f.objective_ < 1e-8
+        assert 0 <= f.dual_gap_ <= f.tol
+        assert isinstance(f.n_passes_, int)
+        assert f.n_passes_ >= 1
+        assert f.n_features_in_ == 2
+        assert f.score(X, Y) == pytest.approx(1)
+
+
+def test_without_intercept():
+    X, Y, A, b = exact()
+    f = wfcast.Farcaster(fit_intercept=False).fit(X, Y - b)
+    np.testing.assert_allclose(f.coef_, A.T, atol=1e-9)
+    np.testing.assert_array_equal(f.intercept_, 0)
+
+
+def test_one_dimensional_target():
+    X, Y, _A, _b = exact(m=1)
+    f = wfcast.Farcaster().fit(X, Y[:, 0])
+    assert f.coef_.shape == (2,)
+    assert isinstance(f.intercept_, float)
+    assert f.predict(X).shape == (120,)
+    out = np.empty(120)
+    assert f.predict(X, out=out) is out
+    np.testing.assert_allclose(out, Y[:, 0])
+    assert f.score(X, Y[:, 0]) == pytest.approx(1)
+    columns = f.predict([X[:, 0], X[:, 1]])
+    assert isinstance(columns, list)
+    assert columns[0].shape == (120,)
+    labels = wfcast.Farcaster().fit(X, np.arange(120) % 3)  # as scikit-learn's regressors
+    assert labels.coef_.shape == (2,)
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
+def test_columns_and_matrix_are_the_same_fit(loss):
+    X, Y, *_ = exact()
+    rng = np.random.default_rng(1)
+    Y = Y + rng.normal(size=Y.shape)
+    a = wfcast.Farcaster(loss).fit(X, Y)
+    b = wfcast.Farcaster(loss).fit(
+        [X[:, 0].reshape(8, 15), X[:, 1].reshape(8, 15)], [y.reshape(8, 15) for y in Y.T]
+    )
+    c = wfcast.Farcaster(loss).fit(np.asfortranarray(X)[::-1], Y[::-1])
+    d = wfcast.Farcaster(loss).fit((X[:, 0], X[:, 1]), Y)
+    for other in (b, c, d):
+        np.testing.assert_allclose(other.objective_, a.objective_, rtol=1e-8)
+    np.testing.assert_allclose(b.coef_, a.coef_, rtol=1e-6)
+    assert b.score([X[:, 0], X[:, 1]], list(Y.T)) == pytest.approx(a.score(X, Y))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_predict_keeps_dtype_and_form(fitted, dtype, order):
+    X = np.asarray(exact(5)[0], dtype, order=order)
+    got = fitted.predict(X)
+    assert got.dtype == dtype
+    assert got.shape == (120, 3)
+    assert got.flags[f"{order}_CONTIGUOUS"]
+    rtol = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3}[dtype]
+    np.testing.assert_allclose(
+        got, X.astype(float) @ fitted.coef_.T + fitted.intercept_, rtol=rtol, atol=rtol
+    )
+    columns = [X[:, 0].astype(float).reshape(10, 12), X[:, 1].reshape(10, 12)]
+    got = fitted.predict(columns)
+    assert isinstance(got, list)
+    assert len(got) == 3
+    assert all(y.shape == (10, 12) and y.dtype == dtype for y in got)
+
+
+def test_bfloat16(fitted):
+    ml_dtypes = pytest.importorskip("ml_dtypes")  # an extra: wfcast itself does without
+    X = exact(5)[0].astype(ml_dtypes.bfloat16)
+    truth = X.astype(float) @ fitted.coef_.T + fitted.intercept_
+    got = fitted.predict(X)
+    assert got.dtype == ml_dtypes.bfloat16
+    assert got.shape == (120, 3)
+    np.testing.assert_allclose(got.astype(float), truth, rtol=2**-8, atol=1e-6)
+    got = fitted.predict([X[:, 0], X[:, 1]])
+    assert got[0].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(got[1].view(np.uint16), fitted.predict(X)[:, 1].view(np.uint16))
+    wide = fitted.predict(X, out=np.empty((120, 3), np.float32))
+    np.testing.assert_allclose(wide, truth, rtol=1e-5, atol=1e-5)
+    again = wfcast.Farcaster().fit(X, wide.astype(ml_dtypes.bfloat16))
+    np.testing.assert_allclose(again.coef_, fitted.coef_, atol=0.02)
+    assert again.score(X, wide) > 0.999
+
+
+def test_torch(fitted):
+    torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+    X = torch.tensor(exact(5)[0])
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        x = X.to(dtype).requires_grad_()
+        matrix = fitted.predict(x)
+        assert isinstance(matrix, torch.Tensor)
+        assert matrix.dtype == dtype
+        assert not matrix.requires_grad
+        assert matrix.shape == (120, 3)
+        columns = fitted.predict([x[:, 0].reshape(8, 15), x[:, 1].reshape(8, 15)])
+        assert all(c.dtype == dtype and c.shape == (8, 15) for c in columns)
+        assert torch.equal(columns[2].reshape(-1), matrix[:, 2])
+        out = torch.empty(120, 3, dtype=dtype)
+        assert fitted.predict(x, out=out) is out
+        assert torch.equal(out, matrix)
+    f = wfcast.Farcaster().fit([torch.nn.Parameter(X[:, 0]), X[:, 1]], torch.tensor(exact(5)[1]))
+    assert f.coef_.shape == (3, 2)
+    assert isinstance(f.coef_, np.ndarray)
+
+
+def test_out(fitted):
+    X = exact(5)[0]
+    expected = fitted.predict(X)
+    out = np.empty((3, 120)).T
+    assert fitted.predict(X, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    arrays = [np.empty(120) for _ in range(3)]
+    assert fitted.predict(X, out=arrays) is arrays
+    np.testing.assert_array_equal(np.stack(arrays, 1), expected)
+    columns = [X[:, 0].copy(), X[:, 1].copy()]
+    got = fitted.predict(columns, out=out * 0)
+    np.testing.assert_array_equal(got, expected)
+    cube = [c.reshape(2, 3, 20) for c in columns]
+    strided = [np.zeros((2, 6, 20))[:, ::2] for _ in range(3)]
+    fitted.predict(cube, out=strided)
+    np.testing.assert_array_equal(strided[1].ravel(), expected[:, 1])
+
+
+def test_columns_without_dimensions():
+    f = wfcast.Farcaster(fit_intercept=False).fit([np.array(2.0)], [np.array(3.0), np.array(1.0)])
+    got = f.predict([np.array(4.0)])
+    np.testing.assert_allclose(got, [6.0, 2.0])
+    assert got[0].shape == ()
+    x = np.arange(24.0, dtype=np.float32).reshape((1, 2, 3, 1, 2, 1, 2))
+    (deep,) = wfcast.Farcaster().fit([x], [2 * x]).predict([x.transpose()])
+    np.testing.assert_allclose(deep, 2 * x.transpose(), rtol=1e-6, atol=1e-5)
+
+
+def test_in_place():
+    X, Y, _A, _b = exact(m=2)
+    f = wfcast.Farcaster().fit(X, Y)
+    columns = [X[:, 0].copy(), X[:, 1].copy()]
+    assert f.predict(columns, out=columns) is columns
+    np.testing.assert_array_equal(np.stack(columns, 1), f.predict(X))
+    Z = X.copy()
+    assert f.predict(Z, out=Z) is Z
+    np.testing.assert_array_equal(Z, f.predict(X))
+
+
+def test_single_array_as_out_of_columns():
+    X, Y, *_ = exact(m=1)
+    f = wfcast.Farcaster().fit(X, Y)
+    columns = [X[:, k].reshape(10, 12).copy() for k in range(2)]
+    out = np.empty((10, 12))
+    assert f.predict(columns, out=out) is out
+    np.testing.assert_array_equal(out.reshape(-1), f.predict(X)[:, 0])
+
+
+def test_slices_do_not_change_a_fit(monkeypatch):
+    X, Y, *_ = exact(n=1000)
+    Y = Y + np.random.default_rng(2).normal(size=Y.shape)
+    groups = np.arange(1000) % 4
+    whole = wfcast.Farcaster(beta=1e-3).fit(X, Y, groups=groups, first_update=np.ones(4))
+    monkeypatch.setattr(_fit, "SLICE_ROWS", 77)
+    cut = wfcast.Farcaster(beta=1e-3).fit(X, Y, groups=groups, first_update=np.ones(4))
+    np.testing.assert_allclose(cut.objective_, whole.objective_, rtol=1e-8)
+    bad = Y.copy()
+    bad[900, 1] = np.inf
+    with pytest.raises(wfcast.WfcastError, match=r"Y contains .*: column 1, row 900 \(value inf\)"):
+        wfcast.Farcaster().fit(X, bad)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit"),
+    [
+        ((), 1),
+        ((7,), 3),
+        ((3, 5), 4),
+        ((3, 5), 10),
+        ((1, 1, 9), 2),
+        ((2, 3, 4), 5),
+        ((2, 0), 3),
+        ((4, 4), 99),
+    ],
+)
+def test_blocks_cover_everything_in_order(shape, limit):
+    whole = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    seen = []
+    for index, start, size in blocks(shape, limit):
+        part = whole[index]
+        assert isinstance(part, np.ndarray)
+        assert part.ndim == len(shape)
+        assert part.size == size <= limit
+        np.testing.assert_array_equal(part.ravel(), np.arange(start, start + size))
+        seen.append(size)
+    assert sum(seen) == whole.size
+
+
+def test_failed_or_interrupted_fit_changes_nothing(fitted):
+    X, Y, *_ = exact(3, p=4)
+    before = pickle.dumps(fitted)
+    bad = Y.copy()
+    bad[5, 1] = np.nan
+    with pytest.raises(wfcast.WfcastError):
+        fitted.fit(X, bad)
+    assert pickle.dumps(fitted) == before
+
+    def stop(name, rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted._fit(X, Y, None, None, progress=stop)
+    assert pickle.dumps(fitted) == before
+    fresh = wfcast.Farcaster()
+    with pytest.raises(KeyboardInterrupt):
+        fresh._fit(X, Y, None, None, progress=stop)
+    assert vars(fresh) == vars(wfcast.Farcaster())
+
+
+def test_no_convergence(monkeypatch, fitted):
+    real = _fit._core.Fit
+
+    class Short:
+        def __init__(self, *args, **options):
+            self._fit = real(*args, **options)
+
+        def __getattr__(self, name):
+            return getattr(self._fit, name)
+
+        def result(self):
+            return {**self._fit.result(), "dual_gap": 0.25, "converged": False}
+
+    monkeypatch.setattr(_fit._core, "Fit", Short)
+    before = pickle.dumps(fitted)
+    with pytest.raises(wfcast.ConvergenceError, match=r"gap of 0.25, above tol=1e-09"):
+        fitted.fit(*exact(3)[:2])
+    assert pickle.dumps(fitted) == before
+
+
+def test_rank_deficient_squares_warn():
+    X, Y, *_ = exact()
+    X = np.column_stack([X, X[:, 0] + X[:, 1]])
+    with pytest.warns(wfcast.RankWarning, match="3 columns of rank 2"):
+        f = wfcast.Farcaster(loss="squared_error").fit(X, Y)
+    np.testing.assert_allclose(f.predict(X), Y, atol=1e-9)
+
+
+def test_many_rows_in_a_broadcast_view():
+    """More than 2^31 rows fit in no memory here, but in a view of one row they do."""
+    n = 2**31 + 11
+    X = [np.broadcast_to(np.float32(w), (n,)) for w in (1, 2)]
+    with pytest.raises(wfcast.WfcastError, match=rf"groups has shape \(3,\), expected \({n},\)"):
+        wfcast.Farcaster(beta=1.0).fit(X, X, groups=[0, 0, 0], first_update=[1.0])
+    with pytest.raises(wfcast.WfcastError, match=r"contains NaN or infinity: column 1, row 0"):
+        wfcast.Farcaster().fit([X[0], np.broadcast_to(np.float32(np.nan), (n,))], X)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_rows():
+    n = 2**31 + 11
+    x = np.broadcast_to(np.float32(1.5), (n,))
+    with pytest.warns(wfcast.RankWarning, match="rank 0"):
+        f = wfcast.Farcaster(loss="squared_error").fit([x], [np.broadcast_to(np.float32(3), (n,))])
+    np.testing.assert_array_equal(f.coef_, 0)
+    np.testing.assert_allclose(f.intercept_, 3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_answered_within_a_second():
+    """A fit of a view that would take many seconds more."""
+    x = [np.broadcast_to(np.float32(w), (2**33,)) for w in (1, 2)]
+    f = wfcast.Farcaster(loss="squared_error", n_threads=2)
+    sent = []
+
+    def interrupt():
+        sent.append(time.monotonic())
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(0.5, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        f.fit(x, x)
+    assert time.monotonic() - sent[0] < 1
+    assert vars(f) == vars(wfcast.Farcaster(loss="squared_error", n_threads=2))
+
+
+def test_predict_before_fit():
+    with pytest.raises(NotFittedError):
+        wfcast.Farcaster().predict(np.ones((3, 2)))
+
+
+def test_show_config(capsys):
+    config = wfcast.show_config(mode="dicts")
+    assert config["isa"] in config["available"]
+    assert config["wfcast"] == wfcast.__version__
+    assert wfcast.show_config() is None
+    assert f"isa:        {config['isa']}" in capsys.readouterr().out

@@ -1,0 +1,364 @@
+"""ModelFarcaster: runs in, coefficient sets per tensor, forecasts out, files."""
+
+import doctest
+import json
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from sklearn.exceptions import NotFittedError
+
+import wfcast
+
+STEPS = (0, 1, 2, 3, 5)
+SHAPES = {"embed.weight": (7, 4), "norm.weight": (4,), "head.bias": ()}
+
+
+def make_run(seed, dtype=np.float32, noise=0.01, steps=STEPS):
+    """A run whose weights move along lines, with a counter beside them."""
+    rng = np.random.default_rng(seed)
+    base = {n: rng.normal(size=s) for n, s in SHAPES.items()}
+    drift = {n: rng.normal(size=s) for n, s in SHAPES.items()}
+    return {
+        t: {
+            **{
+                n: np.asarray(base[n] + t * drift[n] + noise * rng.normal(size=s), dtype)
+                for n, s in SHAPES.items()
+            },
+            "counter": np.array(t, np.int64),
+        }
+        for t in steps
+    }
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [make_run(s) for s in range(3)]
+
+
+@pytest.mark.parametrize("by", ["tensor", "all"])
+@pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
+def test_forecasts_lines(runs, by, loss):
+    mf = wfcast.ModelFarcaster(
+        (0, 2), (3, 5), by=by, loss=loss, beta=1e-6 if loss == "absolute_error" else 0.0
+    )
+    assert mf.fit(runs) is mf
+    assert set(mf.coef_) == ({"*"} if by == "all" else set(SHAPES))
+    assert all(c.shape == (2, 2) for c in mf.coef_.values())
+    assert all(0 <= g <= mf.tol for g in mf.dual_gap_.values())
+    new = make_run(9)
+    got = mf.predict(new, step=5)
+    assert list(got) == list(new[0])
+    assert got["counter"] == 2
+    for name, shape in SHAPES.items():
+        assert got[name].dtype == np.float32
+        assert got[name].shape == shape
+    if by == "all":
+        np.testing.assert_allclose(got["embed.weight"], new[5]["embed.weight"], atol=0.2)
+
+
+def test_by_tensor_is_a_farcaster_per_tensor(runs):
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5), beta=1e-3).fit(runs)
+    name = "embed.weight"
+
+    def stack(t):
+        return np.concatenate([r[t][name].ravel() for r in runs])
+
+    norms = [np.abs(r[1][name].astype(float) - r[0][name]).sum() * 2 for r in runs]  # d_m / d_0
+    f = wfcast.Farcaster(beta=1e-3).fit(
+        [stack(0), stack(2)],
+        [stack(3), stack(5)],
+        groups=np.repeat([0, 1, 2], 28),
+        first_update=norms,
+    )
+    np.testing.assert_allclose(mf.coef_[name], f.coef_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(mf.objective_[name], f.objective_, rtol=1e-7)
+
+
+def test_paths_and_mappings_agree(runs, tmp_path):
+    on_disk = []
+    for i, run in enumerate(runs):
+        on_disk.append({t: tmp_path / f"{i}-{t}.safetensors" for t in run})
+        for t, path in on_disk[-1].items():
+            save_file(run[t], path)
+    a = wfcast.ModelFarcaster((0, 2), (3, 5)).fit(runs)
+    b = wfcast.ModelFarcaster((0, 2), (3, 5)).fit(on_disk)
+    assert a.fingerprint() == b.fingerprint()
+    x, y = a.predict(runs[0], 3), b.predict({t: str(p) for t, p in on_disk[0].items()}, 3)
+    for name in x:
+        np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_ready_made_operators():
+    rng = np.random.default_rng(0)
+    w = {t: {"any.name": rng.normal(size=(3, 5))} for t in (0, 10, 40)}
+    stack = np.stack([w[t]["any.name"].ravel() for t in w])
+    keep = wfcast.persistence((0, 10, 40), (80,))
+    np.testing.assert_array_equal(keep.predict(w, 80)["any.name"], w[40]["any.name"])
+    line = wfcast.linear_trend((0, 10, 40), (60, 80)).predict(w, step=80)["any.name"]
+    expected = np.polyval(np.polyfit([0, 10, 40], stack, 1), 80).reshape(3, 5)
+    np.testing.assert_allclose(line, expected, rtol=1e-12)
+    mean = wfcast.average((0, 10, 40)).predict(w)["any.name"]
+    np.testing.assert_allclose(mean, stack.mean(0).reshape(3, 5), rtol=1e-14)
+    assert keep.fingerprint() != wfcast.persistence((0, 10), (80,)).fingerprint()
+
+
+def test_predict_returns_the_kind_that_came_in(runs):
+    torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+    mf = wfcast.linear_trend((0, 2), (5,))
+    run = {
+        t: {
+            "w": torch.full((2, 3), float(t), dtype=torch.bfloat16, requires_grad=True),
+            "n": torch.tensor(t),
+        }
+        for t in (0, 2)
+    }
+    got = mf.predict(run)
+    assert got["w"].dtype == torch.bfloat16
+    assert not got["w"].requires_grad
+    assert got["w"].tolist() == [[5.0] * 3] * 2
+    assert got["n"].item() == 2
+    assert got["n"] is not run[2]["n"]
+
+
+def test_predict_copies_what_it_does_not_forecast():
+    run = {
+        t: {
+            "w": np.ones(3),
+            "ids": np.arange(3),
+            "mask": np.array([True]),
+            "none": np.zeros((0, 4), np.float32),
+        }
+        for t in (0, 1)
+    }
+    got = wfcast.persistence((0, 1), (2,)).predict(run)
+    assert got["none"].shape == (0, 4)
+    got["ids"][0] = 9
+    assert run[1]["ids"][0] == 0
+    assert got["mask"].dtype == bool
+
+
+def test_empty_tensors_are_left_out_of_a_fit():
+    runs = [{t: {"w": np.arange(4.0) * (t + 1), "none": np.zeros((0, 2))} for t in range(4)}]
+    mf = wfcast.ModelFarcaster((0, 1), (2, 3)).fit(runs)
+    assert set(mf.coef_) == {"w"}
+    assert mf.predict(runs[0], 3)["none"].shape == (0, 2)
+
+
+def test_save_and_load(runs, tmp_path):
+    path = tmp_path / "farcaster.safetensors"
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5), tol=1e-8).fit(runs)
+    mf.save(path)
+    back = wfcast.load(path)
+    assert back.get_params() == mf.get_params() | {"inputs": (0, 2), "targets": (3, 5)}
+    assert back.fingerprint() == mf.fingerprint()
+    for name in ("coef_", "intercept_"):
+        for key, value in getattr(mf, name).items():
+            np.testing.assert_array_equal(getattr(back, name)[key], value)
+    assert (back.objective_, back.dual_gap_, back.n_passes_, back.tensors_) == (
+        mf.objective_,
+        mf.dual_gap_,
+        mf.n_passes_,
+        mf.tensors_,
+    )
+    np.testing.assert_array_equal(
+        back.predict(runs[0], 5)["norm.weight"], mf.predict(runs[0], 5)["norm.weight"]
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["farcaster.safetensors"]
+    wfcast.persistence((0, 1), (2,)).save(path)
+    assert wfcast.load(path).predict({0: {"w": np.ones(2)}, 1: {"w": np.zeros(2)}})["w"][0] == 0
+
+
+@pytest.mark.parametrize("module", [wfcast.farcaster, wfcast.model])
+def test_examples_in_the_docs(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_pickle(runs):
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5)).fit(runs)
+    assert pickle.loads(pickle.dumps(mf)).fingerprint() == mf.fingerprint()
+
+
+def rewrite(path, change):
+    """Write the saved forecaster again with other metadata or tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as f:
+        document = json.loads(f.metadata()["wfcast"])
+    tensors = load_file(path)
+    change(document, tensors)
+    save_file(tensors, path, metadata={"wfcast": json.dumps(document)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d.update(version=2), "version 2, this wfcast"),
+        (lambda d, t: d.update(format="other"), "format is 'other'"),
+        (lambda d, t: d.pop("names"), "'names' is missing"),
+        (lambda d, t: d.update(names=["a", "a", "b"]), "distinct"),
+        (lambda d, t: d.update(names=["*", "a", "b"]), "stands beside"),
+        (
+            lambda d, t: d.update(inputs=[0]),
+            r"coef is float64 \[3, 2, 2\], expected float64 \[3, 2, 1\]",
+        ),
+        (lambda d, t: d.update(inputs=[3, 0]), "increasing"),
+        (lambda d, t: t.update(coef=t["coef"].astype(np.float32)), "coef is float32"),
+        (lambda d, t: t.update(coef=t["coef"] * np.nan), "coef contains NaN"),
+        (lambda d, t: t.pop("intercept"), "'intercept' is missing"),
+        (lambda d, t: d["params"].update(evil=1), "unknown parameters"),
+        (lambda d, t: d.update(tensors=[]), "cannot be used"),
+    ],
+)
+def test_load_refuses(runs, tmp_path, change, message):
+    path = tmp_path / "f.safetensors"
+    wfcast.ModelFarcaster((0, 2), (3, 5)).fit(runs).save(path)
+    rewrite(path, change)
+    with pytest.raises(wfcast.CheckpointError, match=message):
+        wfcast.load(path)
+
+
+def test_load_refuses_other_files(tmp_path):
+    with pytest.raises(wfcast.CheckpointError, match="no file"):
+        wfcast.load(tmp_path / "none.safetensors")
+    save_file({"w": np.ones(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(wfcast.CheckpointError, match="holds no forecaster"):
+        wfcast.load(tmp_path / "w.safetensors")
+    (tmp_path / "bad").write_bytes(b"short")
+    with pytest.raises(wfcast.CheckpointError, match="cannot be read"):
+        wfcast.load(tmp_path / "bad")
+
+
+# ---- bad runs ---------------------------------------------------------------------------------
+
+
+def changed(runs, step, **tensors):
+    """The runs, with some tensors of one step of the second one replaced or (None) removed."""
+    checkpoint = {**runs[1][step], **tensors}
+    checkpoint = {k: v for k, v in checkpoint.items() if v is not None}
+    return [runs[0], {**runs[1], step: checkpoint}, *runs[2:]]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda r: r[0], "list of {step: checkpoint}"),
+        (lambda r: [], "runs is empty"),
+        (lambda r: [r[0], 3], "run 1 is a int"),
+        (lambda r: [r[0], {t: r[1][t] for t in (0, 2, 5)}], "run 1 lacks step 3; it has 0, 2, 5"),
+        (lambda r: [{"zero": r[0][0]}], "has the key 'zero'"),
+        (lambda r: [{**r[0], 2: 7}], "run 0, step 2 is a int"),
+        (lambda r: [{**r[0], 2: {}}], "run 0, step 2 holds no tensors"),
+        (lambda r: [{**r[0], 2: "nowhere.safetensors"}], "run 0, step 2: there is no file"),
+        (lambda r: changed(r, 3, extra=np.ones(2)), "only in run 1, step 3: 'extra'"),
+        (lambda r: changed(r, 3, counter=None), "only in run 0, step 0: 'counter'"),
+        (
+            lambda r: changed(r, 5, **{"norm.weight": np.ones(3, np.float32)}),
+            r"'norm.weight' is float32 \[4\] in run 0, step 0, float32 \[3\] in run 1, step 5",
+        ),
+        (
+            lambda r: changed(r, 5, **{"norm.weight": np.ones(4, int)}),
+            r"int64 \[4\] in run 1, step 5",
+        ),
+        (
+            lambda r: changed(r, 3, **{"norm.weight": np.array([1, np.nan, 1, 1], np.float32)}),
+            r"tensor 'norm.weight' of run 1, step 3, row 1 \(value nan\)",
+        ),
+        (
+            lambda r: changed(r, 1, **{"norm.weight": np.array([1, np.inf, 1, 1], np.float32)}),
+            "tensor 'norm.weight' of run 1, step 0, or of run 1, step 1, contains NaN or infinity",
+        ),
+        (lambda r: changed(r, 1, counter=None), "only in run 1, step 0: 'counter'"),
+        (lambda r: [{t: {"w": np.ones(2, complex)} for t in STEPS}], "has dtype complex128"),
+        (lambda r: [{t: {"n": np.ones(2, int)} for t in STEPS}], "no floating tensors"),
+        (lambda r: [{t: {"w": "text"} for t in STEPS}], "tensor 'w' of run 0, step 0 is a str"),
+    ],
+)
+def test_bad_runs(runs, broken, message):
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5)).fit(runs)
+    before = pickle.dumps(mf)
+    with pytest.raises(wfcast.WfcastError, match=message):
+        mf.fit(broken(runs))
+    assert pickle.dumps(mf) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"inputs": ()}, "inputs is empty"),
+        ({"inputs": (2, 0)}, "expected increasing steps"),
+        ({"inputs": (0, 0)}, "without repeats"),
+        ({"inputs": "02"}, "expected a sequence of steps"),
+        ({"inputs": (0, 1.5)}, "expected integer steps"),
+        ({"targets": 3}, "targets is 3"),
+        ({"targets": (3,)}, "single target 3.*pass beta=0"),
+        ({"by": "layer"}, "expected 'tensor' or 'all'"),
+        ({"loss": "huber"}, "loss is 'huber'"),
+        ({"loss": "squared_error"}, "pass beta=0"),
+        ({"beta": -1.0}, "beta is -1.0"),
+        ({"alpha": 1.0}, "pass alpha=0"),
+        ({"n_threads": 0}, "n_threads is 0"),
+    ],
+)
+def test_bad_parameters(runs, params, message):
+    mf = wfcast.ModelFarcaster(**{"inputs": (0, 2), "targets": (3, 5), **params})
+    with pytest.raises(wfcast.WfcastError, match=message):
+        mf.fit(runs)
+    assert not hasattr(mf, "coef_")
+
+
+def test_bad_predictions(runs):
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5))
+    with pytest.raises(NotFittedError):
+        mf.predict(runs[0], 3)
+    mf.fit(runs)
+    with pytest.raises(wfcast.WfcastError, match="step is 4, expected one of the targets 3, 5"):
+        mf.predict(runs[0], 4)
+    with pytest.raises(wfcast.WfcastError, match="step is None"):
+        mf.predict(runs[0])
+    with pytest.raises(wfcast.CheckpointError, match="the run lacks step 2; it has 0"):
+        mf.predict({0: runs[0][0]}, 3)
+    bad = {**runs[0][2], "norm.weight": np.array([1, 1, -np.inf, 1], np.float32)}
+    with pytest.raises(
+        wfcast.WfcastError, match=r"tensor 'norm.weight' of step 2, row 2 \(value -inf\)"
+    ):
+        mf.predict({0: runs[0][0], 2: bad}, 3)
+    loose = mf.predict({0: runs[0][0], 2: bad}, 3, check_finite=False)
+    assert not np.isfinite(loose["norm.weight"][2])
+    assert np.isfinite(loose["norm.weight"][:2]).all()
+    other = {t: {"w": np.ones(2, np.float32)} for t in (0, 2)}
+    with pytest.raises(wfcast.CheckpointError, match=r"only in the fit: 'embed.weight'"):
+        mf.predict(other, 3)
+    run = {t: {"w": np.full(3, 6e4 * t, np.float16)} for t in (0, 1)}
+    with pytest.raises(
+        wfcast.WfcastError, match="overflows float16 in tensor 'w' at step 9, row 0"
+    ):
+        wfcast.linear_trend((0, 1), (9,)).predict(run)
+
+
+def test_other_shapes_than_fitted_are_a_warning(runs):
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5), by="all").fit(runs)
+    with pytest.warns(UserWarning, match="'w' first: the forecast goes beyond"):
+        mf.predict({t: {"w": np.ones(2)} for t in (0, 2)}, 3)
+
+
+def test_operators_refuse_bad_steps():
+    with pytest.raises(wfcast.WfcastError, match="two steps for a line"):
+        wfcast.linear_trend((0,), (5,))
+    with pytest.raises(wfcast.WfcastError, match="targets is empty"):
+        wfcast.persistence((0,), ())
+
+
+def test_progress_and_interrupt(runs):
+    seen = []
+    mf = wfcast.ModelFarcaster((0, 2), (3, 5)).fit(runs, progress=lambda n, r: seen.append((n, r)))
+    assert ("embed.weight", 28) in seen
+    before = pickle.dumps(mf)
+
+    def stop(name, rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mf.fit(runs, progress=stop)
+    assert pickle.dumps(mf) == before

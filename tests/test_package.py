@@ -1,0 +1,119 @@
+"""What the README promises, what the installed package carries, and what is pinned."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import wfcast
+from wfcast import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = Path(wfcast.__file__).parent
+
+
+def marked(name: str) -> str:
+    """The code between the README's markers of this name."""
+    found = re.findall(
+        rf"^<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- /{name} -->$", README, re.S | re.M
+    )
+    assert len(found) == 1, f"README.md marks {name!r} {len(found)} times"
+    return str(found[0])
+
+
+def record_run(seed: int) -> dict[int, dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    w, v = rng.normal(size=(2, 40, 5)).astype(np.float32)
+    return {
+        step: {"layer.weight": w + v * np.float32(np.sqrt(step)), "layer.bias": w[0] - v[0] * step}
+        for step in (0, 500, 1000, 1500)
+    }
+
+
+def test_readme_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = record_run(2)
+    names: dict[str, Any] = {
+        "run_a": record_run(0),
+        "run_b": record_run(1),
+        "w0": run[0],
+        "w500": run[500],
+    }
+    code = marked("notebook")
+    exec(compile(code, "README.md", "exec"), names)
+    error = max(np.abs(names["future"][n] - w).max() for n, w in run[1500].items())
+    assert error < 1e-2
+    assert set(names["other"]) == set(run[0])
+    loaded = wfcast.load("farcaster.safetensors").predict({0: run[0], 500: run[500]}, step=1500)
+    for name, weights in names["future"].items():
+        np.testing.assert_array_equal(loaded[name], weights)
+    statements = [s for s in code.splitlines() if s and not s.startswith("#")]
+    assert len(statements) <= 10
+
+
+@pytest.mark.parametrize("name", ["demo-command", "test-command"])
+def test_readme_commands_are_one_line_each(name: str) -> None:
+    command = marked(name)
+    assert "\n" not in command
+    assert "-c constraints.txt" in command
+
+
+def test_readme_names_what_exists() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_version() -> None:
+    assert importlib.metadata.version("wfcast") == wfcast.__version__
+
+
+def test_type_information_is_installed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "_core.pyi").is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_bundled_openblas_is_the_one_in_use() -> None:
+    library = Path(_core.__file__).parent / "_lib" / "libscipy_openblas.so"
+    if not library.exists():
+        pytest.skip("built with WFCAST_OPENBLAS=system")
+    assert library.with_name("LICENSE.openblas.txt").is_file()
+    assert str(library.resolve()) in Path("/proc/self/maps").read_text()
+
+
+def test_import_is_light() -> None:
+    heavy = ("torch", "transformers", "tokenizers", "matplotlib", "ml_dtypes")
+    code = f"import sys, wfcast; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_constraints_pin_every_requirement() -> None:
+    pins: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")  # nothing but == pins
+            assert canonicalize_name(name) not in pins
+            pins[canonicalize_name(name)] = version
+    project = PROJECT["project"]
+    lists = [PROJECT["build-system"]["requires"], project["dependencies"]]
+    for text in (
+        text for each in (*lists, *project["optional-dependencies"].values()) for text in each
+    ):
+        requirement = Requirement(text)
+        if requirement.name != "wfcast":
+            version = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), text

@@ -1,0 +1,227 @@
+"""A single safetensors file.
+
+Reading: the library checks and parses the header. It gives names in the order of their offsets,
+shapes and dtypes, and refuses gaps and overlaps, so the offsets follow, and every tensor can be
+mapped by itself without a copy, bfloat16 included. Nothing stays open between two tensors.
+
+Writing: the library wants all tensors in memory at once, so the header is written here, and then
+tensor after tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .._columns import Array, Column, empty_bfloat16
+from .._errors import CheckpointError, DtypeError
+from ._atomic import atomic_file
+from ._base import Checkpoint, Tensor
+
+# the format's name of a dtype: torch's name, bits per element
+DTYPES = {
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+    "C64": ("complex64", 64),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F6_E2M3": ("float6_e2m3fn", 6),
+    "F6_E3M2": ("float6_e3m2fn", 6),
+    "F4": ("float4_e2m1fn", 4),
+}
+_CODES = {name: code for code, (name, _) in DTYPES.items()}
+_BITS = dict(DTYPES.values())
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A single safetensors file, mapped tensor by tensor."""
+
+    @staticmethod
+    def recognizes(path: Path) -> bool:
+        """Whether `path` may be such a file."""
+        return path.is_file()
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = f"{what} ({str(path)!r})"
+        try:
+            with open(path, "rb") as file:
+                self._identity = _identity(file)
+                size = os.fstat(file.fileno()).st_size
+            with safe_open(path, framework="numpy") as header:
+                self.metadata = dict(header.metadata() or {})
+                entries = [(name, header.get_slice(name)) for name in header.offset_keys()]
+                described = [(n, tuple(s.get_shape()), str(s.get_dtype())) for n, s in entries]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.what} cannot be read as a safetensors file: {error}"
+            ) from error
+        self.tensors = {}
+        self._spans: dict[str, tuple[int, int]] = {}
+        start = 0
+        for name, shape, code in described:
+            if code not in DTYPES:
+                raise CheckpointError(
+                    f"{self.label(name)} has the dtype {code}, which this "
+                    "version of wfcast does not know"
+                )
+            dtype, bits = DTYPES[code]
+            tensor = Tensor(name, shape, dtype)
+            self.tensors[name] = tensor
+            length = tensor.size * bits // 8
+            self._spans[name] = (start, length)
+            start += length
+        self._base = size - start  # the library allows no gap: the data end with the file
+        if self._base < 8:
+            raise CheckpointError(f"{self.what} changed while its header was read")
+
+    def raw(self, name: str) -> Array:
+        start, length = self._spans[name]
+        if length == 0:
+            return np.empty(0, np.uint8)
+        start += self._base
+        slack = start % mmap.ALLOCATIONGRANULARITY
+        try:
+            with open(self.path, "rb") as file:
+                same = _identity(file) == self._identity
+                mapped = (
+                    mmap.mmap(
+                        file.fileno(), length + slack, access=mmap.ACCESS_READ, offset=start - slack
+                    )
+                    if same
+                    else None
+                )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
+        if mapped is None:
+            raise CheckpointError(f"{self.what} changed while it was being read")
+        return np.frombuffer(mapped, np.uint8, length, slack)
+
+    def column(self, name: str) -> Column:
+        tensor = self.tensors[name]
+        array = self._typed(tensor, "uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
+        return Column(array, tensor.dtype, array)
+
+    def value(self, name: str) -> Any:
+        tensor = self.tensors[name]
+        if tensor.dtype == "bfloat16":
+            fresh = empty_bfloat16(tensor.shape, self.label(name))
+            bits = (
+                np.asarray(fresh).view(np.uint16)
+                if isinstance(fresh, np.ndarray)
+                else _torch_bits(fresh)
+            )
+            bits[...] = self._typed(tensor, "uint16")
+            return fresh
+        try:
+            np.dtype(tensor.dtype)
+        except TypeError:
+            raise DtypeError(
+                f"{self.label(name)} has dtype {tensor.dtype}, which NumPy does not have"
+            ) from None
+        return self._typed(tensor, tensor.dtype).copy()
+
+    def _typed(self, tensor: Tensor, dtype: str) -> Array:
+        # a span may start at any byte: frombuffer then gives a misaligned array, which is fine
+        kind = np.dtype(dtype).newbyteorder("<")
+        return self.raw(tensor.name).view(kind).reshape(tensor.shape)
+
+
+def _torch_bits(tensor: Any) -> Array:
+    import torch
+
+    bits: Array = tensor.view(torch.int16).numpy().view(np.uint16)
+    return bits
+
+
+def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
+    s = os.fstat(file.fileno())
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
+
+class SafetensorsWriter:
+    """Writes a single safetensors file tensor by tensor, in constant memory.
+
+    Parameters
+    ----------
+    target : Path
+        It appears when the ``with`` block ends without an error, and is untouched otherwise.
+    tensors : iterable of Tensor
+    metadata : mapping of str to str
+    """
+
+    def __init__(
+        self, target: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        # the order that the library writes: wide dtypes first, so that every tensor is aligned
+        self._tensors = sorted(tensors, key=lambda t: (-_BITS[t.dtype], t.name))
+        self.order = tuple(t.name for t in self._tensors)
+        self.target = target
+        self._header = _header(self._tensors, metadata)
+        self._remaining: Iterator[Tensor] = iter(self._tensors)
+        self._atomic: AbstractContextManager[BinaryIO] = atomic_file(target)
+
+    def __enter__(self) -> SafetensorsWriter:
+        self._file = self._atomic.__enter__()
+        try:
+            self._file.write(self._header)
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def write(self, name: str, pieces: Iterable[Array]) -> None:
+        """Write the tensor whose turn it is: C-contiguous pieces in C order."""
+        tensor = next(self._remaining)
+        assert tensor.name == name, "tensors are written in `order`"
+        written = 0
+        for piece in pieces:
+            written += self._file.write(piece.reshape(-1).view(np.uint8).data)
+        assert written == tensor.size * _BITS[tensor.dtype] // 8
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        left = next(self._remaining, None)
+        if kind is None and left is not None:
+            value = AssertionError(f"tensor {left.name!r} was not written")
+            self._atomic.__exit__(type(value), value, None)
+            raise value
+        self._atomic.__exit__(kind, value, trace)
+
+
+def _header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    start = 0
+    for tensor in tensors:
+        stop = start + tensor.size * _BITS[tensor.dtype] // 8
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
