@@ -305,6 +305,16 @@ def test_nan_in_place_changes_nothing():
     np.testing.assert_array_equal(columns, before)
 
 
+def test_overflow_in_place_changes_nothing():
+    f = wfcast.Farcaster().fit(X, X * [1, 64])
+    columns = [np.ones(9, np.float16), np.ones(9, np.float16)]
+    columns[1][8] = 6e4
+    before = [c.copy() for c in columns]
+    with pytest.raises(wfcast.WfcastError, match="overflows float16 in target 1, row 8"):
+        f.predict(columns, out=columns)
+    np.testing.assert_array_equal(columns, before)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_overflow(dtype):
     # ml_dtypes is an extra: wfcast itself does without

@@ -206,6 +206,15 @@ def test_verdict_follows_the_numbers() -> None:
     assert "4 steps ahead: the jump wins" in second
 
 
+def test_steps_ahead() -> None:
+    from wfcast.demo.jump import _steps_ahead
+
+    slow, fast = [(0, 4.0), (10, 3.0), (20, 2.0)], [(0, 4.5), (10, 2.5), (20, 1.5)]
+    assert _steps_ahead(fast, slow) == pytest.approx(5.0)
+    assert _steps_ahead(slow, fast) == pytest.approx(-5.0)
+    assert _steps_ahead(slow, slow) == 0.0
+
+
 def trainer(seed: int = 0) -> Any:
     from wfcast.demo.text import build_corpus
     from wfcast.demo.train import SIZES, Trainer

@@ -144,15 +144,9 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
         x = acquire(X, "X")
         y = acquire(Y, "Y", flat=True)
         if x.shape != y.shape:
+            hint = "" if y.matrix is None or len(x.shape) < 2 else "; pass N-d targets as a list"
             raise WfcastError(
-                f"X has {shape_text(x)}, Y has {shape_text(y)}: expected the same"
-                + (
-                    ""
-                    if y.matrix is None
-                    else "; targets that come as N-d arrays are passed as a list of them"
-                    if len(x.shape) > 1
-                    else ""
-                )
+                f"X has {shape_text(x)}, Y has {shape_text(y)}: expected the same{hint}"
             )
         p, m = len(x.columns), len(y.columns)
         ids, norms = None, None

@@ -14,7 +14,7 @@ import numpy as np
 from ._columns import Array, blocks
 from ._fit import Progress
 from ._version import __version__
-from .checkpoint import SafetensorsCheckpoint, SafetensorsWriter
+from .checkpoint import FileCheckpoint, create_checkpoint
 from .model import ModelFarcaster, Plan
 
 BLOCK_ROWS = 1 << 23
@@ -86,7 +86,7 @@ def forecast_checkpoint(
     latest = plan.latest
     metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(mf, plan))}
     forecast = {t.name for t in plan.forecast}
-    with SafetensorsWriter(Path(out), latest.tensors.values(), metadata) as writer:
+    with create_checkpoint(Path(out), latest.tensors.values(), metadata) as writer:
         for name in writer.order:
             if name in forecast:
                 writer.write(name, _blocks(mf, plan, name, check_finite, progress))
@@ -112,7 +112,7 @@ def _blocks(
 
 def _provenance(mf: ModelFarcaster, plan: Plan) -> dict[str, Any]:
     files = {
-        step: "/".join(c.path.parts[-2:]) if isinstance(c, SafetensorsCheckpoint) else None
+        step: "/".join(c.path.parts[-2:]) if isinstance(c, FileCheckpoint) else None
         for step, c in plan.inputs.items()
     }
     return {

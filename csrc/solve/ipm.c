@@ -11,21 +11,25 @@ enum { MOST_ITERATIONS = 120, PATIENCE = 12, SMALL_Q = 12 };
 
 /* -- products with the rows ---------------------------------------------------------------------------------- */
 
+/* Two parts are held as z_1 and z_0 - z_1: where the hinge presses the difference to zero, its large weights then stay
+ * in a block of their own and drown nothing. */
 void wf_ipm_unknowns(const wf_ipm_state *s, int kind, const double *z, double *v)
 {
+    const int two = s->problem->parts == 2;
     for (int k = 0; k < s->q; k++) {
-        v[k] = kind == 0 ? z[k] : kind == 1 ? z[s->q + k] : z[k] - z[s->q + k];
+        v[k] = (kind != 2 ? z[k] : 0) + (two && kind != 1 ? z[s->q + k] : 0);
     }
 }
 
 void wf_ipm_scatter(const wf_ipm_state *s, int kind, const double *v, double *z)
 {
+    const int two = s->problem->parts == 2;
     for (int k = 0; k < s->q; k++) {
-        if (kind != 1) {
+        if (kind != 2) {
             z[k] += v[k];
         }
-        if (kind != 0) {
-            z[s->q + k] += kind == 1 ? v[k] : -v[k];
+        if (two && kind != 1) {
+            z[s->q + k] += v[k];
         }
     }
 }
@@ -80,15 +84,15 @@ static void scatter_gram(wf_ipm_state *s, int kind, const double *gram)
     for (int k = 0; k < q; k++) {
         for (int l = 0; l < q; l++) {
             const double value = l <= k ? gram[l * q + k] : gram[k * q + l];
-            if (kind != 1) {
+            if (kind != 2) {
                 s->M[l * Q + k] += value;
             }
-            if (kind != 0) {
+            if (Q > q && kind != 1) {
                 s->M[(q + l) * Q + q + k] += value;
             }
-            if (kind == 2) {
-                s->M[l * Q + q + k] -= value;
-                s->M[(q + l) * Q + k] -= value;
+            if (Q > q && kind == 0) {
+                s->M[l * Q + q + k] += value;
+                s->M[(q + l) * Q + k] += value;
             }
         }
     }
@@ -415,7 +419,7 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
             return WF_OK;
         }
         const double ratio = fmax(after, 0) / products;
-        const double target = ratio * ratio * ratio * products / pairs;
+        const double target = fmax(ratio * ratio * ratio, 1e-4) * products / pairs; /* steps leave 1e-3 anyway */
         assemble(s, target, 1, 0, room);
         memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
         wf_ipm_backsolve(s, s->dz);
@@ -495,7 +499,10 @@ static void start(wf_ipm_state *s, double *room)
     s->noise = problem->noise / s->scale;
     for (int k = 0; k < s->Q; k++) {
         s->z[k] /= s->scale;
-        s->g[k] = problem->g ? problem->g[k] : 0;
+        s->g[k] = 0;
+    }
+    for (int part = 0; part < problem->parts && problem->g; part++) {
+        wf_ipm_scatter(s, part, problem->g + part * s->q, s->g);
     }
     wf_hinges *h = &s->hinge;
     for (ptrdiff_t j = 0; j < h->n; j++) {
@@ -548,7 +555,7 @@ static wf_status allocate(wf_ipm_state *s, double **room)
     }
     rows += problem->difference.n;
     const ptrdiff_t room_size = q * q + 3 * q + (4 + (q > SMALL_Q ? q : 1)) * WF_IPM_CHUNK;
-    const ptrdiff_t size = 11 * rows + (14 + 2 * q) * S + 5 * Q + 2 * Q * Q + room_size;
+    const ptrdiff_t size = 11 * rows + (14 + 2 * q) * S + 6 * Q + 3 * Q * Q + room_size;
     s->arena = calloc((size_t)size, sizeof *s->arena);
     if (!s->arena) {
         return WF_NO_MEMORY;
@@ -588,6 +595,8 @@ static wf_status allocate(wf_ipm_state *s, double **room)
     s->rhs = take(&at, Q);
     s->M = take(&at, Q * Q);
     s->factor = take(&at, Q * Q);
+    s->basis = take(&at, Q * Q);
+    s->basis_size = take(&at, Q);
     *room = take(&at, room_size);
     return WF_OK;
 }
@@ -618,10 +627,14 @@ wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context
     if (!s.Q) { /* nothing to choose */
         result->bound = result->primal;
     }
+    for (int part = 0; part < problem->parts; part++) {
+        wf_ipm_unknowns(&s, part, s.z, result->z + part * s.q);
+    }
     for (int k = 0; k < s.Q; k++) {
-        result->z[k] = s.z[k] * s.scale;
+        result->z[k] *= s.scale;
     }
 done:
+    free(s.basis_row);
     free(s.arena);
     return status;
 }

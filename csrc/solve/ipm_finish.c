@@ -45,7 +45,7 @@ double wf_ipm_primal(const wf_ipm_state *s, const double *z)
     for (ptrdiff_t j = 0; j < h->n; j++) {
         double excess = h->total[j] - h->c[j];
         for (int k = 0; k < s->q; k++) {
-            excess += h->u[j * s->q + k] * (z[k] - z[s->q + k]);
+            excess += h->u[j * s->q + k] * z[s->q + k]; /* the difference: see wf_ipm_unknowns */
         }
         value += s->problem->eta * fmax(excess, 0);
     }
@@ -104,10 +104,77 @@ static double doubt(const wf_ipm_state *s, double primal)
     return total;
 }
 
-double wf_ipm_bound(wf_ipm_state *s, double primal)
+/* Spreads what is missing over the rows whose multipliers have room, as the last Newton matrix weighs them. */
+static void rebalance_all(wf_ipm_state *s)
 {
     wf_hinges *h = &s->hinge;
     const int q = s->q;
+    double t[WF_IPM_CHUNK], v[q];
+    for (int k = 0; k < s->Q; k++) {
+        s->dz[k] = -s->zeta[k];
+    }
+    wf_ipm_backsolve(s, s->dz);
+    if (h->n) {
+        wf_ipm_unknowns(s, 2, s->dz, v);
+    }
+    for (ptrdiff_t j = 0; j < h->n; j++) {
+        double moved = 0;
+        for (int k = 0; k < q; k++) {
+            moved += s->uhat[j * q + k] * v[k];
+        }
+        h->dlambda[j] = moved / h->omega[j];
+        h->dt[j] += h->dlambda[j];
+    }
+    for (int blk = 0; blk < s->n_blocks; blk++) {
+        const wf_block *b = &s->block[blk];
+        wf_ipm_unknowns(s, b->kind, s->dz, v);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            wf_ipm_times(s, b, i0, n, v, t);
+            for (ptrdiff_t i = i0; i < i0 + n; i++) {
+                const double alpha = b->rp[i] / b->sp[i], gamma = b->rm[i] / b->sm[i];
+                const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
+                const double change = (t[i - i0] + (alpha - gamma) * dlambda) / (alpha + gamma);
+                b->da[i] += isfinite(change) ? change : 0;
+            }
+        }
+    }
+}
+
+/* Puts what is missing on the rows of the basis alone: exact, where the basis is the optimum's. */
+static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
+{
+    wf_hinges *h = &s->hinge;
+    const int Q = s->Q, one = 1;
+    for (int k = 0; k < Q; k++) {
+        s->dz[k] = -s->zeta[k];
+        for (int l = 0; l < Q; l++) {
+            matrix[k * Q + l] = s->basis[l * Q + k];
+        }
+    }
+    int info;
+    WF_BLAS(dgesv_)(&Q, &one, matrix, &Q, pivots, s->dz, &Q, &info);
+    for (int k = 0; k < Q && info == 0; k++) {
+        const double change = s->dz[k] / s->basis_size[k];
+        const wf_candidate *row = &s->basis_row[k];
+        if (row->block >= 0) {
+            s->block[row->block].da[row->index] += change;
+            continue;
+        }
+        h->dt[row->index] += change;
+        const wf_block *b = &s->block[s->n_blocks - 1]; /* its rows' multipliers are at its own */
+        for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
+            if (b->group[i] == row->index) {
+                b->da[i] += b->rp[i] > b->rm[i] ? change : -change;
+            }
+        }
+    }
+}
+
+double wf_ipm_bound(wf_ipm_state *s, double primal)
+{
+    enum { ROUNDS = 4, BASIS_ROUNDS = 2 };
+    wf_hinges *h = &s->hinge;
     for (ptrdiff_t j = 0; j < h->n; j++) {
         h->dt[j] = h->lambda[j];
     }
@@ -117,56 +184,29 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
             b->da[i] = 0.5 * (b->sm[i] - b->sp[i]);
         }
     }
-    double best = -INFINITY, t[WF_IPM_CHUNK], v[q > 0 ? q : 1];
-    for (int round = 0; round < 4; round++) {
+    double best = -INFINITY;
+    double *matrix = s->basis_row ? malloc((size_t)(s->Q * s->Q) * sizeof *matrix) : NULL;
+    int *pivots = s->basis_row ? malloc((size_t)s->Q * sizeof *pivots) : NULL;
+    const int rounds = ROUNDS - 1 + (matrix && pivots ? BASIS_ROUNDS : 0); /* without them the bound is just less tight */
+    for (int round = 0; round <= rounds; round++) {
         const double value = balance(s);
         best = fmax(best, value - doubt(s, primal));
-        /* Spread what is missing over the rows whose multipliers have room, as the last Newton matrix weighs them. */
-        for (int k = 0; k < s->Q; k++) {
-            s->dz[k] = -s->zeta[k];
-        }
-        wf_ipm_backsolve(s, s->dz);
-        if (h->n) {
-            wf_ipm_unknowns(s, 2, s->dz, v);
-            for (ptrdiff_t j = 0; j < h->n; j++) {
-                double moved = 0;
-                for (int k = 0; k < q; k++) {
-                    moved += s->uhat[j * q + k] * v[k];
-                }
-                h->dlambda[j] = moved / h->omega[j];
-                h->dt[j] += h->dlambda[j];
-            }
-        }
-        for (int blk = 0; blk < s->n_blocks; blk++) {
-            const wf_block *b = &s->block[blk];
-            wf_ipm_unknowns(s, b->kind, s->dz, v);
-            for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
-                const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
-                wf_ipm_times(s, b, i0, n, v, t);
-                for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                    const double alpha = b->rp[i] / b->sp[i], gamma = b->rm[i] / b->sm[i];
-                    const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
-                    b->da[i] += (t[i - i0] + (alpha - gamma) * dlambda) / (alpha + gamma);
-                }
-            }
+        if (round < ROUNDS - 1) {
+            rebalance_all(s);
+        } else if (round < rounds) {
+            rebalance_basis(s, matrix, pivots);
         }
     }
+    free(matrix);
+    free(pivots);
     return best;
 }
 
 /* -- the vertex ---------------------------------------------------------------------------------------------- */
 
-/* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on both sides, the
- * likelier. */
-typedef struct {
-    double room;
-    int block;      /* -1: a hinge */
-    ptrdiff_t index;
-} candidate;
-
 static int by_room(const void *left, const void *right)
 {
-    const candidate *a = left, *b = right;
+    const wf_candidate *a = left, *b = right;
     if (a->room != b->room) {
         return a->room < b->room ? 1 : -1;
     }
@@ -177,7 +217,7 @@ static int by_room(const void *left, const void *right)
 }
 
 /* Keeps the `most` roomiest in a heap with the least roomy on top. */
-static void offer(candidate *heap, ptrdiff_t *count, ptrdiff_t most, candidate one)
+static void offer(wf_candidate *heap, ptrdiff_t *count, ptrdiff_t most, wf_candidate one)
 {
     ptrdiff_t at;
     if (*count < most) {
@@ -210,7 +250,7 @@ static void offer(candidate *heap, ptrdiff_t *count, ptrdiff_t most, candidate o
 }
 
 /* The equation of a candidate over all unknowns; returns its right side. */
-static double equation(const wf_ipm_state *s, const candidate *one, double *row)
+static double equation(const wf_ipm_state *s, const wf_candidate *one, double *row)
 {
     const int q = s->q;
     double part[q];
@@ -240,22 +280,27 @@ static double equation(const wf_ipm_state *s, const candidate *one, double *row)
     return right;
 }
 
-static ptrdiff_t collect(const wf_ipm_state *s, candidate *heap, ptrdiff_t most)
+/* The roomiest `most` of every block and of the hinges: one kind alone may fill any list and yet not span the space. */
+static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t most)
 {
-    ptrdiff_t count = 0;
+    ptrdiff_t total = 0;
     const wf_hinges *h = &s->hinge;
     for (int blk = 0; blk < s->n_blocks; blk++) {
         const wf_block *b = &s->block[blk];
+        ptrdiff_t count = 0;
         for (ptrdiff_t i = 0; i < b->n; i++) {
             const double limit = b->kind == 2 ? h->lambda[b->group[i]] : 1;
-            offer(heap, &count, most, (candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
+            offer(list + total, &count, most, (wf_candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
         }
+        total += count;
     }
+    ptrdiff_t count = 0;
     for (ptrdiff_t j = 0; j < h->n; j++) {
-        offer(heap, &count, most, (candidate){2 * fmin(h->lambda[j], h->rest[j]) / s->problem->eta, -1, j});
+        offer(list + total, &count, most, (wf_candidate){2 * fmin(h->lambda[j], h->rest[j]) / s->problem->eta, -1, j});
     }
-    qsort(heap, (size_t)count, sizeof *heap, by_room);
-    return count;
+    total += count;
+    qsort(list, (size_t)total, sizeof *list, by_room);
+    return total;
 }
 
 wf_status wf_ipm_polish(wf_ipm_state *s)
@@ -263,7 +308,7 @@ wf_status wf_ipm_polish(wf_ipm_state *s)
     const int Q = s->Q;
     const ptrdiff_t most = 8 * Q + 64;
     wf_status status = WF_NO_MEMORY;
-    candidate *heap = malloc((size_t)most * sizeof *heap);
+    wf_candidate *heap = malloc((size_t)(4 * most) * sizeof *heap);
     double *basis = malloc((size_t)(2 * Q * Q + 3 * Q) * sizeof *basis);
     int *pivots = malloc((size_t)Q * sizeof *pivots);
     if (!heap || !basis || !pivots) {
@@ -301,11 +346,15 @@ wf_status wf_ipm_polish(wf_ipm_state *s)
             basis[chosen * Q + k] = rest[k] / sqrt(after);
             matrix[k * Q + chosen] = row[k] / sqrt(before);
         }
+        s->basis_size[chosen] = sqrt(before);
+        heap[chosen] = heap[i];
         vertex[chosen++] = right / sqrt(before);
     }
     if (chosen < Q) {
         goto done;
     }
+    memcpy(s->basis, matrix, (size_t)(Q * Q) * sizeof *matrix);
+    s->basis_row = heap;
     const int one = 1;
     int info;
     WF_BLAS(dgesv_)(&Q, &one, matrix, &Q, pivots, vertex, &Q, &info);
@@ -313,7 +362,9 @@ wf_status wf_ipm_polish(wf_ipm_state *s)
         memcpy(s->z, vertex, (size_t)Q * sizeof *vertex);
     }
 done:
-    free(heap);
+    if (heap != s->basis_row) {
+        free(heap);
+    }
     free(basis);
     free(pivots);
     return status;

@@ -32,6 +32,14 @@ typedef struct {
     double *u;                        /* n x q */
 } wf_hinges;
 
+/* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on both sides, the
+ * likelier. */
+typedef struct {
+    double room;
+    int block;      /* -1: a hinge */
+    ptrdiff_t index;
+} wf_candidate;
+
 typedef struct {
     const wf_ipm *problem;
     int q, Q; /* Q = parts * q */
@@ -44,6 +52,9 @@ typedef struct {
     double *z, *dz, *g, *zeta, *rhs;
     double *M, *factor;
     double *uhat; /* n_groups x q */
+    wf_candidate *basis_row; /* Q equations that determine the vertex, or NULL */
+    double *basis;           /* Q x Q, column-major: the equations, each divided by its size */
+    double *basis_size;      /* Q */
     double *arena;
 } wf_ipm_state;
 

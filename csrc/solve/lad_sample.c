@@ -165,11 +165,76 @@ static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
     }
 }
 
+/* What solving a unit on the sample works with. */
+typedef struct {
+    wf_unit *unit;
+    const double *u;    /* n x rank: whitened sample */
+    const double *zero; /* n */
+    const double *c;    /* n_groups: first updates, scaled to the sample */
+    double *z;          /* parts x rank */
+    double *total;      /* n_groups: sums of |difference| at the centre */
+    double *room;
+} sample_problem;
+
+/* Parts `first` to `first + parts` of the unit, with the hinge where both are there; adds the solution to the centre. */
+static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, int first, int parts, double *bound,
+                             int (*stop)(void *), void *context)
+{
+    const wf_lad *s = fit->lad;
+    wf_unit *unit = sample->unit;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample, S = parts == 2 ? fit->options.n_groups : 0;
+    wf_ipm problem = {.parts = parts, .q = s->rank, .group = s->sample_group, .n_groups = S, .c = sample->c};
+    for (int part = 0; part < parts; part++) {
+        const double *y = s->sample + (p + unit->target + first + part) * n;
+        problem.part[part] = (wf_rows){n, sample->u, y};
+    }
+    problem.difference = (wf_rows){S ? n : 0, sample->u, sample->zero};
+    problem.eta = s->eta;
+    problem.tol = s->stride == 1 ? fit->options.tol : 1e-6;
+    problem.noise = wf_unit_noise(fit, unit, unit->centre);
+    problem.polish = 1;
+    wf_ipm_result result = {.z = sample->z};
+    const wf_status status = wf_ipm_solve(&problem, stop, context, &result);
+    for (int part = 0; part < parts && status == WF_OK; part++) {
+        double *b = unit->centre + (first + part) * (p + 1);
+        memset(b, 0, (size_t)(p + 1) * sizeof *b);
+        wf_lad_unwhiten(fit, sample->z + part * s->rank, b);
+    }
+    *bound += result.bound;
+    return status;
+}
+
+/* Each part alone, which is the optimum if it leaves every hinge slack; else both. Value at the centre, and bound. */
+static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, double *value, double *bound,
+                              int (*stop)(void *), void *context)
+{
+    wf_unit *unit = sample->unit;
+    wf_status status = WF_OK;
+    *bound = 0;
+    for (int part = 0; part < unit->parts && status == WF_OK; part++) {
+        status = solve_parts(fit, sample, part, 1, bound, stop, context);
+    }
+    for (int joint = 0; joint < unit->parts && status == WF_OK; joint++) {
+        *value = value_at(fit, unit, unit->centre, sample->total, sample->room);
+        double excess = 0;
+        for (ptrdiff_t j = 0; unit->parts == 2 && j < fit->options.n_groups; j++) {
+            excess += fmax(sample->total[j] - sample->c[j], 0);
+            unit->watched |= sample->total[j] > 0.5 * sample->c[j];
+        }
+        *value += fit->lad->eta * excess;
+        if (joint || !(excess > 0)) {
+            break;
+        }
+        *bound = 0;
+        status = solve_parts(fit, sample, 0, unit->parts, bound, stop, context);
+    }
+    return status;
+}
+
 wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
 {
     const wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p, n = s->n_sample, rank = s->rank;
-    const ptrdiff_t S = unit->parts == 2 ? fit->options.n_groups : 0;
+    const ptrdiff_t p = fit->options.p, n = s->n_sample, rank = s->rank, S = fit->options.n_groups;
     const double share = (double)n / (double)fit->options.n_rows;
     const double *x[p > 0 ? p : 1];
     wf_status status = WF_NO_MEMORY;
@@ -178,8 +243,7 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
     if (!u || !z) {
         goto done;
     }
-    double *zero = u + rank * n, *r = zero + n;
-    double *c = z + unit->parts * rank + 1, *total = c + S, *room = total + S;
+    double *zero = u + rank * n, *r = zero + n, *c = z + unit->parts * rank + 1;
     for (ptrdiff_t k = 0; k < p; k++) {
         x[k] = s->sample + k * n;
     }
@@ -188,34 +252,17 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
     for (ptrdiff_t j = 0; j < S; j++) {
         c[j] = fit->options.first_update[j] * share;
     }
-    wf_ipm problem = {.parts = unit->parts, .q = rank, .group = s->sample_group, .n_groups = S, .c = c};
-    for (int part = 0; part < unit->parts; part++) {
-        problem.part[part] = (wf_rows){n, u, s->sample + (p + unit->target + part) * n};
-    }
-    problem.difference = (wf_rows){S ? n : 0, u, zero};
-    problem.eta = s->eta;
-    problem.tol = s->stride == 1 ? fit->options.tol : 1e-6;
-    problem.noise = wf_unit_noise(fit, unit, unit->centre);
-    problem.polish = 1;
-    wf_ipm_result result = {.z = z};
-    status = wf_ipm_solve(&problem, stop, context, &result);
+    const sample_problem sample = {unit, u, zero, c, z, c + S, c + 2 * S};
+    double value = 0, bound = 0;
+    status = solve_sample(fit, &sample, &value, &bound, stop, context);
     if (status != WF_OK) {
         goto done;
     }
-    for (int part = 0; part < unit->parts; part++) {
-        wf_lad_unwhiten(fit, z + part * rank, unit->centre + part * (p + 1));
-    }
     unit->noise = wf_unit_noise(fit, unit, unit->centre);
-    const double fitted = value_at(fit, unit, unit->centre, total, room);
-    double hinge = 0;
-    for (ptrdiff_t j = 0; j < S; j++) {
-        hinge += fmax(total[j] - c[j], 0);
-        unit->watched |= total[j] > 0.5 * c[j];
-    }
     if (s->stride == 1) {
         memcpy(unit->best, unit->centre, (size_t)(unit->parts * (p + 1)) * sizeof *unit->best);
-        unit->value = fitted + s->eta * hinge;
-        unit->bound = result.bound;
+        unit->value = value;
+        unit->bound = bound;
         unit->state = WF_UNIT_DONE;
     } else {
         widths(fit, unit, u, r);

@@ -1,33 +1,36 @@
 """Checkpoints: names -> tensors, read lazily and written safely. No forecasting here.
 
-A format is one module with a reader (a `Checkpoint`) and, where wfcast writes it, a writer (a
-`CheckpointWriter`). `open_checkpoint` finds the reader by looking at what is there. To add a
-format: write its module, and add its reader to `_READERS`.
+A format is one module with a reader (a `FileCheckpoint`) and, where wfcast writes it, a writer (a
+`CheckpointWriter`). To add one, write its module, put its reader into `_READERS`, from which
+`open_checkpoint` takes the first that recognizes what is there, and choose its writer in
+`create_checkpoint`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._errors import CheckpointError, DtypeError
-from ._base import Checkpoint, CheckpointWriter, MappingCheckpoint, Tensor, role
+from ._base import Checkpoint, CheckpointWriter, FileCheckpoint, MappingCheckpoint, Tensor, role
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
 
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "FileCheckpoint",
     "MappingCheckpoint",
     "SafetensorsCheckpoint",
     "SafetensorsWriter",
     "Tensor",
+    "create_checkpoint",
     "open_checkpoint",
     "role",
 ]
 
-_READERS: tuple[type[SafetensorsCheckpoint], ...] = (SafetensorsCheckpoint,)
+_READERS: tuple[type[FileCheckpoint], ...] = (SafetensorsCheckpoint,)
 
 
 def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
@@ -62,3 +65,19 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
             return reader(path, what)
     kind = "a folder" if path.is_dir() else "no regular file"
     raise CheckpointError(f"{what}: {str(path)!r} is {kind}, expected a .safetensors file")
+
+
+def create_checkpoint(
+    target: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]
+) -> CheckpointWriter:
+    """A writer for `target`, which appears when the writer's ``with`` block ends without an error.
+
+    Parameters
+    ----------
+    target : Path
+        A single safetensors file, in a folder that is there.
+    tensors : iterable of Tensor
+        What will be written, in any order; the writer's `order` says in which.
+    metadata : mapping of str to str
+    """
+    return SafetensorsWriter(target, tensors, metadata)

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +71,26 @@ class Checkpoint(ABC):
         return f"tensor {name!r} of {self.what}"
 
 
+class FileCheckpoint(Checkpoint):
+    """A checkpoint on disk, opened as ``Reader(path, what)``.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    path: Path
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = f"{what} ({str(path)!r})"
+
+    @staticmethod
+    @abstractmethod
+    def recognizes(path: Path) -> bool:
+        """Whether `path`, which exists, may be a checkpoint of this format."""
+
+
 class CheckpointWriter(Protocol):
     """Writes tensors one after the other; the target appears complete or not at all."""
 
@@ -78,7 +99,7 @@ class CheckpointWriter(Protocol):
 
     def __enter__(self) -> CheckpointWriter: ...
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None: ...
 
     def write(self, name: str, pieces: Iterable[Array]) -> None:
         """Write one tensor: C-contiguous pieces that follow each other in C order."""

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from .._columns import Array, Column, empty_bfloat16
 from .._errors import CheckpointError, DtypeError
 from ._atomic import atomic_file
-from ._base import Checkpoint, Tensor
+from ._base import FileCheckpoint, Tensor
 
 # the format's name of a dtype: torch's name, bits per element
 DTYPES = {
@@ -56,17 +56,15 @@ _CODES = {name: code for code, (name, _) in DTYPES.items()}
 _BITS = dict(DTYPES.values())
 
 
-class SafetensorsCheckpoint(Checkpoint):
+class SafetensorsCheckpoint(FileCheckpoint):
     """A single safetensors file, mapped tensor by tensor."""
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        """Whether `path` may be such a file."""
         return path.is_file()
 
     def __init__(self, path: Path, what: str) -> None:
-        self.path = path
-        self.what = f"{what} ({str(path)!r})"
+        super().__init__(path, what)
         try:
             with open(path, "rb") as file:
                 self._identity = _identity(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import time
 from pathlib import Path
 from typing import Any
@@ -52,24 +51,25 @@ def jump(trainer: Trainer, fresh: Run, forecast: Path, state: dict[str, Any]) ->
         "below_since": below,
         "final_difference": later[-1],
         "mean_difference": sum(later) / len(later),
-        "steps_ahead": _steps_ahead(jumped[-1], fresh.curve),
+        "steps_ahead": _steps_ahead(jumped, plain),
         "seconds": time.perf_counter() - begun,
     }
 
 
-def _steps_ahead(end: tuple[int, float], curve: list[tuple[int, float]]) -> float | None:
-    """How many steps sooner the jumped run got to its last loss; None if the other never did.
+def _steps_ahead(jumped: list[tuple[int, float]], plain: list[tuple[int, float]]) -> float:
+    """How many steps sooner the run that ends better got to the other one's last loss.
 
-    The other run's curve is made falling (the lowest loss so far) and read off linearly. Negative:
-    the jumped run got there later.
+    Positive where that is the jumped run, negative where it is the other one.
     """
-    step, loss = end
-    best: list[tuple[float, int]] = []
-    for s, value in curve:
-        if not best or value < best[-1][0]:
-            best.append((value, s))
-    k = bisect.bisect_left([-value for value, _ in best], -loss)
-    if k == len(best) or k == 0:
-        return None
-    (v0, s0), (v1, s1) = best[k - 1], best[k]
-    return s0 + (s1 - s0) * (v0 - loss) / (v0 - v1) - step
+    until = jumped[-1][0]
+    if jumped[-1][1] <= plain[-1][1]:
+        return until - _reaches(jumped, plain[-1][1])
+    return _reaches(plain, jumped[-1][1]) - until
+
+
+def _reaches(curve: list[tuple[int, float]], loss: float) -> float:
+    """The step from which on a curve, read linearly, stays at or below `loss`, its end included."""
+    for (s0, v0), (s1, v1) in zip(curve[-2::-1], curve[:0:-1], strict=True):
+        if v0 > loss:
+            return s0 + (s1 - s0) * (v0 - loss) / (v0 - v1)
+    return curve[0][0]

@@ -22,7 +22,7 @@ _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind text 
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw the four panels of `report` into a PNG; it appears complete or not at all."""
-    figure = Figure(figsize=(12.5, 9.0))
+    figure = Figure(figsize=(12.5, 9.4))
     figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
     FigureCanvasAgg(figure)
     (by_horizon, by_kind), (curves, difference) = figure.subplots(2, 2)
@@ -58,12 +58,13 @@ def _horizons(axes: Axes, report: dict[str, Any]) -> None:
         change = [100 * (h["methods"][method]["error"]["relative"] - 1) for h in horizons]
         axes.plot(ahead, change, marker=marker, color=colour, label=method)
         for x, y in zip(ahead, change, strict=True):
-            axes.annotate(f"{y:+.1f}%", (x, y), xytext=(0, 8 if method == "line" else -14),
-                          textcoords="offset points", ha="center", fontsize=9,
-                          color=colour)
+            above = method == "line"
+            axes.annotate(f"{y:+.1f}%", (x, y), xytext=(-6, 6) if above else (0, -14),
+                          textcoords="offset points", ha="right" if above else "center",
+                          fontsize=9, color=colour)
     axes.axhline(0, color=_PERSISTENCE, linestyle="--", label="persistence")
     axes.set_xticks(ahead, [f"+{a}" for a in ahead])
-    axes.margins(x=0.1, y=0.2)
+    axes.margins(x=0.12, y=0.2)
     axes.set_xlabel("steps ahead of the last observed one")
     axes.set_ylabel("weight error against persistence, %")
     axes.legend(frameon=False, loc="upper left")
@@ -113,7 +114,7 @@ def _curves(axes: Axes, report: dict[str, Any]) -> None:
                   color=colour, markerfacecolor="none", markersize=7, label=label)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("held-out loss, nats per masked token")
-    axes.legend(fontsize=9, framealpha=1.0, edgecolor="none", loc="lower left")
+    axes.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     _title(axes, "Held-out loss, with and without the jump")
 
 
@@ -128,5 +129,5 @@ def _difference(axes: Axes, report: dict[str, Any]) -> None:
                   textcoords="offset points", va="center", fontsize=9, bbox=_PAPER)
     axes.margins(y=0.15)
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("jumped minus not jumped, nats")
-    _title(axes, f"What the jump to step {jump['to']} changed (below 0: the jump is ahead)")
+    axes.set_ylabel("jumped minus not jumped, nats (below 0: ahead)")
+    _title(axes, f"What the jump to step {jump['to']} changed")

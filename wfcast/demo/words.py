@@ -186,7 +186,7 @@ def _jump(report: dict[str, Any]) -> list[str]:
     winner = "the jump" if mean < -_TIE else "not jumping" if mean > _TIE else "neither"
     ahead = jump["steps_ahead"]
     gain = (
-        "" if ahead is None or abs(ahead) < 1 else
+        "" if abs(ahead) < 1 else
         f", at the end about {abs(ahead):.0f} steps {'ahead' if ahead > 0 else 'behind'}"
     )
     seeds = "One run and one seed: repeat with --seed before believing a difference this small."

@@ -1,0 +1,86 @@
+"""The compiled core. A column is an array of float64, float32, float16, or uint16: the bits of bfloat16."""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[Any]
+
+class NonFinite(ValueError):
+    """(kind, column, row) of the first value that is not finite; kind is "input" or "output"."""
+
+class FitResult(TypedDict):
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    objective: float
+    dual_gap: float
+    n_passes: int
+    rank: int
+    converged: bool
+
+class ErrorSums(TypedDict):
+    n: int
+    sum_abs: float
+    sum_sq: float
+    max_abs: float
+    sum_true: float
+    sum_true_sq: float
+    n_nonfinite: int
+
+class Config(TypedDict):
+    isa: str
+    available: list[str]
+    disabled: str
+    blas: str
+    n_threads: int
+
+@final
+class Fit:
+    def __new__(
+        cls,
+        p: int,
+        m: int,
+        *,
+        n_rows: int,
+        loss: str = "absolute_error",
+        fit_intercept: bool = True,
+        beta: float = 0.0,
+        alpha: float = 0.0,
+        tol: float = 1e-9,
+        first_update: NDArray[np.float64] | None = None,
+        n_threads: int = 0,
+    ) -> Fit: ...
+    def needs_pass(self) -> bool: ...
+    def accumulate(
+        self,
+        x: Sequence[Column],
+        y: Sequence[Column],
+        group: int | NDArray[np.int64] | None = None,
+        /,
+    ) -> None: ...
+    def advance(self) -> None: ...
+    def result(self) -> FitResult: ...
+
+def apply(
+    x: Sequence[Column],
+    y: Sequence[Column],
+    coef: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+    check_finite: bool = True,
+    n_threads: int = 0,
+    /,
+) -> None: ...
+def error_sums(pred: Column, true: Column, n_threads: int = 0, /) -> ErrorSums: ...
+def update_norm(a: Column, b: Column, n_threads: int = 0, /) -> float: ...
+def triad(
+    out: NDArray[np.float32],
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    scalar: float,
+    n_threads: int = 0,
+    /,
+) -> None: ...
+def config() -> Config: ...
+def set_isa(name: str, /) -> None: ...
