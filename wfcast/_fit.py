@@ -144,7 +144,7 @@ def solve(
             for segment in segments:
                 _accumulate(fit, segment, p, limit, name, progress)
             fit.advance()
-        result: dict[str, Any] = fit.result()
+        result: dict[str, Any] = dict(fit.result())
     except _core.NonFinite:
         raise
     except WfcastError:

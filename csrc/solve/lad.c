@@ -54,7 +54,7 @@ static ptrdiff_t sample_rows(const wf_fit *fit)
     const double n = (double)fit->options.n_rows, q = (double)fit->options.p + 1;
     const double columns = (double)(fit->options.p + fit->options.m);
     double rows = pow(3 * q * n, 2.0 / 3.0);
-    rows = fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns);
+    rows = fmin(fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns), 2.0 * WF_LAD_SOLVER_ROWS);
     rows = fmax(rows, 50 * q);
     return n <= WF_LAD_DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows : (ptrdiff_t)rows;
 }
@@ -107,7 +107,7 @@ wf_status wf_lad_new(wf_fit *fit)
         u->parts = s->hinged && i == s->n_units - 1 ? 2 : 1;
         u->target = i;
         u->value = INFINITY;
-        u->bound = -INFINITY;
+        u->bound = 0; /* F is a sum of sizes */
         /* best and centre: parts x (p + 1) each */
         u->best = calloc((size_t)(2 * u->parts * (o->p + 1)), sizeof *u->best);
         u->mixed = calloc(WF_LAD_KINDS * WF_LAD_CELLS, 1);
@@ -351,7 +351,7 @@ static void finish(wf_fit *fit)
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         const wf_unit *u = &s->unit[i];
         value += u->value;
-        bound += fmax(u->bound, 0);
+        bound += u->bound;
         noise += u->noise;
         for (int part = 0; part < u->parts; part++) {
             memcpy(fit->coef + (u->target + part) * p, u->best + part * (p + 1), (size_t)p * sizeof(double));
