@@ -1,0 +1,23 @@
+"""Fixtures of the whole suite."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Subprocesses that tests start must import the installed package, not the checkout they run in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
+from wfcast import _core
+
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(params=_core.config()["available"])
+def isa(request):
+    """Every instruction set that this machine runs, one after the other."""
+    before = _core.config()["isa"]
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)

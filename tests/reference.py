@@ -1,0 +1,122 @@
+"""NumPy twin of the C core: says what every kernel and fit must give, in the plainest way.
+
+A column is an array of float64, float32, float16, or uint16 holding the bits of bfloat16.
+"""
+
+import numpy as np
+
+DTYPES = (np.float64, np.float32, np.float16, np.uint16)
+
+
+def bfloat16_to_float32(bits):
+    """Widen the bits of bfloat16: exact."""
+    return (np.asarray(bits, np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(values):
+    """Round to the bits of bfloat16, to nearest even; NaN stays NaN."""
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    quiet = ((bits >> 16) | 0x40).astype(np.uint16)
+    return np.where(np.isnan(values), quiet, rounded)
+
+
+def widen(column):
+    """A column in float64: exact."""
+    column = np.asarray(column)
+    if column.dtype == np.uint16:
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return bfloat16_to_float32(column).astype(np.float64)
+    return column.astype(np.float64)
+
+
+def narrow(values, dtype):
+    """float64 to a column dtype, rounded once to nearest even."""
+    if dtype != np.uint16:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float64).astype(dtype)
+    values = np.asarray(values, np.float64)
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    # Round to odd on the way, so that the second rounding is as good as one.
+    inexact = (single.astype(np.float64) != values) & np.isfinite(values)
+    beyond = inexact & (np.abs(single.astype(np.float64)) > np.abs(values))
+    bits = np.atleast_1d(single).view(np.uint32).copy()
+    bits[np.atleast_1d(beyond)] -= 1
+    bits[np.atleast_1d(inexact)] |= 1
+    return float32_to_bfloat16(bits.view(np.float32)).reshape(values.shape)
+
+
+def fma32(a, b, c):
+    """float32 a * b + c rounded once: the product is exact in float64, the sum made so by rounding to odd."""
+    a, b, c = (np.asarray(v, np.float64) for v in (a, b, c))
+    product = a * b
+    total = product + c
+    error = (product - (total - c)) + (c - (total - (total - c)))  # two-sum
+    bits = np.atleast_1d(total).view(np.int64).copy()
+    odd = np.atleast_1d(error) != 0
+    away = odd & ((np.atleast_1d(error) > 0) == (np.atleast_1d(total) < 0))
+    bits[away] -= 1
+    bits[odd] |= 1
+    with np.errstate(over="ignore"):
+        return bits.view(np.float64).astype(np.float32).reshape(total.shape)
+
+
+def apply(x, coef, intercept, out_dtypes):
+    """out_j = intercept_j + sum_k coef_jk x_k, in float32 by fused steps unless a column is float64.
+
+    In float64 the plain sum is returned; it differs from the fused one by rounding.
+    """
+    wide = any(np.asarray(c).dtype == np.float64 for c in x) or np.float64 in out_dtypes
+    outputs = []
+    for j, dtype in enumerate(out_dtypes):
+        if wide:
+            total = np.full(np.shape(x[0]), float(intercept[j]))
+            for k, column in enumerate(x):
+                total = total + coef[j, k] * widen(column)
+        else:
+            total = np.full(np.shape(x[0]), np.float32(intercept[j]))
+            for k, column in enumerate(x):
+                total = fma32(widen(column), np.float32(coef[j, k]), total)
+        outputs.append(narrow(total, dtype))
+    return outputs
+
+
+def objective(X, Y, coef, intercept, groups=None, first_update=None, beta=0.0):
+    """F of the absolute error with the hinge; coef (m, p), intercept (m,)."""
+    X, Y = np.asarray(X, float), np.asarray(Y, float)
+    fitted = X @ np.asarray(coef).T + intercept
+    value = np.abs(fitted - Y).mean()
+    if beta:
+        moved = np.bincount(
+            groups, np.abs(fitted[:, -1] - fitted[:, -2]), minlength=len(first_update)
+        )
+        value += beta * np.maximum(moved - first_update, 0).mean()
+    return value
+
+
+def least_squares(X, Y, alpha=0.0, fit_intercept=True):
+    """Ridge by augmented rows; minimum norm where rank is missing."""
+    X, Y = np.asarray(X, float), np.asarray(Y, float)
+    mean_x, mean_y = (X.mean(0), Y.mean(0)) if fit_intercept else (0.0, 0.0)
+    rows = np.vstack([X - mean_x, np.sqrt(alpha) * np.eye(X.shape[1])])
+    right = np.vstack([Y - mean_y, np.zeros((X.shape[1], Y.shape[1]))])
+    coef = np.linalg.lstsq(rows, right, rcond=1e-10)[0].T
+    return coef, mean_y - mean_x @ coef.T if fit_intercept else np.zeros(Y.shape[1])
+
+
+def error_sums(pred, true):
+    """What _core.error_sums returns."""
+    difference = widen(pred) - widen(true)
+    good = np.isfinite(difference)
+    d, t = difference[good], widen(true)[good]
+    return {
+        "n": int(good.sum()),
+        "sum_abs": np.abs(d).sum(),
+        "sum_sq": (d * d).sum(),
+        "max_abs": np.abs(d).max(initial=0.0),
+        "sum_true": t.sum(),
+        "sum_true_sq": (t * t).sum(),
+        "n_nonfinite": int((~good).sum()),
+    }

@@ -1,0 +1,213 @@
+"""Fits against optima that others found: linear programs, and certificates checked in NumPy."""
+
+from pathlib import Path
+
+import fits
+import lp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wfcast
+
+CASES = sorted((Path(__file__).parent / "cases").glob("*.npz"))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_stored_cases(path):
+    """Every case whose optimum an independent solver found, with and without the hinge."""
+    case = np.load(path)
+    X, Y = case["X"], case["Y"]
+    for beta, optimum in (
+        (float(case["beta"]), float(case["optimum"])),
+        (0.0, float(case["optimum_unregularised"])),
+    ):
+        f = wfcast.Farcaster(beta=beta, fit_intercept=bool(case["fit_intercept"]))
+        f.fit(X, Y, groups=case["groups"], first_update=case["first_update"])
+        value = reference.objective(
+            X, Y, f.coef_, f.intercept_, case["groups"], case["first_update"], beta
+        )
+        assert value <= optimum * (1 + 1e-7) + 1e-12
+        np.testing.assert_allclose(f.objective_, value, rtol=1e-10, atol=1e-15)
+        assert 0 <= f.dual_gap_ <= f.tol
+        smallest = np.abs(Y).mean() * np.finfo(float).eps
+        assert (value - optimum) / max(optimum, smallest) <= f.dual_gap_ + 1e-9 or value < 1e-15
+
+
+def test_the_cases_are_all_there():
+    assert len(CASES) == 12
+
+
+def spoil(rng, kind, X, Y):
+    """One of the things that weights do to a solver."""
+    n, p = X.shape
+    if kind == "frozen":
+        still = rng.random(n) < 0.5
+        X[still] = X[still, :1]
+        Y[still] = X[still, :1]
+    elif kind == "lattice":
+        X, Y = np.round(X * 4) / 4, np.round(Y * 4) / 4
+    elif kind == "scales":
+        size = 10.0 ** rng.uniform(-3, 3, (n, 1))
+        X, Y = X * size, Y * size
+    elif kind == "dependent":
+        X[:, -1] = 0.3 * X[:, 0] + 0.7 * X[:, 1 % p]
+    elif kind == "columns":
+        X = X * 10.0 ** rng.uniform(-5, 5, p)
+    elif kind == "offset":
+        X, Y = X + 50, Y + 50
+    elif kind == "float16":
+        X, Y = X.astype(np.float16).astype(float), Y.astype(np.float16).astype(float)
+    elif kind == "outliers":
+        few = rng.random(n) < 0.02
+        X[few] *= 1000
+        Y[few] *= -500
+    elif kind == "exact":
+        Y = X @ rng.normal(size=(p, Y.shape[1]))
+    return X, Y
+
+
+KINDS = (
+    "plain frozen lattice scales dependent columns offset float16 outliers exact".split()
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(KINDS),
+    st.integers(1, 150),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from([0, 1e-4, 1e-2, 1.0]),
+    st.sampled_from([0.0, 0.1, 1.0, 5.0]),
+)
+def test_against_the_linear_program(seed, kind, n, p, m, s, fit_intercept, beta, slack):
+    rng = np.random.default_rng(seed)
+    w, d = rng.normal(size=(n, 1)), rng.standard_t(2, size=(n, 1)) * 0.2
+    X = w + d * np.sort(rng.random(p)) + rng.normal(size=(n, p)) * 0.02
+    Y = w + d * (1 + np.sort(rng.random(m))) + rng.standard_t(3, size=(n, m)) * 0.05
+    X, Y = spoil(rng, kind, X, Y)
+    groups = first_update = None
+    beta = beta if m > 1 else 0
+    if beta:
+        groups = rng.integers(0, s, n)
+        first_update = slack * np.bincount(groups, np.abs(Y[:, -1] - Y[:, -2]), minlength=s)
+    optimum = lp.optimum(X, Y, groups, first_update, beta, fit_intercept)
+    got = fits.fit(X, Y, groups, first_update, beta, fit_intercept=fit_intercept)
+    value = reference.objective(X, Y, got["coef"], got["intercept"], groups, first_update, beta)
+    size = np.abs(Y).mean() + (np.abs(X) @ np.abs(got["coef"]).T).mean()
+    noise = 1e-14 * (1 + beta * n) * size
+    assert value <= optimum * (1 + 1e-7) + 1e-12 + noise
+    assert got["converged"]
+    assert 0 <= got["dual_gap"] <= 1e-9
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-8, atol=noise)
+
+
+def certify(X, Y, coef, intercept):
+    """Multipliers a in [-1, 1] of the rows with a'[X, 1] = 0 prove a lower bound a'y: found here by NNLS-free means.
+
+    Signs of rows off the fit are known; those on it (at most a few, or ties) take what balances them best.
+    """
+    rows = np.column_stack([X, np.ones(len(X))]).astype(float)
+    bounds = []
+    for j in range(Y.shape[1]):
+        r = Y[:, j].astype(float) - X @ coef[j] - intercept[j]
+        on = np.abs(r) <= 1e-13 * (np.abs(rows) @ np.append(np.abs(coef[j]), 1)) + 1e-300
+        a = np.where(on, 0.0, np.sign(r))
+        missing = rows.T @ a
+        a[on] = -np.linalg.lstsq(rows[on].T, missing, rcond=None)[0]
+        assert np.abs(a).max() <= 1 + 1e-9
+        assert np.abs(rows.T @ a).max() <= 1e-9 * np.abs(rows).sum(0).max()
+        bounds.append(a @ Y[:, j])
+    return sum(bounds) / Y.size
+
+
+@pytest.mark.parametrize("n", [9_000, 200_000])
+@pytest.mark.parametrize("m", [1, 3])
+def test_large_fits_carry_a_certificate(n, m):
+    rng = np.random.default_rng(n + m)
+    X, Y = fits.trajectories(rng, n, 2, m)
+    got = fits.fit(X, Y)
+    value = reference.objective(X, Y, got["coef"], got["intercept"])
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-11)
+    assert value - certify(X, Y, got["coef"], got["intercept"]) <= 1e-9 * value
+    assert got["n_passes"] <= 4
+    assert got["converged"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_frozen_weights_are_no_trouble(share):
+    rng = np.random.default_rng(3)
+    X, Y = fits.trajectories(rng, 300_000, 2, 2)
+    still = rng.random(len(X)) < share
+    X[still, 1] = X[still, 0]
+    Y[still] = X[still, :1]
+    got = fits.fit(X, Y)
+    assert got["converged"]
+    nudged = [
+        reference.objective(X, Y, got["coef"] + dc, got["intercept"] + di)
+        for dc in np.eye(2)[:, None] * 1e-6
+        for di in (0, 1e-7, -1e-7)
+    ]
+    assert min(nudged) >= got["objective"] * (1 - 1e-9)
+
+
+def test_rows_outside_the_span_of_the_sample():
+    """A column that lives on three rows of a hundred thousand is still fitted."""
+    rng = np.random.default_rng(4)
+    X, Y = fits.trajectories(rng, 100_000, 2, 1, np.float64)
+    rare = np.zeros((len(X), 1))
+    rare[[17, 40_000, 99_999]] = [[1.0], [2.0], [3.0]]
+    Y = Y + 5 * rare
+    got = fits.fit(np.hstack([X, rare]), Y)
+    np.testing.assert_allclose(got["coef"][0, 2], 5, atol=0.5)
+    assert got["rank"] == 3
+    assert got["converged"]
+
+
+@pytest.mark.parametrize("beta", [1e-6, 1e-2])
+def test_large_hinge_agrees_with_a_dense_solve(beta):
+    """The banded solution of a hinge problem can't be improved from where the whole problem is loaded."""
+    rng = np.random.default_rng(5)
+    X, Y = fits.trajectories(rng, 20_000, 2, 2, np.float64)
+    groups = rng.integers(0, 4, len(X))
+    plain = fits.fit(X, Y)
+    move = np.abs((X @ (plain["coef"][1] - plain["coef"][0])) + np.diff(plain["intercept"]))
+    first_update = 0.5 * np.bincount(groups, move)
+    got = fits.fit(X, Y, groups, first_update, beta)
+    value = reference.objective(X, Y, got["coef"], got["intercept"], groups, first_update, beta)
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-10)
+    assert got["converged"]
+    for _ in range(200):
+        step = rng.normal(size=(2, 3)) * 10.0 ** rng.uniform(-8, -2)
+        near = reference.objective(
+            X, Y, got["coef"] + step[:, :2], got["intercept"] + step[:, 2], groups, first_update, beta
+        )
+        assert near >= value * (1 - 1e-9)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 200),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-3, 10.0]),
+)
+def test_least_squares(seed, n, p, m, fit_intercept, alpha):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, p)) + rng.choice([0.0, 30.0])
+    Y = rng.normal(size=(n, m))
+    got = fits.fit(X, Y, loss="squared_error", alpha=alpha, fit_intercept=fit_intercept)
+    coef, intercept = reference.least_squares(X, Y, alpha, fit_intercept)
+    fitted, want = (X @ c.T + i for c, i in ((got["coef"], got["intercept"]), (coef, intercept)))
+    np.testing.assert_allclose(fitted, want, rtol=1e-6, atol=1e-6)
+    value = (((Y - fitted) ** 2).sum() + alpha * (got["coef"] ** 2).sum()) / Y.size
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-9, atol=1e-11)
+    assert 0 <= got["dual_gap"] <= 1e-9

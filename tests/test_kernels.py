@@ -1,0 +1,311 @@
+"""Every kernel against its NumPy twin, over dtypes, instruction sets, lengths, strides and offsets."""
+
+import mmap
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wfcast import _core
+
+LENGTHS = [*range(66), 130, 257]
+NAMES = {np.float64: "f64", np.float32: "f32", np.float16: "f16", np.uint16: "bf16"}
+
+
+def ids(dtype):
+    return NAMES[dtype]
+
+
+def column(rng, n, dtype, scale=1.0):
+    """n finite values of a dtype, small and large among them."""
+    values = rng.normal(size=n) * scale * 10.0 ** rng.integers(-3, 2, n)
+    return reference.narrow(values, dtype)
+
+
+def placed(values, step, offset):
+    """The same values in memory of their own: `step` items apart, `offset` bytes off alignment."""
+    item = values.dtype.itemsize
+    room = np.zeros((len(values) * abs(step) + 2) * item + 64, np.uint8)
+    view = np.ndarray(
+        values.shape,
+        values.dtype,
+        room[offset:],
+        offset=(len(values) - 1) * item * abs(step) if step < 0 and len(values) else 0,
+        strides=(step * item,),
+    )
+    view[...] = values
+    return view
+
+
+def operator(rng, m, p):
+    return rng.normal(size=(m, p)), rng.normal(size=m)
+
+
+def run(x, outs, coef, intercept, **kwargs):
+    _core.apply(x, outs, coef, intercept, kwargs.get("check", True), kwargs.get("threads", 1))
+    return outs
+
+
+def same(got, want, dtype):
+    """Equal bits; in float64 equal within the rounding of a fused sum."""
+    if dtype == np.float64:
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("step", [1, 2, -1, 3])
+def test_apply_every_length(isa, dtype, step):
+    rng = np.random.default_rng(1)
+    for n in LENGTHS:
+        for p, m in [(1, 1), (2, 1), (3, 2), (2, 5), (5, 3), (7, 4)]:
+            coef, intercept = operator(rng, m, p)
+            offset = int(rng.integers(0, 9)) if n % 3 == 0 else 0
+            x = [placed(column(rng, n, dtype), step, offset) for _ in range(p)]
+            outs = [placed(np.zeros(n, dtype), step, offset) for _ in range(m)]
+            run(x, outs, coef, intercept)
+            for got, want in zip(outs, reference.apply(x, coef, intercept, [dtype] * m), strict=True):
+                same(got, want, dtype)
+
+
+@pytest.mark.parametrize("first", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("second", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("to", reference.DTYPES, ids=ids)
+def test_apply_mixes_dtypes(isa, first, second, to):
+    rng = np.random.default_rng(2)
+    coef, intercept = operator(rng, 2, 2)
+    for n in (0, 1, 31, 700):
+        x = [column(rng, n, first), column(rng, n, second)]
+        outs = run(x, [np.zeros(n, to), np.zeros(n, np.float32)], coef, intercept)
+        for got, want, dtype in zip(
+            outs, reference.apply(x, coef, intercept, [to, np.float32]), (to, np.float32), strict=True
+        ):
+            if np.float64 in (first, second, to):  # float64 sums may differ in their last bit
+                np.testing.assert_allclose(
+                    reference.widen(got),
+                    reference.widen(want),
+                    rtol=2.0**-7 if dtype == np.uint16 else 1e-3 if dtype == np.float16 else 1e-6,
+                    atol=1e-7,
+                )
+            else:
+                np.testing.assert_array_equal(got, want)
+
+
+def layouts():
+    """(what it is, function from a C-ordered array to one with the same values in another layout)."""
+
+    def sliced(a):
+        room = np.zeros([2 * s + 1 for s in a.shape], a.dtype)
+        view = room[tuple(slice(1, None, 2) for _ in a.shape)]
+        view[...] = a
+        return view
+
+    return {
+        "C": np.ascontiguousarray,
+        "Fortran": np.asfortranarray,
+        "negative": lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
+        "sliced": sliced,
+        "transposed": lambda a: np.ascontiguousarray(a.transpose(2, 0, 1)).transpose(1, 2, 0),
+    }
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("left", list(layouts()))
+@pytest.mark.parametrize("right", list(layouts()))
+def test_apply_any_layout(dtype, left, right):
+    rng = np.random.default_rng(3)
+    shape = (5, 6, 7)
+    a, b = (column(rng, 210, dtype).reshape(shape) for _ in range(2))
+    x = [layouts()[left](a), layouts()[right](b)]
+    coef, intercept = operator(rng, 3, 2)
+    outs = [layouts()[right](np.zeros(shape, dtype)) for _ in range(3)]
+    run(x, outs, coef, intercept)
+    for got, want in zip(outs, reference.apply([a, b], coef, intercept, [dtype] * 3), strict=True):
+        same(got, want, dtype)
+
+
+def test_apply_broadcast_read_only_and_mapped(tmp_path):
+    rng = np.random.default_rng(4)
+    coef, intercept = operator(rng, 1, 3)
+    a = column(rng, 4000, np.float32)
+    a.setflags(write=False)
+    wide = np.broadcast_to(np.float32(1.5), 4000)
+    path = tmp_path / "column"
+    column(rng, 4000, np.float32).tofile(path)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        b = np.frombuffer(mapped, np.float32)
+        (got,) = run([a, wide, b], [np.zeros(4000, np.float32)], coef, intercept)
+        np.testing.assert_array_equal(
+            got, reference.apply([a, wide, b], coef, intercept, [np.float32])[0]
+        )
+        del b
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 9])
+def test_apply_in_place(isa, dtype, m):
+    rng = np.random.default_rng(5)
+    p = 9
+    coef, intercept = operator(rng, m, p)
+    x = [column(rng, 1000, dtype) for _ in range(p)]
+    want = reference.apply(x, coef, intercept, [dtype] * m)
+    run(x, x[:m], coef, intercept)
+    for got, expected in zip(x[:m], want, strict=True):
+        same(got, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_large_outputs_and_threads_give_the_same_bits(isa, dtype):
+    """Past the last-level cache stores go around it; no result may tell."""
+    rng = np.random.default_rng(6)
+    n = (33 << 20) // np.dtype(dtype).itemsize + 37
+    x = [np.resize(column(rng, 10_007, dtype), n), np.resize(column(rng, 9_973, dtype), n)]
+    coef, intercept = operator(rng, 1, 2)
+    small = run([c[:20_000] for c in x], [np.zeros(20_000, dtype)], coef, intercept)[0]
+    first = None
+    for threads in (1, 2, 3, 7):
+        room = np.zeros(n + 1, dtype)
+        got = run(x, [room[1:]], coef, intercept, threads=threads)[0]
+        np.testing.assert_array_equal(got[:20_000], small)
+        first = got if first is None else first
+        np.testing.assert_array_equal(got, first)
+        assert room[0] == 0
+
+
+def test_position_does_not_matter(isa):
+    """An element's result is the same wherever it lies in its column."""
+    rng = np.random.default_rng(7)
+    coef, intercept = operator(rng, 2, 4)
+    x = [column(rng, 300, np.float32) for _ in range(4)]
+    whole = run(x, [np.zeros(300, np.float32) for _ in range(2)], coef, intercept)
+    for start in range(0, 300, 7):
+        part = [c[start:].copy() for c in x]
+        outs = run(part, [np.zeros(300 - start, np.float32) for _ in range(2)], coef, intercept)
+        for got, want in zip(outs, whole, strict=True):
+            np.testing.assert_array_equal(got, want[start:])
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("place", [0, 5, 15, 16, 17, 998, 999])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_nonfinite_inputs_are_found(isa, dtype, place, value, in_place):
+    rng = np.random.default_rng(8)
+    x = [column(rng, 1000, dtype) for _ in range(2)]
+    x[1][place] = reference.narrow(np.array([value]), dtype)[0]
+    before = x[1].copy()
+    out = x[1] if in_place else np.zeros(1000, dtype)
+    with pytest.raises(_core.NonFinite) as caught:
+        run([x[0], x[1]], [out], np.ones((1, 2)), np.zeros(1))
+    assert caught.value.args == ("input", 1, place)
+    np.testing.assert_array_equal(x[1], before)
+    run([x[0], x[1]], [out], np.ones((1, 2)), np.zeros(1), check=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [(np.float16, 65504.0), (np.uint16, 3.3895313892515355e38), (np.float32, 3.4028234663852886e38)],
+)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("step", [1, 2])
+def test_overflow_is_found(isa, dtype, largest, in_place, step):
+    x = np.zeros(200, np.float64)
+    x[77] = largest
+    room = np.zeros(200 * step, dtype)
+    a = room[::step]
+    a[...] = reference.narrow(x, dtype)
+    out = a if in_place else np.zeros(200 * step, dtype)[::step]
+    run([a], [out], np.array([[1.0]]), np.zeros(1))  # as large as can be, and fine
+    before = a.copy()
+    with pytest.raises(_core.NonFinite) as caught:
+        run([a], [out], np.array([[1.01]]), np.zeros(1))
+    assert caught.value.args == ("output", 0, 77)
+    np.testing.assert_array_equal(a, before)
+
+
+def test_an_unused_lane_raises_no_alarm(isa):
+    """An intercept beyond float16 is fine when every sum is back in range."""
+    x = [np.full(3, 60000, np.float16)]
+    (got,) = run(x, [np.zeros(3, np.float16)], np.array([[-2.0]]), np.array([1e5]))
+    np.testing.assert_array_equal(got, np.float16(-20000))
+
+
+@given(st.integers(0, 2**16 - 1), st.integers(0, 2**16 - 1))
+def test_half_conversions_round_trip(low, high):
+    bits = np.arange(min(low, high), max(low, high) + 1, 97, dtype=np.uint16)
+    for dtype in (np.float16, np.uint16):
+        values = bits.view(dtype)
+        wide = reference.widen(values)
+        good = np.isfinite(wide)
+        x = np.ascontiguousarray(values[good])
+        (got,) = run([x], [np.zeros(len(x), np.float32)], np.ones((1, 1)), np.zeros(1))
+        np.testing.assert_array_equal(got, wide[good])
+        (back,) = run([got], [np.zeros(len(x), dtype)], np.ones((1, 1)), np.zeros(1))
+        np.testing.assert_array_equal(back[back != 0], x[back != 0])
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
+def test_float64_rounds_once(values):
+    x = np.array(values)
+    for dtype in (np.float32, np.float16, np.uint16):
+        (got,) = run([x], [np.zeros(len(x), dtype)], np.ones((1, 1)), np.zeros(1), check=False)
+        np.testing.assert_array_equal(got, reference.narrow(x, dtype))
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_error_sums_and_update_norm(isa, dtype):
+    rng = np.random.default_rng(9)
+    for n in [*range(0, 66, 5), 1000, 50_001]:
+        a, b = column(rng, n, dtype), column(rng, n, np.float32)
+        if n > 10:
+            a[3] = reference.narrow(np.array([np.nan]), dtype)[0]
+        want = reference.error_sums(a, b)
+        for threads in (1, 3):
+            got = _core.error_sums(a, b, threads)
+            assert got.keys() == want.keys()
+            for key, value in want.items():
+                np.testing.assert_allclose(got[key], value, rtol=1e-12, atol=1e-9, err_msg=key)
+        if n <= 10:
+            np.testing.assert_allclose(_core.update_norm(a, b), want["sum_abs"], rtol=1e-12)
+
+
+def test_triad(isa):
+    rng = np.random.default_rng(10)
+    a, b, out = (rng.normal(size=1003).astype(np.float32) for _ in range(3))
+    for start in range(5):
+        _core.triad(out[start:], a[start:], b[start:], 2.0, 2)
+        np.testing.assert_allclose(out[start:], a[start:] + 2 * b[start:], rtol=1e-6)
+
+
+def refused(match, x, outs, p=1, m=1):
+    with pytest.raises((ValueError, TypeError), match=match):
+        _core.apply(x, outs, np.ones((m, p)), np.zeros(m))
+
+
+def test_refuses_what_it_cannot_do():
+    a = np.zeros(100, np.float32)
+    refused("overlaps input 0 in part", [a[:-1]], [a[1:]])
+    refused("overlaps input 0 in part", [a[::2][:25]], [a[:25]])
+    refused("overlaps input 0 in part", [a.view(np.float16)[:50]], [a[:50]])
+    refused("overlaps out 0", [np.zeros(10)], [a[:10], a[:10]], m=2)
+    refused("broadcast", [np.zeros(10)], [np.lib.stride_tricks.as_strided(a, (10,), (0,))])
+    refused("read-only", [a], [np.broadcast_to(np.float32(0), 100)])
+    refused("dtype", [a.astype(np.int32)], [a.copy()])
+    refused("byte order", [a.astype(">f4")], [a.copy()])
+    refused("shape", [a], [np.zeros(99, np.float32)])
+    refused("expected a numpy.ndarray", [[1.0, 2.0]], [a])
+    refused("coef must be", [a], [a.copy()], p=2)
+    refused("at least one", [], [a])
+    interleaved = np.zeros((50, 4), np.float32)
+    _core.apply([interleaved[:, 0]], [interleaved[:, 1]], np.ones((1, 1)), np.ones(1))
+    np.testing.assert_array_equal(interleaved[:, :3], np.tile(np.float32([0, 1, 0]), (50, 1)))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,) * 32, (2,) * 12])
+def test_odd_shapes(shape):
+    a, out = np.full(shape, 2.0), np.zeros(shape)
+    _core.apply([a], [out], np.array([[3.0]]), np.array([1.0]))
+    np.testing.assert_array_equal(out, np.full(shape, 7.0))

@@ -1,0 +1,322 @@
+"""What a pass-based solver owes its callers: segments, threads, interruption, memory, size."""
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import threading
+import time
+
+import fits
+import numpy as np
+import pytest
+
+import wfcast
+from wfcast import _core
+
+LOSSES = ["absolute_error", "squared_error"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("beta", [0.0, 1e-4])
+def test_segments_do_not_change_the_optimum(loss, beta):
+    rng = np.random.default_rng(0)
+    X, Y = fits.trajectories(rng, 60_000, 2, 2)
+    groups, first_update = np.arange(len(X)) % 3, None
+    if beta and loss == "absolute_error":
+        first_update = np.full(3, 50.0)
+    else:
+        groups, beta = None, 0.0
+    whole = fits.fit(X, Y, groups, first_update, beta, loss=loss)
+    cut = fits.fit(X, Y, groups, first_update, beta, cuts=(1, 2, 3000, 3001, 41_000), loss=loss)
+    np.testing.assert_allclose(cut["objective"], whole["objective"], rtol=2e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("n", [500, 150_000])
+def test_threads_give_the_same_bits(loss, n):
+    rng = np.random.default_rng(1)
+    X, Y = fits.trajectories(rng, n, 3, 3)
+    results = [fits.fit(X, Y, loss=loss, n_threads=t) for t in (1, 2, 3, 8)]
+    for other in results[1:]:
+        for key in ("coef", "intercept", "objective", "dual_gap"):
+            np.testing.assert_array_equal(other[key], results[0][key])
+
+
+def test_instruction_sets_agree(isa):
+    X, Y = fits.trajectories(np.random.default_rng(2), 20_000, 2, 1)
+    got = fits.fit(X, Y)
+    np.testing.assert_allclose(got["objective"], 0.01, rtol=0.9)
+    assert got["converged"]
+
+
+def test_a_pass_must_bring_all_rows():
+    x = [np.arange(10.0)]
+    solver = _core.Fit(1, 1, n_rows=12)
+    solver.accumulate(x, x)
+    with pytest.raises(ValueError, match="do not add up to n_rows"):
+        solver.advance()
+    with pytest.raises(ValueError, match="do not add up to n_rows"):
+        solver.accumulate(x, x)
+    with pytest.raises(RuntimeError, match="needs another pass"):
+        solver.result()
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_group_out_of_range(bad):
+    X, Y = fits.trajectories(np.random.default_rng(3), 100, 2, 2)
+    groups = np.zeros(100, np.int64)
+    groups[7] = bad
+    with pytest.raises(ValueError, match="row 7"):
+        fits.fit(X, Y, groups, np.ones(3), 1e-3)
+
+
+def test_many_python_threads_at_once():
+    X, Y = fits.trajectories(np.random.default_rng(4), 30_000, 2, 2)
+    want = fits.fit(X, Y)
+    failures = []
+
+    def work():
+        for _ in range(5):
+            got = fits.fit(X, Y, n_threads=2)
+            if not np.array_equal(got["coef"], want["coef"]):
+                failures.append(got)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.memory
+def test_nothing_leaks():
+    X, Y = fits.trajectories(np.random.default_rng(5), 20_000, 2, 2)
+    x = [X[:, 0], X[:, 1]]
+    out = [np.zeros(len(X), np.float32)]
+    counts = [sys.getrefcount(a) for a in x]
+
+    def once():
+        fits.fit(X, Y, np.zeros(len(X), int), np.ones(1), 1e-6)
+        fits.fit(X, Y, loss="squared_error")
+        _core.apply(x, out, np.ones((1, 2)), np.zeros(1))
+        _core.error_sums(x[0], x[1])
+        for bad in (np.nan, np.inf):
+            y = Y.copy()
+            y[5, 1] = bad
+            with pytest.raises(_core.NonFinite):
+                fits.fit(X, y)
+        with pytest.raises(ValueError, match="shape"):
+            _core.apply(x, [np.zeros(3)], np.ones((1, 2)), np.zeros(1))
+
+    for _ in range(20):
+        once()
+    before = resident()
+    for _ in range(100):
+        once()
+    assert resident() - before < 4096  # KiB; one lost block of columns would be 15,000
+    assert [sys.getrefcount(a) for a in x] == counts
+
+
+def test_a_second_module_object_is_whole():
+    """Multi-phase initialisation: two modules of one library, each with its own state."""
+    code = """
+        import importlib.util, sys
+        import numpy as np
+        import wfcast
+        from wfcast import _core
+        spec = importlib.util.spec_from_file_location("wfcast._core", _core.__file__)
+        other = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(other)
+        assert other is not _core and other.NonFinite is not _core.NonFinite
+        x = [np.array([1.0, np.nan])]
+        for module in (other, _core):
+            try:
+                module.apply(x, [np.zeros(2)], np.ones((1, 1)), np.zeros(1))
+            except module.NonFinite as error:
+                assert error.args == ("input", 0, 1)
+            else:
+                raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+INTERRUPT = """
+    import sys
+    import numpy as np
+    import wfcast
+    n = 40_000_000
+    row = np.random.default_rng(0).normal(size=(3, 1000)).astype(np.float32)
+    columns = [np.broadcast_to(r, (n // 1000, 1000)) for r in row]
+    f = wfcast.Farcaster(tol=1e-9)
+    f.fit(np.eye(3), np.eye(3)[:, :1] * 7)
+    before = f.coef_.copy()
+    print("ready", flush=True)
+    try:
+        while True:
+            wfcast.Farcaster.fit(f, columns[:2], columns[2:])
+            f.coef_ = before
+            print("again", flush=True)
+    except KeyboardInterrupt:
+        assert np.array_equal(f.coef_, before)
+        print("stopped", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 0.4, 0.9])
+def test_interrupt_ends_a_fit_within_a_second(delay):
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPT)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    child.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    rest, _ = child.communicate(timeout=60)
+    assert time.monotonic() - start < 1.0 + 0.5  # half a second for the interpreter to leave
+    assert rest.splitlines()[-1] == "stopped"
+    assert child.returncode == 0
+
+
+SHIM = r"""
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <stdlib.h>
+    #include <string.h>
+    static long left = -1;
+    void shim_arm(long count) { left = count; }
+    static int fails(void)
+    {
+        return left >= 0 && left-- == 0;
+    }
+    static int ours(void *caller)
+    {
+        Dl_info info;
+        return dladdr(caller, &info) && info.dli_fname && strstr(info.dli_fname, "wfcast/_core");
+    }
+    void *malloc(size_t n)
+    {
+        static void *(*real)(size_t);
+        if (!real) real = (void *(*)(size_t))dlsym(RTLD_NEXT, "malloc");
+        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        return real(n);
+    }
+    void *realloc(void *p, size_t n)
+    {
+        static void *(*real)(void *, size_t);
+        if (!real) real = (void *(*)(void *, size_t))dlsym(RTLD_NEXT, "realloc");
+        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        return real(p, n);
+    }
+    extern void *__libc_calloc(size_t, size_t);
+    void *calloc(size_t k, size_t n)
+    {
+        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        return __libc_calloc(k, n);
+    }
+"""
+
+STARVE = """
+    import ctypes, sys
+    import numpy as np
+    from wfcast import _core
+    arm = ctypes.CDLL(None).shim_arm
+    arm.argtypes = [ctypes.c_long]
+    rng = np.random.default_rng(0)
+    n = 12_000
+    x = [rng.normal(size=n) for _ in range(2)]
+    y = [x[1] + 0.3 * (x[1] - x[0]) + rng.normal(size=n) * 0.1 * (j + 1) for j in range(2)]
+    half = [a.astype(np.float16) for a in x]
+    def fit(**kw):
+        f = _core.Fit(2, 2, n_rows=n, n_threads=1, **kw)
+        while f.needs_pass():
+            f.accumulate(x, y, 0)
+            f.advance()
+        return f.result()
+    def apply():
+        _core.apply(half, [np.zeros(n)], np.ones((1, 2)), np.zeros(1), True, 1)
+    jobs = {
+        "absolute": lambda: fit(),
+        "hinge": lambda: fit(beta=1e-3, first_update=np.ones(1)),
+        "squared": lambda: fit(loss="squared_error"),
+        "apply": apply,
+        "sums": lambda: _core.error_sums(half[0], half[1], 1),
+    }
+    for name, job in jobs.items():
+        failed = 0
+        for k in range(5000):
+            arm(k)
+            try:
+                job()
+            except MemoryError:
+                failed += 1
+                continue
+            finally:
+                arm(-1)
+            break
+        print(name, failed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the shim interposes the allocator of glibc")
+def test_failed_allocations_are_memory_errors(tmp_path):
+    """Each allocation of the core fails once, in turn: never a crash, always MemoryError, until all succeed."""
+    source, library = tmp_path / "shim.c", tmp_path / "shim.so"
+    source.write_text(textwrap.dedent(SHIM))
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    subprocess.run(
+        [*compiler, "-shared", "-fPIC", "-O1", str(source), "-o", str(library), "-ldl"], check=True
+    )
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STARVE)],
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    failed = dict(line.split() for line in out.splitlines())
+    assert set(failed) == {"absolute", "hinge", "squared", "apply", "sums"}
+    assert all(int(count) >= 2 for count in failed.values()), failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_more_rows_than_32_bits_count(loss):
+    """A broadcast view of 2^31 + 8 rows: every index on the way must be wide enough."""
+    n = 2**31 + 8
+    pattern = np.random.default_rng(6).normal(size=(3, 8)).astype(np.float32)
+    columns = [np.broadcast_to(r, (n // 8, 8)) for r in pattern]
+    f = wfcast.Farcaster(loss=loss)
+    f.fit(columns[:2], columns[2:])
+    small = wfcast.Farcaster(loss=loss).fit(pattern[:2].T, pattern[2:].T)
+    np.testing.assert_allclose(f.objective_, small.objective_, rtol=1e-7)
+
+
+def test_features_can_be_switched_off():
+    code = "from wfcast import _core; print(_core.config()['isa'], *_core.config()['available'])"
+
+    def available(disabled):
+        env = {**os.environ, "WFCAST_DISABLE_CPU_FEATURES": disabled}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+        )
+        return run.stdout.split()
+
+    everything = available("")
+    assert everything[0] == everything[1]
+    assert everything[-1] == "scalar"
+    for name in everything[1:-1]:
+        assert name not in available(name)
+    assert available(",".join(everything)) == ["scalar", "scalar"]
