@@ -196,7 +196,7 @@ class Target:
             margin = ""
         verdict = ("reached" if self.reached else "MISSED") + margin
         return (
-            f"{self.name}: {self.value:.4g}{unit} (wanted {sign} {self.wanted:g}{unit}): {verdict}"
+            f"{self.name}: {self.value:.5g}{unit} (wanted {sign} {self.wanted:g}{unit}): {verdict}"
         )
 
 

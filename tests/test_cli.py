@@ -27,7 +27,11 @@ STEPS = (0, 10, 20, 30, 40)
 def wf(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "wfcast", *map(str, args)],
-        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -86,9 +90,7 @@ def farcaster(folder: Path) -> Path:
 
 def test_fit_writes_what_python_fits(folder: Path, farcaster: Path) -> None:
     loaded = wfcast.load(farcaster)
-    runs = [
-        {t: folder / f"run-{k}" / f"step-{t:06d}.safetensors" for t in STEPS} for k in (0, 1)
-    ]
+    runs = [{t: folder / f"run-{k}" / f"step-{t:06d}.safetensors" for t in STEPS} for k in (0, 1)]
     fitted = wfcast.ModelFarcaster(inputs=(0, 20), targets=(30, 40)).fit(runs)
     assert loaded.fingerprint() == fitted.fingerprint()
     assert loaded.beta == 1e-6
@@ -113,8 +115,23 @@ def test_fit_takes_runs_in_every_form(
 def test_fit_passes_its_options_on(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.safetensors"
     document = ok(
-        "fit", "run-0", "--inputs", "0,10,20", "--targets", "40", "--by", "all", "--loss",
-        "squared_error", "--alpha", "0.5", "--no-intercept", "--threads", "1", "-o", out,
+        "fit",
+        "run-0",
+        "--inputs",
+        "0,10,20",
+        "--targets",
+        "40",
+        "--by",
+        "all",
+        "--loss",
+        "squared_error",
+        "--alpha",
+        "0.5",
+        "--no-intercept",
+        "--threads",
+        "1",
+        "-o",
+        out,
         cwd=folder,
     )
     assert list(document["coefficients"]) == ["*"]
@@ -128,8 +145,15 @@ def test_forecast_is_predict(folder: Path, farcaster: Path, tmp_path: Path) -> N
     out = tmp_path / "future.safetensors"
     files = {t: folder / "run-2" / f"step-{t:06d}.safetensors" for t in (0, 20)}
     document = ok(
-        "forecast", *(f"{t}={p}" for t, p in files.items()), "--farcaster", farcaster,
-        "--step", 40, "-o", out, cwd=folder,
+        "forecast",
+        *(f"{t}={p}" for t, p in files.items()),
+        "--farcaster",
+        farcaster,
+        "--step",
+        40,
+        "-o",
+        out,
+        cwd=folder,
     )
     assert document["step"] == 40
     assert sorted(document["forecast"]) == sorted(SHAPES)
@@ -181,8 +205,10 @@ def test_text_output(folder: Path, farcaster: Path) -> None:
 
 
 def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
-    save_file({"w": np.array([1, np.nan, -np.inf, 2], np.float32), "i": np.arange(3)},
-              tmp_path / "x.safetensors")
+    save_file(
+        {"w": np.array([1, np.nan, -np.inf, 2], np.float32), "i": np.arange(3)},
+        tmp_path / "x.safetensors",
+    )
     document = ok("inspect", "x.safetensors", cwd=tmp_path)
     assert [(t["name"], t["n_nonfinite"]) for t in document["tensors"]] == [("i", 0), ("w", 2)]
 
@@ -247,7 +273,9 @@ def test_help_and_version(tmp_path: Path) -> None:
 def test_closed_stdout_is_quiet(folder: Path, farcaster: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "wfcast", "inspect", str(farcaster)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -264,7 +292,11 @@ def test_the_demo_names_its_extra(tmp_path: Path) -> None:
         "sys.exit(main(['demo', '--out', 'x']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

@@ -29,7 +29,10 @@ METHODS = ("forecast", "persistence", "line")
 def start(out: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "wfcast", "demo", "--size", "tiny", "--out", str(out), *args],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=out.parent,
     )
 
 
@@ -69,8 +72,22 @@ def test_what_it_leaves(done: tuple[Path, dict[str, Any], str]) -> None:
     assert (out / "demo.png").stat().st_size > 20_000
     assert "record run-1" in stderr
     assert "train on after the jump" in stderr
-    assert {"wfcast", "size", "settings", "seeds", "machine", "model", "text", "runs", "fit",
-            "observed_loss", "horizons", "jump", "verdict", "seconds"} <= report.keys()
+    assert {
+        "wfcast",
+        "size",
+        "settings",
+        "seeds",
+        "machine",
+        "model",
+        "text",
+        "runs",
+        "fit",
+        "observed_loss",
+        "horizons",
+        "jump",
+        "verdict",
+        "seconds",
+    } <= report.keys()
     assert report["seconds"]["total"] < 60
     assert not list(out.rglob("*.tmp")) + list(out.rglob("*.partial"))
     tokenizer = json.loads((out / "tokenizer.json").read_text())
@@ -107,8 +124,10 @@ def test_errors_are_those_of_the_files(report: dict[str, Any], out: Path) -> Non
     for h in report["horizons"]:
         step = h["step"]
         assert h["ahead"] == step - n
-        line = {k: files[0][k] + (files[n][k].astype(np.float64) - files[0][k]) * step / n
-                for k in files[0]}
+        line = {
+            k: files[0][k] + (files[n][k].astype(np.float64) - files[0][k]) * step / n
+            for k in files[0]
+        }
         expected = {
             "persistence": files[n],
             "line": line,
@@ -162,7 +181,8 @@ def test_jump_starts_at_the_forecast(report: dict[str, Any]) -> None:
     assert (jump["from"], jump["to"]) == (settings["observed"], settings["jump_to"])
     at = next(h for h in report["horizons"] if h["step"] == jump["to"])
     assert jump["jumped"][0] == [
-        jump["from"], pytest.approx(at["methods"]["forecast"]["loss"], abs=1e-6)
+        jump["from"],
+        pytest.approx(at["methods"]["forecast"]["loss"], abs=1e-6),
     ]
     curve = dict(map(tuple, report["runs"][-1]["held_out_loss"]))
     for (s, a), (t, b), (u, d) in zip(
@@ -184,12 +204,27 @@ def test_verdict_follows_the_numbers() -> None:
         def method(r: float, v: float) -> dict[str, Any]:
             return {"loss": v, "error": {"relative": r}, "kinds": {"bias": {"relative": r}}}
 
-        return {"step": step, "ahead": step - 10, "true_loss": 1.0, "methods": {
-            "forecast": method(relative, loss), "persistence": method(1.0, 2.0),
-            "line": method(1.5, 3.0)}}
+        return {
+            "step": step,
+            "ahead": step - 10,
+            "true_loss": 1.0,
+            "methods": {
+                "forecast": method(relative, loss),
+                "persistence": method(1.0, 2.0),
+                "line": method(1.5, 3.0),
+            },
+        }
 
-    jump = {"from": 10, "to": 20, "rise": 0.1, "below_since": None, "final_difference": 0.05,
-            "mean_difference": 0.06, "steps_ahead": -3.0, "jumped": [[10, 2.1], [30, 1.5]]}
+    jump = {
+        "from": 10,
+        "to": 20,
+        "rise": 0.1,
+        "below_since": None,
+        "final_difference": 0.05,
+        "mean_difference": 0.06,
+        "steps_ahead": -3.0,
+        "jumped": [[10, 2.1], [30, 1.5]],
+    }
     report = {"horizons": [horizon(20, 1.2, 2.1), horizon(30, 0.9, 1.9)], "jump": jump}
     weights, kinds, losses, first, second = verdict(report)
     assert "wins at +20, loses at +10 against persistence" in weights
@@ -199,8 +234,12 @@ def test_verdict_follows_the_numbers() -> None:
     assert "rises by 0.100" in first
     assert "20 steps later it is +0.050 against the run that did not jump" in first
     assert "not jumping wins" in second
-    jump |= {"below_since": 20, "final_difference": -0.05, "mean_difference": -0.04,
-             "steps_ahead": 4.0}
+    jump |= {
+        "below_since": 20,
+        "final_difference": -0.05,
+        "mean_difference": -0.04,
+        "steps_ahead": 4.0,
+    }
     first, second = verdict(report)[-2:]
     assert "from step 20 on, 10 steps later, it stays below" in first
     assert "4 steps ahead: the jump wins" in second

@@ -69,9 +69,7 @@ def spoil(rng, kind, X, Y):
     return X, Y
 
 
-KINDS = (
-    "plain frozen lattice scales dependent columns offset float16 outliers exact".split()
-)
+KINDS = ["plain", "frozen", "lattice", "scales", "dependent", "columns", "offset", "float16", "outliers", "exact"]
 
 
 @settings(max_examples=150)
@@ -186,7 +184,13 @@ def test_large_hinge_agrees_with_a_dense_solve(beta):
     for _ in range(200):
         step = rng.normal(size=(2, 3)) * 10.0 ** rng.uniform(-8, -2)
         near = reference.objective(
-            X, Y, got["coef"] + step[:, :2], got["intercept"] + step[:, 2], groups, first_update, beta
+            X,
+            Y,
+            got["coef"] + step[:, :2],
+            got["intercept"] + step[:, 2],
+            groups,
+            first_update,
+            beta,
         )
         assert near >= value * (1 - 1e-9)
 

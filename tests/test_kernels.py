@@ -67,7 +67,9 @@ def test_apply_every_length(isa, dtype, step):
             x = [placed(column(rng, n, dtype), step, offset) for _ in range(p)]
             outs = [placed(np.zeros(n, dtype), step, offset) for _ in range(m)]
             run(x, outs, coef, intercept)
-            for got, want in zip(outs, reference.apply(x, coef, intercept, [dtype] * m), strict=True):
+            for got, want in zip(
+                outs, reference.apply(x, coef, intercept, [dtype] * m), strict=True
+            ):
                 same(got, want, dtype)
 
 
@@ -81,7 +83,10 @@ def test_apply_mixes_dtypes(isa, first, second, to):
         x = [column(rng, n, first), column(rng, n, second)]
         outs = run(x, [np.zeros(n, to), np.zeros(n, np.float32)], coef, intercept)
         for got, want, dtype in zip(
-            outs, reference.apply(x, coef, intercept, [to, np.float32]), (to, np.float32), strict=True
+            outs,
+            reference.apply(x, coef, intercept, [to, np.float32]),
+            (to, np.float32),
+            strict=True,
         ):
             if np.float64 in (first, second, to):  # float64 sums may differ in their last bit
                 np.testing.assert_allclose(
@@ -207,7 +212,11 @@ def test_nonfinite_inputs_are_found(isa, dtype, place, value, in_place):
 
 @pytest.mark.parametrize(
     ("dtype", "largest"),
-    [(np.float16, 65504.0), (np.uint16, 3.3895313892515355e38), (np.float32, 3.4028234663852886e38)],
+    [
+        (np.float16, 65504.0),
+        (np.uint16, 3.3895313892515355e38),
+        (np.float32, 3.4028234663852886e38),
+    ],
 )
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("step", [1, 2])

@@ -296,12 +296,11 @@ def test_failed_allocations_are_memory_errors(tmp_path):
 def test_more_rows_than_32_bits_count(loss):
     """A broadcast view of 2^31 + 8 rows: every index on the way must be wide enough."""
     n = 2**31 + 8
-    pattern = np.random.default_rng(6).normal(size=(3, 8)).astype(np.float32)
+    pattern = np.random.default_rng(6).normal(size=(2, 8)).astype(np.float32)
     columns = [np.broadcast_to(r, (n // 8, 8)) for r in pattern]
-    f = wfcast.Farcaster(loss=loss)
-    f.fit(columns[:2], columns[2:])
-    small = wfcast.Farcaster(loss=loss).fit(pattern[:2].T, pattern[2:].T)
-    np.testing.assert_allclose(f.objective_, small.objective_, rtol=1e-7)
+    f = wfcast.Farcaster(loss=loss).fit(columns, columns[1:])
+    np.testing.assert_allclose(f.coef_, [[0, 1]], atol=1e-9)
+    np.testing.assert_allclose(f.objective_, 0, atol=1e-9)
 
 
 def test_features_can_be_switched_off():

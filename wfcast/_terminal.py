@@ -19,8 +19,16 @@ def log(message: str) -> None:
 def bar(total: int, what: str, unit: str) -> Any:
     """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only."""
     interval = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, mininterval=interval,
-                maxinterval=max(10.0, interval), dynamic_ncols=True, smoothing=0.1)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=interval,
+        maxinterval=max(10.0, interval),
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )
 
 
 class FitBar:

@@ -75,11 +75,19 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = add("fit", _fit, "Fit a farcaster to recorded runs and save it.")
     fit.add_argument(
-        "folders", nargs="*", type=Path, metavar="FOLDER",
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
         help="a run: step-000500.safetensors, ..., or checkpoint-500/model.safetensors, ...",
     )
     fit.add_argument(
-        "--run", nargs="+", action="append", type=_step_path, default=[], metavar="STEP=PATH",
+        "--run",
+        nargs="+",
+        action="append",
+        type=_step_path,
+        default=[],
+        metavar="STEP=PATH",
         help="a run, checkpoint by checkpoint; may be given several times",
     )
     fit.add_argument("--inputs", type=_steps, required=True, help="observed steps, such as 0,500")
@@ -89,15 +97,21 @@ def _parser() -> argparse.ArgumentParser:
         "--loss", choices=("absolute_error", "squared_error"), default="absolute_error"
     )
     fit.add_argument(
-        "--beta", type=float,
+        "--beta",
+        type=float,
         help="weight of the update-norm hinge (1e-6; 0 with one target or squared_error)",
     )
     fit.add_argument("--alpha", type=float, default=0.0, help="ridge penalty, with squared_error")
     fit.add_argument("--no-intercept", action="store_true", help="fit no intercept")
     fit.add_argument("--tol", type=float, default=1e-9, help="certified relative gap (1e-9)")
     fit.add_argument("--threads", type=_positive, help="threads (all CPUs)")
-    fit.add_argument("-o", "--out", type=Path, default=Path("farcaster.safetensors"),
-                     help="file to write (farcaster.safetensors)")
+    fit.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("farcaster.safetensors"),
+        help="file to write (farcaster.safetensors)",
+    )
 
     forecast = add("forecast", _forecast, "Forecast a checkpoint from observed ones, file to file.")
     forecast.add_argument("checkpoints", nargs="+", type=_step_path, metavar="STEP=PATH")
@@ -114,11 +128,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
     demo = add("demo", _demo, "Forecast DistilBERT in mid-training; needs wfcast[demo].")
-    demo.add_argument("--size", choices=("tiny", "small", "base"), default="small",
-                      help="small: minutes on two cores; base: the 66M DistilBERT")
+    demo.add_argument(
+        "--size",
+        choices=("tiny", "small", "base"),
+        default="small",
+        help="small: minutes on two cores; base: the 66M DistilBERT",
+    )
     demo.add_argument("--out", type=Path, default=Path("wfcast-demo"), help="folder (wfcast-demo)")
-    demo.add_argument("--steps", type=_positive, help="length of the recorded runs; all of the "
-                      "size's steps are scaled to it")
+    demo.add_argument(
+        "--steps",
+        type=_positive,
+        help="length of the recorded runs; all of the size's steps are scaled to it",
+    )
     demo.add_argument("--seed", type=_seed, default=0, help="of the fresh run; siblings follow (0)")
     demo.add_argument("--threads", type=_positive, help="CPU threads (by size)")
     return parser
@@ -169,8 +190,9 @@ def _run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
 def _run_in(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, which is the last number of a name."""
     if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {str(folder)!r}; give single files as "
-                              "--run STEP=PATH")
+        raise CheckpointError(
+            f"there is no folder {str(folder)!r}; give single files as --run STEP=PATH"
+        )
     pairs = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -204,17 +226,27 @@ def _fit(args: argparse.Namespace) -> _Result:
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
     hinge = args.loss == "absolute_error" and len(args.targets) > 1
     farcaster = ModelFarcaster(
-        inputs=args.inputs, targets=args.targets, by=args.by, loss=args.loss,
-        beta=args.beta if args.beta is not None else 1e-6 if hinge else 0.0, alpha=args.alpha,
-        fit_intercept=not args.no_intercept, tol=args.tol, n_threads=args.threads,
+        inputs=args.inputs,
+        targets=args.targets,
+        by=args.by,
+        loss=args.loss,
+        beta=args.beta if args.beta is not None else 1e-6 if hinge else 0.0,
+        alpha=args.alpha,
+        fit_intercept=not args.no_intercept,
+        tol=args.tol,
+        n_threads=args.threads,
     )
     first = open_checkpoint(next(iter(runs[0].values())), "run 0")
     with FitBar(len(first.tensors) if args.by == "tensor" else 1, "fit") as progress:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
-    document = {"path": str(args.out), "what": "farcaster", "runs": len(runs),
-                **describe(farcaster)}
+    document = {
+        "path": str(args.out),
+        "what": "farcaster",
+        "runs": len(runs),
+        **describe(farcaster),
+    }
     return document, _farcaster_text(document)
 
 
@@ -250,7 +282,10 @@ def _inspect(args: argparse.Namespace) -> _Result:
     sums = compare_checkpoints(checkpoint, checkpoint)
     tensors: list[dict[str, Any]] = [
         {
-            "name": t.name, "shape": list(t.shape), "dtype": t.dtype, "size": t.size,
+            "name": t.name,
+            "shape": list(t.shape),
+            "dtype": t.dtype,
+            "size": t.size,
             "kind": kind_of(t.name) if t.name in sums else None,
             "rms": _finite(sums[t.name].rms_true) if t.name in sums else None,
             "n_nonfinite": sums[t.name].n_nonfinite if t.name in sums else 0,
@@ -258,13 +293,21 @@ def _inspect(args: argparse.Namespace) -> _Result:
         for t in sorted(checkpoint.tensors.values(), key=lambda t: t.name)
     ]
     document = {
-        "path": str(args.path), "what": "checkpoint", "tensors": tensors,
+        "path": str(args.path),
+        "what": "checkpoint",
+        "tensors": tensors,
         "parameters": sum(t.size for t in checkpoint.tensors.values()),
         "metadata": checkpoint.metadata,
     }
     rows = [
-        (t["name"], t["kind"] or "-", t["dtype"], "x".join(map(str, t["shape"])) or "scalar",
-         "-" if t["rms"] is None else f"{t['rms']:.4g}", str(t["n_nonfinite"]))
+        (
+            t["name"],
+            t["kind"] or "-",
+            t["dtype"],
+            "x".join(map(str, t["shape"])) or "scalar",
+            "-" if t["rms"] is None else f"{t['rms']:.4g}",
+            str(t["n_nonfinite"]),
+        )
         for t in tensors
     ]
     text = table(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, left=3)
@@ -277,30 +320,38 @@ def _compare(args: argparse.Namespace) -> _Result:
     tensors = compare_checkpoints(args.predicted, args.true, n_threads=args.threads)
     kinds, everything = by_kind(tensors), total(tensors.values())
     document = {
-        "predicted": str(args.predicted), "true": str(args.true),
+        "predicted": str(args.predicted),
+        "true": str(args.true),
         "total": _plain(everything.asdict()),
         "kinds": {name: _plain(errors.asdict()) for name, errors in kinds.items()},
         "tensors": {name: _plain(errors.asdict()) for name, errors in tensors.items()},
     }
 
     def row(name: str, e: Any) -> tuple[str, ...]:
-        return (name, f"{e.n:,}", f"{e.mae:.4g}", f"{e.rmse:.4g}", f"{e.max_abs:.4g}",
-                f"{e.rms_true:.4g}", str(e.n_nonfinite))
+        return (
+            name,
+            f"{e.n:,}",
+            f"{e.mae:.4g}",
+            f"{e.rmse:.4g}",
+            f"{e.max_abs:.4g}",
+            f"{e.rms_true:.4g}",
+            str(e.n_nonfinite),
+        )
 
     header = ("weights", "MAE", "RMSE", "largest", "rms of B", "not finite")
-    text = "\n\n".join((
-        table(("tensor", *header), [row(n, e) for n, e in tensors.items()]),
-        table(("kind", *header), [row(n, e) for n, e in (*kinds.items(), ("all", everything))]),
-    ))
+    text = "\n\n".join(
+        (
+            table(("tensor", *header), [row(n, e) for n, e in tensors.items()]),
+            table(("kind", *header), [row(n, e) for n, e in (*kinds.items(), ("all", everything))]),
+        )
+    )
     return document, text
 
 
 def _demo(args: argparse.Namespace) -> _Result:
     from .demo import run_demo
 
-    return run_demo(
-        args.size, args.out, steps=args.steps, seed=args.seed, threads=args.threads
-    )
+    return run_demo(args.size, args.out, steps=args.steps, seed=args.seed, threads=args.threads)
 
 
 # ---- shared -------------------------------------------------------------------------------------

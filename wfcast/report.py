@@ -130,8 +130,9 @@ def compare_checkpoints(
     CheckpointError
         A file cannot be read, or the two differ in the names or shapes of floating tensors.
     """
-    a, b = open_checkpoint(predicted, "the first checkpoint"), open_checkpoint(
-        true, "the second checkpoint"
+    a, b = (
+        open_checkpoint(predicted, "the first checkpoint"),
+        open_checkpoint(true, "the second checkpoint"),
     )
     shapes_a, shapes_b = (
         {n: t.shape for n, t in c.tensors.items() if role(t.dtype) == "forecast"} for c in (a, b)
@@ -145,8 +146,7 @@ def compare_checkpoints(
     for name, shape in shapes_b.items():
         if shapes_a[name] != shape:
             raise CheckpointError(
-                f"tensor {name!r} is {list(shapes_a[name])} in {a.what}, "
-                f"{list(shape)} in {b.what}"
+                f"tensor {name!r} is {list(shapes_a[name])} in {a.what}, {list(shape)} in {b.what}"
             )
     if not shapes_b:
         raise CheckpointError(f"{b.what} holds no floating tensors to compare")

@@ -49,7 +49,7 @@ typedef struct {
     double bound;     /* largest known lower bound on it */
     double noise;     /* what double precision can tell apart in it */
     double kappa[WF_LAD_KINDS];
-    int watched;      /* difference rows are banded; else the hinges are far from reached and only checked */
+    int watched;      /* difference rows are banded, as a hinge was seen exceeded; else they are only summed up */
     int cells;        /* unmoved weights are gathered in cells */
     unsigned char *mixed; /* WF_LAD_KINDS x WF_LAD_CELLS: kept row by row */
     ptrdiff_t kept;   /* rows of the last pass, all kinds */

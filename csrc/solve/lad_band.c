@@ -112,7 +112,7 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
         return 1;
     }
     const double rows = fmin(unit->limit / (double)row_bytes(fit), 1.5 * WF_LAD_SOLVER_ROWS);
-    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 64; /* not all lanes fill evenly */
+    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
     if (band->n >= most) {
         return 0;
     }
@@ -481,17 +481,19 @@ static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z
 }
 
 /* Where the next pass looks, and how wide. */
-static void next_band(const wf_fit *fit, wf_unit *unit, const double *z, const double *length, int exact,
+static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double *length, int exact,
                       double value_here, double bound_here)
 {
     const ptrdiff_t p = fit->options.p;
     int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
     const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
+    double stretch = 1; /* a step far out of the band follows rows whose signs are no longer theirs */
     for (int part = 0; part < unit->parts; part++) {
-        double *b = unit->centre + part * (p + 1);
-        if (!narrow) {
-            wf_lad_unwhiten(fit, z + part * fit->lad->rank, b);
-        }
+        stretch = fmin(stretch, 3 * unit->kappa[part] / fmax(length[part], 1e-300));
+    }
+    for (int part = 0; part < unit->parts && !narrow; part++) {
+        wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank, z + part * fit->lad->rank);
+        wf_lad_unwhiten(fit, z + part * fit->lad->rank, unit->centre + part * (p + 1));
     }
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
         if (!in_use(unit, kind)) {
@@ -509,7 +511,9 @@ static void next_band(const wf_fit *fit, wf_unit *unit, const double *z, const d
             unit->kappa[kind] = fmax(2 * unit->kappa[kind], 1.5 * fmin(length[kind], widest));
         }
     }
-    unit->watched = unit->parts == 2 && (unit->watched || !exact);
+    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
+        unit->watched |= unit->joined[WF_LAD_DIFFERENCE].whole[j] > fit->options.first_update[j];
+    }
 }
 
 wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)

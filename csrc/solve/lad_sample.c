@@ -9,7 +9,7 @@
 #include "solve/lad.h"
 
 /* Standard errors of the sample's solution that a band is made for. */
-static const double BAND_ERRORS = 3;
+static const double BAND_ERRORS = 4;
 
 void wf_sample_sums(wf_fit *fit)
 {
@@ -219,7 +219,7 @@ static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, d
         double excess = 0;
         for (ptrdiff_t j = 0; unit->parts == 2 && j < fit->options.n_groups; j++) {
             excess += fmax(sample->total[j] - sample->c[j], 0);
-            unit->watched |= sample->total[j] > 0.5 * sample->c[j];
+            unit->watched |= sample->total[j] > sample->c[j];
         }
         *value += fit->lad->eta * excess;
         if (joint || !(excess > 0)) {

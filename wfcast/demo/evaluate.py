@@ -94,13 +94,15 @@ def evaluate(
                     "kinds": {
                         kind: {
                             **_sums(mine[kind], by_kind(baseline)[kind]),
-                            "loss": losses[n] if method == "persistence"
+                            "loss": losses[n]
+                            if method == "persistence"
                             else _loss_of_kind(trainer, fresh.files[n], path, kind),
                         }
                         for kind in kinds
                     },
                 }
                 progress.update()
-            result.append({"step": step, "ahead": step - n, "true_loss": losses[step],
-                           "methods": methods})
+            result.append(
+                {"step": step, "ahead": step - n, "true_loss": losses[step], "methods": methods}
+            )
     return result

@@ -59,9 +59,15 @@ def _horizons(axes: Axes, report: dict[str, Any]) -> None:
         axes.plot(ahead, change, marker=marker, color=colour, label=method)
         for x, y in zip(ahead, change, strict=True):
             above = method == "line"
-            axes.annotate(f"{y:+.1f}%", (x, y), xytext=(-6, 6) if above else (0, -14),
-                          textcoords="offset points", ha="right" if above else "center",
-                          fontsize=9, color=colour)
+            axes.annotate(
+                f"{y:+.1f}%",
+                (x, y),
+                xytext=(-6, 6) if above else (0, -14),
+                textcoords="offset points",
+                ha="right" if above else "center",
+                fontsize=9,
+                color=colour,
+            )
     axes.axhline(0, color=_PERSISTENCE, linestyle="--", label="persistence")
     axes.set_xticks(ahead, [f"+{a}" for a in ahead])
     axes.margins(x=0.2, y=0.2)
@@ -80,8 +86,15 @@ def _kinds(axes: Axes, report: dict[str, Any]) -> None:
     axes.axvline(0, color=_PERSISTENCE, linestyle="--")
     for row, kind, value in zip(rows, kinds, change, strict=True):
         line = 100 * (at["methods"]["line"]["kinds"][kind]["relative"] - 1)
-        axes.annotate(f"{value:+.1f}%  (line {line:+.0f}%)", (max(value, 0.0), row), xytext=(6, 0),
-                      textcoords="offset points", va="center", fontsize=9, bbox=_PAPER)
+        axes.annotate(
+            f"{value:+.1f}%  (line {line:+.0f}%)",
+            (max(value, 0.0), row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            bbox=_PAPER,
+        )
     axes.set_yticks(rows, kinds)
     axes.invert_yaxis()
     low, high = min(*change, 0.0), max(*change, 0.0)
@@ -94,24 +107,46 @@ def _kinds(axes: Axes, report: dict[str, Any]) -> None:
 def _curves(axes: Axes, report: dict[str, Any]) -> None:
     jump, n = report["jump"], report["jump"]["from"]
     for k, run in enumerate(r for r in report["runs"] if r["role"] == "sibling"):
-        axes.plot(*zip(*run["held_out_loss"], strict=True), color=_GREY, linestyle="none",
-                  marker=".", label="sibling runs" if k == 0 else None)
+        axes.plot(
+            *zip(*run["held_out_loss"], strict=True),
+            color=_GREY,
+            linestyle="none",
+            marker=".",
+            label="sibling runs" if k == 0 else None,
+        )
     fresh = next(r for r in report["runs"] if r["role"] == "fresh")["held_out_loss"]
     axes.plot(*zip(*fresh, strict=True), color=_TRUTH, label="fresh run")
-    axes.plot(*zip(*jump["jumped"], strict=True), color=_FORECAST, linestyle="--",
-              label=f"jumped at step {n}")
+    axes.plot(
+        *zip(*jump["jumped"], strict=True),
+        color=_FORECAST,
+        linestyle="--",
+        label=f"jumped at step {n}",
+    )
     axes.axvline(n, color=_GREY, linestyle=":", linewidth=1)
     steps = [h["step"] for h in report["horizons"]]
     ceiling = max(loss for _, loss in fresh)
     for method, colour, marker in (
-        ("forecast", _FORECAST, "o"), ("persistence", _PERSISTENCE, "s"), ("line", _LINE, "^"),
+        ("forecast", _FORECAST, "o"),
+        ("persistence", _PERSISTENCE, "s"),
+        ("line", _LINE, "^"),
     ):
         losses = [h["methods"][method]["loss"] for h in report["horizons"]]
         inside = [(s, v) for s, v in zip(steps, losses, strict=True) if v <= ceiling]
-        label = f"{method}, no training" + ("" if len(inside) == len(steps) else " (off scale: "
-                f"{', '.join(f'{v:.1f}' for v in losses if v > ceiling)})")
-        axes.plot([s for s, _ in inside], [v for _, v in inside], linestyle="none", marker=marker,
-                  color=colour, markerfacecolor="none", markersize=7, label=label)
+        label = f"{method}, no training" + (
+            ""
+            if len(inside) == len(steps)
+            else f" (off scale: {', '.join(f'{v:.1f}' for v in losses if v > ceiling)})"
+        )
+        axes.plot(
+            [s for s, _ in inside],
+            [v for _, v in inside],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            markerfacecolor="none",
+            markersize=7,
+            label=label,
+        )
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("held-out loss, nats per masked token")
     axes.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
@@ -123,10 +158,25 @@ def _difference(axes: Axes, report: dict[str, Any]) -> None:
     steps, values = zip(*jump["difference"], strict=True)
     axes.axhline(0, color=_TRUTH, linewidth=1)
     axes.plot(steps, values, color=_FORECAST, linestyle="--", marker="o", markersize=4)
-    axes.fill_between(steps, values, 0, where=[v < 0 for v in values], interpolate=True,
-                      color=_FORECAST, alpha=0.15, linewidth=0)
-    axes.annotate(f"right after the jump {values[0]:+.3f}", (steps[0], values[0]), xytext=(10, 0),
-                  textcoords="offset points", va="center", fontsize=9, bbox=_PAPER)
+    axes.fill_between(
+        steps,
+        values,
+        0,
+        where=[v < 0 for v in values],
+        interpolate=True,
+        color=_FORECAST,
+        alpha=0.15,
+        linewidth=0,
+    )
+    axes.annotate(
+        f"right after the jump {values[0]:+.3f}",
+        (steps[0], values[0]),
+        xytext=(10, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+        bbox=_PAPER,
+    )
     axes.margins(y=0.15)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("jumped minus not jumped, nats")

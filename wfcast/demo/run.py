@@ -70,7 +70,9 @@ def run(
 
     with clock.phase("text and tokenizer"):
         corpus, tokenizer = build_corpus(
-            size.vocab_size, size.length, docstrings=size.docstrings,
+            size.vocab_size,
+            size.length,
+            docstrings=size.docstrings,
             held_out_rows=size.held_out_rows,
         )
         with atomic_file(out / "tokenizer.json") as file:
@@ -144,8 +146,12 @@ def _prepare(out: Path) -> None:
 
 def _fit(size: Size, siblings: list[Run], n_threads: int) -> ModelFarcaster:
     farcaster = ModelFarcaster(
-        inputs=(0, size.observed), targets=size.targets, by="tensor", loss="absolute_error",
-        beta=BETA, n_threads=n_threads,
+        inputs=(0, size.observed),
+        targets=size.targets,
+        by="tensor",
+        loss="absolute_error",
+        beta=BETA,
+        n_threads=n_threads,
     )
     tensors = open_checkpoint(siblings[0].files[0]).tensors
     with FitBar(len(tensors), "fit") as progress:
@@ -189,7 +195,8 @@ def _model(trainer: Trainer) -> dict[str, Any]:
         "parameters": sum(kinds.values()),
         "kinds": kinds,
         "config": {
-            k: v for k, v in trainer.model.config.to_dict().items()
+            k: v
+            for k, v in trainer.model.config.to_dict().items()
             if isinstance(v, int | float | str | bool | None)
         },
     }

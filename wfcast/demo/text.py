@@ -20,8 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["IGNORE", "Corpus", "Document", "build_corpus", "collect", "masked_batch",
-           "train_tokenizer"]
+__all__ = [
+    "IGNORE",
+    "Corpus",
+    "Document",
+    "build_corpus",
+    "collect",
+    "masked_batch",
+    "train_tokenizer",
+]
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0..4; DistilBERT pads with 0
 _CLS, _SEP, _MASK = 2, 3, 4
@@ -139,8 +146,11 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
 
     learner = blank()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[*SPECIAL, *(f"##{c}" for c in alphabet)],
-        initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL, *(f"##{c}" for c in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     return blank(learner.get_vocab())

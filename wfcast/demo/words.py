@@ -23,7 +23,9 @@ def tables(report: dict[str, Any]) -> str:
         ("step", "ahead", "trained", "forecast", "persist.", "line", "forecast", "line"),
         [
             (
-                str(h["step"]), f"+{h['ahead']}", f"{h['true_loss']:.3f}",
+                str(h["step"]),
+                f"+{h['ahead']}",
+                f"{h['true_loss']:.3f}",
                 *(f"{h['methods'][m]['loss']:.3f}" for m in ("forecast", "persistence", "line")),
                 *(_percent(h["methods"][m]["error"]["relative"]) for m in ("forecast", "line")),
             )
@@ -65,18 +67,20 @@ def tables(report: dict[str, Any]) -> str:
         f"{model['class']}, {model['parameters']:,} parameters; farcaster fitted on "
         f"{len(report['seeds']['siblings'])} sibling runs; fresh run observed at steps 0 and {n}"
     )
-    return "\n\n".join((
-        head,
-        "By horizon: held-out loss (nats) of the weights, and weight error against persistence\n"
-        + by_horizon,
-        "By kind of tensor: weight error against persistence, forecast / line; last column: change "
-        f"of\nheld-out loss where only this kind is forecast, forecast / line\n{by_kind}",
-        f"Jump from step {n} to the forecast of step {jump['to']}, then training on: held-out loss"
-        f"\n{after}",
-        "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
-        f"{report['seconds']['total']:.0f} s on {report['machine']['threads']} threads; "
-        f"report.json, demo.png and all checkpoints are in {report['out']}",
-    ))
+    return "\n\n".join(
+        (
+            head,
+            "By horizon: held-out loss (nats) of the weights, and weight error against persistence\n"
+            + by_horizon,
+            "By kind of tensor: weight error against persistence, forecast / line; last column: change "
+            f"of\nheld-out loss where only this kind is forecast, forecast / line\n{by_kind}",
+            f"Jump from step {n} to the forecast of step {jump['to']}, then training on: held-out loss"
+            f"\n{after}",
+            "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
+            f"{report['seconds']['total']:.0f} s on {report['machine']['threads']} threads; "
+            f"report.json, demo.png and all checkpoints are in {report['out']}",
+        )
+    )
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
@@ -168,8 +172,11 @@ def _jump(report: dict[str, Any]) -> list[str]:
     rise, final = jump["rise"], jump["final_difference"]
     steps = jump["jumped"][-1][0] - jump["from"]
     at_once = (
-        f"rises by {rise:.3f}" if rise > _TIE else
-        f"falls by {-rise:.3f}" if rise < -_TIE else "stays as it was"
+        f"rises by {rise:.3f}"
+        if rise > _TIE
+        else f"falls by {-rise:.3f}"
+        if rise < -_TIE
+        else "stays as it was"
     )
     first = f"Jump: right after loading the forecast of step {jump['to']}, held-out loss {at_once}"
     since = jump["below_since"]
@@ -186,8 +193,9 @@ def _jump(report: dict[str, Any]) -> list[str]:
     winner = "the jump" if mean < -_TIE else "not jumping" if mean > _TIE else "neither"
     ahead = jump["steps_ahead"]
     gain = (
-        "" if abs(ahead) < 1 else
-        f", at the end about {abs(ahead):.0f} steps {'ahead' if ahead > 0 else 'behind'}"
+        ""
+        if abs(ahead) < 1
+        else f", at the end about {abs(ahead):.0f} steps {'ahead' if ahead > 0 else 'behind'}"
     )
     seeds = "One run and one seed: repeat with --seed before believing a difference this small."
     return [
