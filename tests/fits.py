@@ -1,5 +1,7 @@
 """Driving _core.Fit directly, whole or in segments."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from wfcast import _core
@@ -19,7 +21,7 @@ def fit(X, Y, groups=None, first_update=None, beta=0.0, cuts=(), **options):
     )
     edges = [0, *cuts, n]
     while solver.needs_pass():
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             solver.accumulate(
                 [X[start:stop, k] for k in range(X.shape[1])],
                 [Y[start:stop, j] for j in range(Y.shape[1])],

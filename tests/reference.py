@@ -49,7 +49,7 @@ def narrow(values, dtype):
 
 
 def fma32(a, b, c):
-    """float32 a * b + c rounded once: the product is exact in float64, the sum made so by rounding to odd."""
+    """float32 a * b + c rounded once: exact product in float64, the sum rounded to odd there."""
     a, b, c = (np.asarray(v, np.float64) for v in (a, b, c))
     product = a * b
     total = product + c
@@ -64,7 +64,7 @@ def fma32(a, b, c):
 
 
 def apply(x, coef, intercept, out_dtypes):
-    """out_j = intercept_j + sum_k coef_jk x_k, in float32 by fused steps unless a column is float64.
+    """out_j = intercept_j + sum_k coef_jk x_k, by fused float32 steps but with float64 columns.
 
     In float64 the plain sum is returned; it differs from the fused one by rounding.
     """

@@ -69,7 +69,18 @@ def spoil(rng, kind, X, Y):
     return X, Y
 
 
-KINDS = ["plain", "frozen", "lattice", "scales", "dependent", "columns", "offset", "float16", "outliers", "exact"]
+KINDS = [
+    "plain",
+    "frozen",
+    "lattice",
+    "scales",
+    "dependent",
+    "columns",
+    "offset",
+    "float16",
+    "outliers",
+    "exact",
+]
 
 
 @settings(max_examples=150)
@@ -107,9 +118,9 @@ def test_against_the_linear_program(seed, kind, n, p, m, s, fit_intercept, beta,
 
 
 def certify(X, Y, coef, intercept):
-    """Multipliers a in [-1, 1] of the rows with a'[X, 1] = 0 prove a lower bound a'y: found here by NNLS-free means.
+    """The lower bound a'y that multipliers a in [-1, 1] of the rows with a'[X, 1] = 0 prove.
 
-    Signs of rows off the fit are known; those on it (at most a few, or ties) take what balances them best.
+    Signs of rows off the fit are known; those on it take what balances them best.
     """
     rows = np.column_stack([X, np.ones(len(X))]).astype(float)
     bounds = []
@@ -170,7 +181,7 @@ def test_rows_outside_the_span_of_the_sample():
 
 @pytest.mark.parametrize("beta", [1e-6, 1e-2])
 def test_large_hinge_agrees_with_a_dense_solve(beta):
-    """The banded solution of a hinge problem can't be improved from where the whole problem is loaded."""
+    """The banded solution of a hinge problem can't be improved by any small step."""
     rng = np.random.default_rng(5)
     X, Y = fits.trajectories(rng, 20_000, 2, 2, np.float64)
     groups = rng.integers(0, 4, len(X))

@@ -1,4 +1,4 @@
-"""Every kernel against its NumPy twin, over dtypes, instruction sets, lengths, strides and offsets."""
+"""Every kernel against its NumPy twin: dtypes, instruction sets, lengths, strides, offsets."""
 
 import mmap
 
@@ -100,7 +100,7 @@ def test_apply_mixes_dtypes(isa, first, second, to):
 
 
 def layouts():
-    """(what it is, function from a C-ordered array to one with the same values in another layout)."""
+    """Names, and functions that give a C-ordered array another layout."""
 
     def sliced(a):
         room = np.zeros([2 * s + 1 for s in a.shape], a.dtype)

@@ -195,6 +195,11 @@ SHIM = r"""
     #include <string.h>
     static long left = -1;
     void shim_arm(long count) { left = count; }
+    #define REFUSE \
+        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { \
+            errno = ENOMEM; \
+            return NULL; \
+        }
     static int fails(void)
     {
         return left >= 0 && left-- == 0;
@@ -208,20 +213,20 @@ SHIM = r"""
     {
         static void *(*real)(size_t);
         if (!real) real = (void *(*)(size_t))dlsym(RTLD_NEXT, "malloc");
-        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        REFUSE
         return real(n);
     }
     void *realloc(void *p, size_t n)
     {
         static void *(*real)(void *, size_t);
         if (!real) real = (void *(*)(void *, size_t))dlsym(RTLD_NEXT, "realloc");
-        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        REFUSE
         return real(p, n);
     }
     extern void *__libc_calloc(size_t, size_t);
     void *calloc(size_t k, size_t n)
     {
-        if (left >= 0 && ours(__builtin_return_address(0)) && fails()) { errno = ENOMEM; return NULL; }
+        REFUSE
         return __libc_calloc(k, n);
     }
 """
@@ -271,7 +276,7 @@ STARVE = """
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the shim interposes the allocator of glibc")
 def test_failed_allocations_are_memory_errors(tmp_path):
-    """Each allocation of the core fails once, in turn: never a crash, always MemoryError, until all succeed."""
+    """Each allocation of the core fails once, in turn: always MemoryError, until all succeed."""
     source, library = tmp_path / "shim.c", tmp_path / "shim.so"
     source.write_text(textwrap.dedent(SHIM))
     compiler = (sysconfig.get_config_var("CC") or "cc").split()

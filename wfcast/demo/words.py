@@ -70,12 +70,12 @@ def tables(report: dict[str, Any]) -> str:
     return "\n\n".join(
         (
             head,
-            "By horizon: held-out loss (nats) of the weights, and weight error against persistence\n"
+            "By horizon: held-out loss (nats) of the weights, weight error against persistence\n"
             + by_horizon,
-            "By kind of tensor: weight error against persistence, forecast / line; last column: change "
-            f"of\nheld-out loss where only this kind is forecast, forecast / line\n{by_kind}",
-            f"Jump from step {n} to the forecast of step {jump['to']}, then training on: held-out loss"
-            f"\n{after}",
+            "By kind of tensor: weight error against persistence, forecast / line; last column: "
+            f"change of\nheld-out loss where only this kind is forecast, forecast / line\n{by_kind}",
+            f"Jump from step {n} to the forecast of step {jump['to']}, then training on: "
+            f"held-out loss\n{after}",
             "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
             f"{report['seconds']['total']:.0f} s on {report['machine']['threads']} threads; "
             f"report.json, demo.png and all checkpoints are in {report['out']}",
