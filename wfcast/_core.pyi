@@ -1,4 +1,4 @@
-"""The compiled core. A column is a float64, float32, float16, or uint16 (bits of bfloat16) array."""
+"""The compiled core. Columns are float64, float32, float16, or uint16 (bits of bfloat16) arrays."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict, final
