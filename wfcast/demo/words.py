@@ -73,7 +73,7 @@ def tables(report: dict[str, Any]) -> str:
             "By horizon: held-out loss (nats) of the weights, weight error against persistence\n"
             + by_horizon,
             "By kind of tensor: error against persistence, forecast / line; last column: "
-            f"change of\nheld-out loss where only this kind is forecast, forecast / line\n{by_kind}",
+            f"change of\nheld-out loss where only this kind is forecast\n{by_kind}",
             f"Jump from step {n} to the forecast of step {jump['to']}, then training on: "
             f"held-out loss\n{after}",
             "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
