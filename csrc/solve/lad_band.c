@@ -489,7 +489,7 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
     const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
     double stretch = 1; /* a step far out of the band follows rows whose signs are no longer theirs */
     for (int part = 0; part < unit->parts; part++) {
-        stretch = fmin(stretch, 3 * unit->kappa[part] / fmax(length[part], 1e-300));
+        stretch = fmin(stretch, 3 * widest / fmax(length[part], 1e-300));
     }
     for (int part = 0; part < unit->parts && !narrow; part++) {
         wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank, z + part * fit->lad->rank);
@@ -501,7 +501,7 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
         }
         const wf_band *band = &unit->joined[kind];
         if (narrow) {
-            unit->kappa[kind] *= 8;
+            unit->kappa[kind] = fmax(8 * unit->kappa[kind], widest);
         } else if (band->spilled) {
             unit->kappa[kind] *= fmin(0.5, 0.5 * (double)(band->n + 1) / (double)(band->in_band + 1));
             unit->cells = 1;
