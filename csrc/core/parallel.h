@@ -1,9 +1,11 @@
-/* Static threads: a call makes its threads, each takes a fixed share of the tasks, and all are joined at its end. */
+/* Static threads: a call makes its threads, each takes a fixed share of the tasks, and all are
+ * joined at its end. */
 #ifndef WF_CORE_PARALLEL_H
 #define WF_CORE_PARALLEL_H
 
-/* Runs task(context, t) for t in 0..n_tasks-1; thread k takes k, k + n_threads, ... The calling thread is thread 0.
- * Where a thread can't be made, the calling thread does its share: it cannot fail. */
+/* Runs task(context, t) for t in 0..n_tasks-1; thread k takes k, k + n_threads, ... The calling
+ * thread is thread 0. Where a thread can't be made, the calling thread does its share: it cannot
+ * fail. */
 void wf_parallel(int n_tasks, int n_threads, void (*task)(void *context, int t), void *context);
 
 #endif

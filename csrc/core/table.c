@@ -29,7 +29,8 @@ static void drop_dim(wf_table *table, int d)
     table->ndim--;
 }
 
-/* Dimension a belongs outside b when the first column that tells them apart strides further along a. */
+/* Dimension a belongs outside b when the first column that tells them apart strides further along
+ * a. */
 static int belongs_outside(const wf_table *table, int a, int b)
 {
     for (ptrdiff_t c = 0; c < table->n_columns; c++) {
@@ -85,14 +86,16 @@ int wf_table_contiguous(const wf_table *table)
     for (ptrdiff_t c = 0; c < table->n_columns; c++) {
         const wf_column *column = &table->columns[c];
         const ptrdiff_t size = wf_item_size(column->dtype);
-        if ((table->ndim == 1 && column->strides[0] != size) || (uintptr_t)column->data % (uintptr_t)size) {
+        if ((table->ndim == 1 && column->strides[0] != size) ||
+            (uintptr_t)column->data % (uintptr_t)size) {
             return 0;
         }
     }
     return 1;
 }
 
-void wf_runs_begin(wf_runs *runs, const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n)
+void wf_runs_begin(wf_runs *runs, const wf_table *table, ptrdiff_t column, ptrdiff_t start,
+                   ptrdiff_t n)
 {
     runs->table = table;
     runs->column = &table->columns[column];
@@ -157,9 +160,10 @@ static void extent(const wf_table *table, ptrdiff_t c, uintptr_t *low, uintptr_t
     *high = (uintptr_t)column->data + (uintptr_t)above;
 }
 
-/* Two columns with the same strides, the outermost of which keep rows apart, as columns of one 2-D array do: they
- * never meet when their distance is not a possible sum of strides. Checked for one and two dimensions by the
- * residue of the distance modulo the greatest common divisor of all strides. */
+/* Two columns with the same strides, the outermost of which keep rows apart, as columns of one 2-D
+ * array do: they never meet when their distance is not a possible sum of strides. Checked for one
+ * and two dimensions by the residue of the distance modulo the greatest common divisor of all
+ * strides. */
 static int interleaved(const wf_table *table, const wf_column *a, const wf_column *b)
 {
     ptrdiff_t divisor = 0;

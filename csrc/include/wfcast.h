@@ -1,9 +1,11 @@
 /* wfcast: the whole C interface. No Python, no intrinsics.
  *
- * Data is a table of columns: p inputs, then m targets or outputs, all of one N-d shape, each with its own
- * dtype and byte strides. A row is one scalar weight. Nothing is copied: a table only points.
+ * Data is a table of columns: p inputs, then m targets or outputs, all of one N-d shape, each with
+ * its own dtype and byte strides. A row is one scalar weight. Nothing is copied: a table only
+ * points.
  *
- * Functions that can fail return wf_status and put their results last. What went wrong where is in a wf_fault. */
+ * Functions that can fail return wf_status and put their results last. What went wrong where is in
+ * a wf_fault. */
 #ifndef WFCAST_H
 #define WFCAST_H
 
@@ -43,28 +45,36 @@ typedef struct {
     ptrdiff_t row;    /* in C order of the shape */
 } wf_fault;
 
-/* -- setup ------------------------------------------------------------------------------------------------- */
+/* -- setup
+ * -------------------------------------------------------------------------------------------------
+ */
 
-/* Build the kernel table once. `disabled` is a comma separated list of instruction set names, or NULL. */
+/* Build the kernel table once. `disabled` is a comma separated list of instruction set names, or
+ * NULL. */
 void wf_setup(const char *disabled);
-/* Names of the instruction sets that this build holds and this machine can run, best first; NULL-terminated. */
+/* Names of the instruction sets that this build holds and this machine can run, best first;
+ * NULL-terminated. */
 const char *const *wf_isa_available(void);
 const char *wf_isa(void);
-/* 0, or -1 when `name` is not available. For tests and comparisons; not to be called while kernels run. */
+/* 0, or -1 when `name` is not available. For tests and comparisons; not to be called while kernels
+ * run. */
 int wf_isa_select(const char *name);
 int wf_cpu_count(void);
 const char *wf_blas_config(void);
 
-/* -- one sweep over a table -------------------------------------------------------------------------------- */
+/* -- one sweep over a table
+ * -------------------------------------------------------------------------------- */
 
 typedef enum { WF_OVERLAP_NONE, WF_OVERLAP_SAME, WF_OVERLAP_PARTIAL } wf_overlap;
-/* How column a and column b of one shape share memory: not at all, exactly, or in a way that no sweep can serve. */
+/* How column a and column b of one shape share memory: not at all, exactly, or in a way that no
+ * sweep can serve. */
 wf_overlap wf_column_overlap(const wf_table *table, ptrdiff_t a, ptrdiff_t b);
 
-/* outputs_j = intercept_j + sum_k coef_jk inputs_k for the first p columns of `table` as inputs and the other
- * n_columns - p as outputs. coef is m x p, row-major. Computed in float32 with fused multiply-add unless a column
- * is float64, then in float64; rounded once, to nearest even. With check_finite the inputs and outputs are checked
- * in the same sweep, or in a first sweep of its own where an output is an input. */
+/* outputs_j = intercept_j + sum_k coef_jk inputs_k for the first p columns of `table` as inputs and
+ * the other n_columns - p as outputs. coef is m x p, row-major. Computed in float32 with fused
+ * multiply-add unless a column is float64, then in float64; rounded once, to nearest even. With
+ * check_finite the inputs and outputs are checked in the same sweep, or in a first sweep of its own
+ * where an output is an input. */
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
                    int check_finite, int n_threads, wf_fault *fault);
 
@@ -76,10 +86,12 @@ typedef struct {
 /* Error sums of column 0 against column 1, in float64. */
 wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
 
-/* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others are held to. */
+/* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others
+ * are held to. */
 void wf_triad(float *out, const float *a, const float *b, float scalar, ptrdiff_t n, int n_threads);
 
-/* -- fit: a pass-based solver ------------------------------------------------------------------------------ */
+/* -- fit: a pass-based solver
+ * ------------------------------------------------------------------------------ */
 
 typedef enum { WF_ABSOLUTE_ERROR, WF_SQUARED_ERROR } wf_loss;
 
@@ -105,10 +117,11 @@ typedef struct wf_fit wf_fit;
 wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out);
 void wf_fit_free(wf_fit *fit);
 int wf_fit_needs_pass(const wf_fit *fit);
-/* One segment of a pass. The table holds p + m columns, and one more of WF_I64 trajectory numbers when group < 0
- * and the fit has groups; group >= 0 places the whole segment in that trajectory. */
+/* One segment of a pass. The table holds p + m columns, and one more of WF_I64 trajectory numbers
+ * when group < 0 and the fit has groups; group >= 0 places the whole segment in that trajectory. */
 wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
-/* Ends the pass. `interrupt` (may be NULL) is polled by the calling thread; nonzero stops with WF_INTERRUPTED. */
+/* Ends the pass. `interrupt` (may be NULL) is polled by the calling thread; nonzero stops with
+ * WF_INTERRUPTED. */
 wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 /* coef (m x p, row-major) and intercept (m). Only after wf_fit_needs_pass has become 0. */
 void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_info *info);

@@ -1,4 +1,5 @@
-/* predict: blocks of rows through the apply kernels, over threads, with the finite checks around them. */
+/* predict: blocks of rows through the apply kernels, over threads, with the finite checks around
+ * them. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -14,29 +15,38 @@
 #include "kernels/pack.h"
 #include "wfcast.h"
 
-enum { ROWS_PER_THREAD = 1 << 15, BLOCK_BYTES = 1 << 17, MOST_BLOCK = 4096, LEAST_BLOCK = 64, LINE = 64 };
+enum {
+    ROWS_PER_THREAD = 1 << 15,
+    BLOCK_BYTES = 1 << 17,
+    MOST_BLOCK = 4096,
+    LEAST_BLOCK = 64,
+    LINE = 64
+};
 
 typedef struct {
     const wf_table *table; /* coalesced */
     ptrdiff_t p, m;
     const void *coef, *intercept; /* in the compute type */
     int wide;                     /* compute in float64 */
-    int fused;                    /* one dtype, contiguous: the kernel reads and writes the columns themselves */
+    int fused; /* one dtype, contiguous: the kernel reads and writes the columns themselves */
     int stream, check;
-    int dry;             /* compute and check, write nothing */
-    ptrdiff_t block;     /* rows at a time; the first block ends at `phase` so that outputs start on a line */
+    int dry; /* compute and check, write nothing */
+    ptrdiff_t
+        block; /* rows at a time; the first block ends at `phase` so that outputs start on a line */
     ptrdiff_t phase;
     ptrdiff_t n_blocks;
     int n_tasks;
     wf_apply_kernel *kernel;
-    char *scratch;       /* n_tasks x scratch_size: pointers, then packed columns */
+    char *scratch; /* n_tasks x scratch_size: pointers, then packed columns */
     size_t scratch_size;
-    wf_finite *finite;   /* n_tasks */
-    wf_fault *fault;     /* n_tasks; the first output that does not fit in a dry run, row in coalesced order */
+    wf_finite *finite; /* n_tasks */
+    wf_fault *fault;   /* n_tasks; the first output that does not fit in a dry run, row in coalesced
+                          order */
 } apply_job;
 
 /* First output of the block in scratch that is not finite once rounded to its column's dtype. */
-static void note_overflow(const apply_job *job, ptrdiff_t start, ptrdiff_t n, void *const *y, wf_fault *fault)
+static void note_overflow(const apply_job *job, ptrdiff_t start, ptrdiff_t n, void *const *y,
+                          wf_fault *fault)
 {
     for (ptrdiff_t j = 0; j < job->m && (fault->column < 0 || j + job->p <= fault->column); j++) {
         const wf_dtype dtype = job->table->columns[job->p + j].dtype;
@@ -85,8 +95,8 @@ static void fused_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t 
         const wf_column *column = &job->table->columns[c];
         pointers[c] = column->data + start * wf_item_size(column->dtype);
     }
-    job->kernel(n, job->p, (const void *const *)pointers, job->m, job->coef, job->intercept, pointers + job->p,
-                job->stream, &job->finite[t]);
+    job->kernel(n, job->p, (const void *const *)pointers, job->m, job->coef, job->intercept,
+                pointers + job->p, job->stream, &job->finite[t]);
 }
 
 static void apply_task(void *context, int t)
@@ -125,10 +135,14 @@ static size_t last_level_cache(void)
 static wf_apply_kernel *kernel_of(wf_dtype dtype)
 {
     switch (dtype) {
-    case WF_F64: return wf_k->apply_f64;
-    case WF_F16: return wf_k->apply_f16;
-    case WF_BF16: return wf_k->apply_bf16;
-    default: return wf_k->apply_f32;
+    case WF_F64:
+        return wf_k->apply_f64;
+    case WF_F16:
+        return wf_k->apply_f16;
+    case WF_BF16:
+        return wf_k->apply_bf16;
+    default:
+        return wf_k->apply_f32;
     }
 }
 
@@ -142,25 +156,31 @@ static void plan(apply_job *job, int shared)
     for (ptrdiff_t c = 0; c < n_columns; c++) {
         uniform = uniform && table->columns[c].dtype == table->columns[0].dtype;
         job->wide |= table->columns[c].dtype == WF_F64;
-        out_bytes += c < job->p ? 0 : (size_t)table->n_rows * (size_t)wf_item_size(table->columns[c].dtype);
+        out_bytes +=
+            c < job->p ? 0 : (size_t)table->n_rows * (size_t)wf_item_size(table->columns[c].dtype);
     }
     const int one_group = job->m == 1 || job->m == 2 || job->m == WF_APPLY_OUTPUTS;
     job->fused = uniform && !job->dry && (!shared || one_group);
     job->stream = job->fused && !shared && out_bytes > last_level_cache();
-    job->kernel = job->fused ? kernel_of(table->columns[0].dtype) : job->wide ? wf_k->apply_f64 : wf_k->apply_f32;
+    job->kernel = job->fused  ? kernel_of(table->columns[0].dtype)
+                  : job->wide ? wf_k->apply_f64
+                              : wf_k->apply_f32;
 
     const ptrdiff_t size = job->wide ? 8 : 4;
-    ptrdiff_t block = BLOCK_BYTES / (size * (job->fused ? job->p : n_columns)) / LEAST_BLOCK * LEAST_BLOCK;
+    ptrdiff_t block =
+        BLOCK_BYTES / (size * (job->fused ? job->p : n_columns)) / LEAST_BLOCK * LEAST_BLOCK;
     block = block < LEAST_BLOCK ? LEAST_BLOCK : block > MOST_BLOCK ? MOST_BLOCK : block;
     job->block = block;
     job->phase = block;
     if (job->stream) {
         const uintptr_t rest = (uintptr_t)table->columns[job->p].data % LINE;
-        job->phase = rest ? (ptrdiff_t)(LINE - rest) / wf_item_size(table->columns[0].dtype) : block;
+        job->phase =
+            rest ? (ptrdiff_t)(LINE - rest) / wf_item_size(table->columns[0].dtype) : block;
     }
     const ptrdiff_t after = table->n_rows > job->phase ? table->n_rows - job->phase : 0;
     job->n_blocks = 1 + after / block + (after % block != 0);
-    job->scratch_size = (size_t)n_columns * (sizeof(void *) + (job->fused ? 0 : (size_t)(block * size)));
+    job->scratch_size =
+        (size_t)n_columns * (sizeof(void *) + (job->fused ? 0 : (size_t)(block * size)));
     job->scratch_size = (job->scratch_size + LINE - 1) / LINE * LINE;
 }
 
@@ -190,7 +210,8 @@ static wf_status run(apply_job *job, int n_threads)
         } else if ((job->finite[t].bad_out || job->fault[t].column >= 0) && status == WF_OK) {
             status = WF_NONFINITE_OUT;
         }
-        if (job->fault[t].column >= 0 && (first.column < 0 || job->fault[t].column < first.column)) {
+        if (job->fault[t].column >= 0 &&
+            (first.column < 0 || job->fault[t].column < first.column)) {
             first = job->fault[t];
         }
     }
@@ -219,8 +240,10 @@ static ptrdiff_t row_at(const wf_table *table, ptrdiff_t column, const char *poi
     return 0;
 }
 
-/* From what a sweep flagged to the first value at fault; WF_OK when a flag was raised by an unused lane only. */
-static wf_status locate(wf_status status, const apply_job *job, const wf_table *given, ptrdiff_t p, wf_fault *fault)
+/* From what a sweep flagged to the first value at fault; WF_OK when a flag was raised by an unused
+ * lane only. */
+static wf_status locate(wf_status status, const apply_job *job, const wf_table *given, ptrdiff_t p,
+                        wf_fault *fault)
 {
     if (status == WF_NONFINITE_IN) {
         return wf_table_find_nonfinite(given, 0, p, fault) == 0 ? status : WF_OK;
@@ -273,7 +296,8 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
     for (ptrdiff_t j = 0; j < m; j++) {
         single[m * p + j] = (float)intercept[j];
     }
-    for (int dry = shared && check_finite; dry >= 0; dry--) { /* first look, where looking later would be too late */
+    for (int dry = shared && check_finite; dry >= 0;
+         dry--) { /* first look, where looking later would be too late */
         apply_job job = {.table = &flat, .p = p, .m = m, .dry = dry};
         job.check = check_finite && (dry || !shared);
         plan(&job, shared);
@@ -291,7 +315,8 @@ done:
     return status;
 }
 
-/* -- the bandwidth that apply is held to --------------------------------------------------------------------- */
+/* -- the bandwidth that apply is held to
+ * --------------------------------------------------------------------- */
 
 typedef struct {
     float *out;

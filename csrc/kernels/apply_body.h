@@ -1,10 +1,11 @@
-/* Stamps one apply kernel. The includer defines NAME(x) to suffix names, T the element type, C the compute type, V and
- * W its vector and lanes, SET1, FMA, BEYOND, ANY, LOAD, STORE, STREAM, and LIMIT: the largest size that rounds to a
- * finite T. */
+/* Stamps one apply kernel. The includer defines NAME(x) to suffix names, T the element type, C the
+ * compute type, V and W its vector and lanes, SET1, FMA, BEYOND, ANY, LOAD, STORE, STREAM, and
+ * LIMIT: the largest size that rounds to a finite T. */
 
-/* `part` < W elements at `at`, through buffers: the unaligned head and the tail, with the arithmetic of the rest. */
-static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T *const *x, int r, const C *a,
-                              const C *b, T *const *y, wf_finite *finite)
+/* `part` < W elements at `at`, through buffers: the unaligned head and the tail, with the
+ * arithmetic of the rest. */
+static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T *const *x, int r,
+                              const C *a, const C *b, T *const *y, wf_finite *finite)
 {
     T buffer[W] = {0};
     V acc[WF_APPLY_OUTPUTS];
@@ -25,13 +26,15 @@ static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T
         T out[W];
         STORE(out, acc[j]);
         memcpy(y[j] + at, out, (size_t)part * sizeof(T));
-        finite->bad_out |= ANY(BEYOND(vmask_none(), acc[j], LIMIT)); /* unused lanes: b_j, see apply() */
+        finite->bad_out |=
+            ANY(BEYOND(vmask_none(), acc[j], LIMIT)); /* unused lanes: b_j, see apply() */
     }
 }
 
 /* r outputs over n elements. p (up to 3; else it varies) and r are constants once inlined. */
-static inline __attribute__((always_inline)) void NAME(group)(ptrdiff_t n, ptrdiff_t p, const T *const *x, int r,
-                                                              const C *a, const C *b, T *const *y, int stream,
+static inline __attribute__((always_inline)) void NAME(group)(ptrdiff_t n, ptrdiff_t p,
+                                                              const T *const *x, int r, const C *a,
+                                                              const C *b, T *const *y, int stream,
                                                               int check, wf_finite *finite)
 {
     ptrdiff_t at = 0;
@@ -90,18 +93,18 @@ static inline __attribute__((always_inline)) void NAME(group)(ptrdiff_t n, ptrdi
     }
 }
 
-#define GROUP(P, R)                                                                                     \
-    do {                                                                                                \
-        if (stream) {                                                                                   \
-            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 1, finite->check, finite);                 \
-        } else {                                                                                        \
-            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 0, finite->check, finite);                 \
-        }                                                                                               \
+#define GROUP(P, R)                                                                                \
+    do {                                                                                           \
+        if (stream) {                                                                              \
+            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 1, finite->check, finite);            \
+        } else {                                                                                   \
+            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 0, finite->check, finite);            \
+        }                                                                                          \
     } while (0)
 
-static inline __attribute__((always_inline)) void NAME(groups)(ptrdiff_t n, ptrdiff_t constant_p, ptrdiff_t p,
-                                                               const T *const *x, ptrdiff_t m, const C *a, const C *b,
-                                                               T *const *y, int stream, wf_finite *finite)
+static inline __attribute__((always_inline)) void
+NAME(groups)(ptrdiff_t n, ptrdiff_t constant_p, ptrdiff_t p, const T *const *x, ptrdiff_t m,
+             const C *a, const C *b, T *const *y, int stream, wf_finite *finite)
 {
     ptrdiff_t j = 0;
     for (; j + 4 <= m; j += 4) {
@@ -116,17 +119,26 @@ static inline __attribute__((always_inline)) void NAME(groups)(ptrdiff_t n, ptrd
 }
 #undef GROUP
 
-static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff_t m, const void *as, const void *bs,
-                        void *const *ys, int stream, wf_finite *finite)
+static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff_t m,
+                        const void *as, const void *bs, void *const *ys, int stream,
+                        wf_finite *finite)
 {
     const T *const *x = (const T *const *)xs;
     T *const *y = (T *const *)ys;
     const C *a = as, *b = bs;
     switch (p) {
-    case 1: NAME(groups)(n, 1, p, x, m, a, b, y, stream, finite); break;
-    case 2: NAME(groups)(n, 2, p, x, m, a, b, y, stream, finite); break;
-    case 3: NAME(groups)(n, 3, p, x, m, a, b, y, stream, finite); break;
-    default: NAME(groups)(n, p, p, x, m, a, b, y, stream, finite); break;
+    case 1:
+        NAME(groups)(n, 1, p, x, m, a, b, y, stream, finite);
+        break;
+    case 2:
+        NAME(groups)(n, 2, p, x, m, a, b, y, stream, finite);
+        break;
+    case 3:
+        NAME(groups)(n, 3, p, x, m, a, b, y, stream, finite);
+        break;
+    default:
+        NAME(groups)(n, p, p, x, m, a, b, y, stream, finite);
+        break;
     }
 }
 

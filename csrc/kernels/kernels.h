@@ -1,8 +1,10 @@
-/* The memory-bound loops, one table of them per instruction set. Kernels cannot fail, allocate or lock. They work on
- * contiguous runs; packing strided data into runs is the caller's part (core/table.h, kernels/pack.h).
+/* The memory-bound loops, one table of them per instruction set. Kernels cannot fail, allocate or
+ * lock. They work on contiguous runs; packing strided data into runs is the caller's part
+ * (core/table.h, kernels/pack.h).
  *
- * Every float kernel uses fused multiply-add, element by element in one fixed order, and every float64 reduction uses
- * WF_LANES running sums joined in one fixed order, so all instruction sets give the same bits. */
+ * Every float kernel uses fused multiply-add, element by element in one fixed order, and every
+ * float64 reduction uses WF_LANES running sums joined in one fixed order, so all instruction sets
+ * give the same bits. */
 #ifndef WF_KERNELS_H
 #define WF_KERNELS_H
 
@@ -16,16 +18,18 @@
 #define WF_BF16_LIMIT 0x1.fefffep+127f
 
 typedef struct {
-    int check;          /* look at all */
+    int check;           /* look at all */
     int bad_in, bad_out; /* an input was not finite; an output is not finite after rounding */
 } wf_finite;
 
-/* y_j = b_j + sum_k a_jk x_k for n elements. stream: write y with non-temporal stores (the caller fences). x and y
- * point to elements of the kernel's dtype, a (m x p) and b (m) to its compute type: float, or double for f64. A y_j
- * may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all inputs are read before the outputs are written. */
+/* y_j = b_j + sum_k a_jk x_k for n elements. stream: write y with non-temporal stores (the caller
+ * fences). x and y point to elements of the kernel's dtype, a (m x p) and b (m) to its compute
+ * type: float, or double for f64. A y_j may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all
+ * inputs are read before the outputs are written. */
 #define WF_APPLY_OUTPUTS 4
-typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptrdiff_t m, const void *a,
-                             const void *b, void *const *y, int stream, wf_finite *finite);
+typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptrdiff_t m,
+                             const void *a, const void *b, void *const *y, int stream,
+                             wf_finite *finite);
 
 typedef struct {
     const char *name;
@@ -42,11 +46,12 @@ typedef struct {
     /* 1 when one of n values is NaN or infinite. */
     int (*nonfinite)(ptrdiff_t n, const double *x);
     /* r = y - b_p - sum_k b_k x_k; y may be NULL for zeros. */
-    void (*residual)(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y, const double *b, double *r);
-    /* Whitened rows u_t = sum_k L_tk x_k + L_tp, t < rank, and h2 = sum_t u_t^2. L is rank x (p + 1), u holds rank
-     * columns of `ld` elements. */
-    void (*whiten)(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank, const double *L, double *u,
-                   ptrdiff_t ld, double *h2);
+    void (*residual)(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
+                     const double *b, double *r);
+    /* Whitened rows u_t = sum_k L_tk x_k + L_tp, t < rank, and h2 = sum_t u_t^2. L is rank x (p +
+     * 1), u holds rank columns of `ld` elements. */
+    void (*whiten)(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank,
+                   const double *L, double *u, ptrdiff_t ld, double *h2);
     /* s = 0 where r^2 <= kappa2 * h2 (kept), else the sign of r; returns how many are kept. */
     ptrdiff_t (*band)(ptrdiff_t n, const double *r, const double *h2, double kappa2, double *s);
     double (*sum)(ptrdiff_t n, const double *x);

@@ -1,4 +1,5 @@
-/* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per set. */
+/* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per
+ * set. */
 #include <float.h>
 #include <string.h>
 
@@ -67,38 +68,39 @@
 #define LIMIT DBL_MAX
 #include "kernels/apply_body.h"
 
-/* -- conversions of contiguous runs, unaligned allowed ------------------------------------------------------ */
+/* -- conversions of contiguous runs, unaligned allowed
+ * ------------------------------------------------------ */
 
-#define STAMP_WIDEN(half)                                                                               \
-    static void widen_##half(ptrdiff_t n, const void *src, float *dst)                                  \
-    {                                                                                                   \
-        const uint16_t *from = src;                                                                     \
-        ptrdiff_t i = 0;                                                                                \
-        for (; i + FW <= n; i += FW) {                                                                  \
-            vf_store_f32(dst + i, vf_load_##half(from + i));                                            \
-        }                                                                                               \
-        if (i < n) {                                                                                    \
-            uint16_t in[FW] = {0};                                                                      \
-            float out[FW];                                                                              \
-            memcpy(in, from + i, (size_t)(n - i) * sizeof *in);                                         \
-            vf_store_f32(out, vf_load_##half(in));                                                      \
-            memcpy(dst + i, out, (size_t)(n - i) * sizeof *out);                                        \
-        }                                                                                               \
-    }                                                                                                   \
-    static void narrow_##half(ptrdiff_t n, const float *src, void *dst)                                 \
-    {                                                                                                   \
-        uint16_t *to = dst;                                                                             \
-        ptrdiff_t i = 0;                                                                                \
-        for (; i + FW <= n; i += FW) {                                                                  \
-            vf_store_##half(to + i, vf_load_f32(src + i));                                              \
-        }                                                                                               \
-        if (i < n) {                                                                                    \
-            float in[FW] = {0};                                                                         \
-            uint16_t out[FW];                                                                           \
-            memcpy(in, src + i, (size_t)(n - i) * sizeof *in);                                          \
-            vf_store_##half(out, vf_load_f32(in));                                                      \
-            memcpy(to + i, out, (size_t)(n - i) * sizeof *out);                                         \
-        }                                                                                               \
+#define STAMP_WIDEN(half)                                                                          \
+    static void widen_##half(ptrdiff_t n, const void *src, float *dst)                             \
+    {                                                                                              \
+        const uint16_t *from = src;                                                                \
+        ptrdiff_t i = 0;                                                                           \
+        for (; i + FW <= n; i += FW) {                                                             \
+            vf_store_f32(dst + i, vf_load_##half(from + i));                                       \
+        }                                                                                          \
+        if (i < n) {                                                                               \
+            uint16_t in[FW] = {0};                                                                 \
+            float out[FW];                                                                         \
+            memcpy(in, from + i, (size_t)(n - i) * sizeof *in);                                    \
+            vf_store_f32(out, vf_load_##half(in));                                                 \
+            memcpy(dst + i, out, (size_t)(n - i) * sizeof *out);                                   \
+        }                                                                                          \
+    }                                                                                              \
+    static void narrow_##half(ptrdiff_t n, const float *src, void *dst)                            \
+    {                                                                                              \
+        uint16_t *to = dst;                                                                        \
+        ptrdiff_t i = 0;                                                                           \
+        for (; i + FW <= n; i += FW) {                                                             \
+            vf_store_##half(to + i, vf_load_f32(src + i));                                         \
+        }                                                                                          \
+        if (i < n) {                                                                               \
+            float in[FW] = {0};                                                                    \
+            uint16_t out[FW];                                                                      \
+            memcpy(in, src + i, (size_t)(n - i) * sizeof *in);                                     \
+            vf_store_##half(out, vf_load_f32(in));                                                 \
+            memcpy(to + i, out, (size_t)(n - i) * sizeof *out);                                    \
+        }                                                                                          \
     }
 STAMP_WIDEN(f16)
 STAMP_WIDEN(bf16)
@@ -135,12 +137,14 @@ static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, flo
     }
 }
 
-/* -- float64 statistics: written as plain loops over WF_LANES, which the compiler turns into vectors ---------- */
+/* -- float64 statistics: written as plain loops over WF_LANES, which the compiler turns into
+ * vectors ---------- */
 
 /* The one order in which running sums are joined. */
 static double join(const double *lane)
 {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 static double sum(ptrdiff_t n, const double *x)
@@ -204,7 +208,8 @@ static int nonfinite(ptrdiff_t n, const double *x)
     return total != total;
 }
 
-static void residual(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y, const double *b, double *r)
+static void residual(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
+                     const double *b, double *r)
 {
     const double constant = b[p];
     if (y) {
@@ -233,8 +238,8 @@ static void axpy(ptrdiff_t n, double a, const double *restrict x, double *restri
     }
 }
 
-static void whiten(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank, const double *L, double *u,
-                   ptrdiff_t ld, double *restrict h2)
+static void whiten(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t rank,
+                   const double *L, double *u, ptrdiff_t ld, double *restrict h2)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
         h2[i] = 0;
@@ -256,8 +261,8 @@ static void whiten(ptrdiff_t n, ptrdiff_t p, const double *const *x, ptrdiff_t r
     }
 }
 
-static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restrict h2, double kappa2,
-                      double *restrict s)
+static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restrict h2,
+                      double kappa2, double *restrict s)
 {
     double kept = 0;
     double lane[WF_LANES] = {0};

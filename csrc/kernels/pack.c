@@ -9,7 +9,8 @@
 
 enum { CHUNK = 512 }; /* elements converted through the stack at a time */
 
-static void gather_f32(ptrdiff_t n, const char *src, ptrdiff_t stride, wf_dtype dtype, float *restrict dst)
+static void gather_f32(ptrdiff_t n, const char *src, ptrdiff_t stride, wf_dtype dtype,
+                       float *restrict dst)
 {
     uint16_t half;
     switch (dtype) {
@@ -92,7 +93,8 @@ void wf_pack_f64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdi
     }
 }
 
-void wf_pack_i64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n, int64_t *dst)
+void wf_pack_i64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n,
+                 int64_t *dst)
 {
     wf_runs runs;
     char *src;
@@ -133,7 +135,8 @@ static int run_from_f32(ptrdiff_t n, char *dst, ptrdiff_t stride, wf_dtype dtype
     return bad;
 }
 
-int wf_unpack_f32(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n, const float *src)
+int wf_unpack_f32(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n,
+                  const float *src)
 {
     wf_runs runs;
     char *dst;
@@ -167,7 +170,8 @@ static int run_from_f64(ptrdiff_t n, char *dst, ptrdiff_t stride, wf_dtype dtype
     return bad;
 }
 
-int wf_unpack_f64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n, const double *src)
+int wf_unpack_f64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdiff_t n,
+                  const double *src)
 {
     wf_runs runs;
     char *dst;
@@ -188,6 +192,7 @@ int wf_fits_f32(float value, wf_dtype dtype)
 
 int wf_fits_f64(double value, wf_dtype dtype)
 {
-    return dtype == WF_F64 ? isfinite(value) != 0
-                           : wf_fits_f32(dtype == WF_F32 ? (float)value : wf_f32_odd_from_f64(value), dtype);
+    return dtype == WF_F64
+               ? isfinite(value) != 0
+               : wf_fits_f32(dtype == WF_F32 ? (float)value : wf_f32_odd_from_f64(value), dtype);
 }

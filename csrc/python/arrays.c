@@ -5,32 +5,44 @@
 static int dtype_of(PyArrayObject *array, wf_dtype *dtype)
 {
     switch (PyArray_TYPE(array)) {
-    case NPY_DOUBLE: *dtype = WF_F64; return 0;
-    case NPY_FLOAT: *dtype = WF_F32; return 0;
-    case NPY_HALF: *dtype = WF_F16; return 0;
-    case NPY_USHORT: *dtype = WF_BF16; return 0;
-    default: return -1;
+    case NPY_DOUBLE:
+        *dtype = WF_F64;
+        return 0;
+    case NPY_FLOAT:
+        *dtype = WF_F32;
+        return 0;
+    case NPY_HALF:
+        *dtype = WF_F16;
+        return 0;
+    case NPY_USHORT:
+        *dtype = WF_BF16;
+        return 0;
+    default:
+        return -1;
     }
 }
 
 /* Shape of the table from its first column; every other must agree. */
-static int agree_on_shape(wf_arrays *arrays, PyArrayObject *array, const char *what, ptrdiff_t index)
+static int agree_on_shape(wf_arrays *arrays, PyArrayObject *array, const char *what,
+                          ptrdiff_t index)
 {
     wf_table *table = &arrays->table;
     const int ndim = PyArray_NDIM(array);
     const npy_intp *shape = PyArray_DIMS(array);
     if (table->n_columns == 0) {
         if (ndim > WF_MAX_DIMS) {
-            PyErr_Format(PyExc_ValueError, "%s %zd has %d dimensions, at most %d are supported", what, index, ndim,
-                         WF_MAX_DIMS);
+            PyErr_Format(PyExc_ValueError, "%s %zd has %d dimensions, at most %d are supported",
+                         what, index, ndim, WF_MAX_DIMS);
             return -1;
         }
         table->ndim = ndim;
         table->n_rows = 1;
         for (int d = 0; d < ndim; d++) {
             table->shape[d] = shape[d];
-            if (__builtin_mul_overflow(table->n_rows, shape[d], &table->n_rows) || table->n_rows > PTRDIFF_MAX / 16) {
-                PyErr_Format(PyExc_ValueError, "%s %zd has more elements than can be addressed", what, index);
+            if (__builtin_mul_overflow(table->n_rows, shape[d], &table->n_rows) ||
+                table->n_rows > PTRDIFF_MAX / 16) {
+                PyErr_Format(PyExc_ValueError, "%s %zd has more elements than can be addressed",
+                             what, index);
                 return -1;
             }
         }
@@ -41,14 +53,17 @@ static int agree_on_shape(wf_arrays *arrays, PyArrayObject *array, const char *w
         same = shape[d] == table->shape[d];
     }
     if (!same) {
-        PyErr_Format(PyExc_ValueError, "%s %zd has another shape than the first column: all columns must have one shape",
-                     what, index);
+        PyErr_Format(
+            PyExc_ValueError,
+            "%s %zd has another shape than the first column: all columns must have one shape", what,
+            index);
         return -1;
     }
     return 0;
 }
 
-static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrdiff_t index, int writable, int groups)
+static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrdiff_t index,
+                     int writable, int groups)
 {
     if (!PyArray_Check(object)) {
         PyErr_Format(PyExc_TypeError, "%s %zd is a %s, expected a numpy.ndarray", what, index,
@@ -57,14 +72,17 @@ static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrd
     }
     PyArrayObject *array = (PyArrayObject *)object;
     wf_dtype dtype = WF_I64;
-    const int known = groups ? (PyArray_TYPE(array) == NPY_INT64 ? 0 : -1) : dtype_of(array, &dtype);
+    const int known =
+        groups ? (PyArray_TYPE(array) == NPY_INT64 ? 0 : -1) : dtype_of(array, &dtype);
     if (known != 0) {
-        PyErr_Format(PyExc_TypeError, "%s %zd has dtype %R, expected %s", what, index, PyArray_DESCR(array),
-                     groups ? "int64" : "float64, float32, float16 or uint16 (the bits of bfloat16)");
+        PyErr_Format(
+            PyExc_TypeError, "%s %zd has dtype %R, expected %s", what, index, PyArray_DESCR(array),
+            groups ? "int64" : "float64, float32, float16 or uint16 (the bits of bfloat16)");
         return -1;
     }
     if (!PyArray_ISNOTSWAPPED(array)) {
-        PyErr_Format(PyExc_ValueError, "%s %zd has dtype %R in another byte order than this machine's", what, index,
+        PyErr_Format(PyExc_ValueError,
+                     "%s %zd has dtype %R in another byte order than this machine's", what, index,
                      PyArray_DESCR(array));
         return -1;
     }
@@ -72,7 +90,8 @@ static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrd
         PyErr_Format(PyExc_ValueError, "%s %zd is read-only", what, index);
         return -1;
     }
-    if (agree_on_shape(arrays, array, what, index) != 0 || PyList_Append(arrays->owned, object) != 0) {
+    if (agree_on_shape(arrays, array, what, index) != 0 ||
+        PyList_Append(arrays->owned, object) != 0) {
         return -1;
     }
     wf_column *column = &arrays->table.columns[arrays->table.n_columns++];
@@ -90,7 +109,8 @@ static int make_room(wf_arrays *arrays, Py_ssize_t more)
         return -1;
     }
     const size_t count = (size_t)(arrays->table.n_columns + more);
-    wf_column *columns = PyMem_Realloc(arrays->table.columns, (count ? count : 1) * sizeof *columns);
+    wf_column *columns =
+        PyMem_Realloc(arrays->table.columns, (count ? count : 1) * sizeof *columns);
     if (!columns) {
         PyErr_NoMemory();
         return -1;
@@ -101,7 +121,8 @@ static int make_room(wf_arrays *arrays, Py_ssize_t more)
 
 int wf_arrays_add(wf_arrays *arrays, PyObject *columns, const char *what, int writable)
 {
-    PyObject *all = PySequence_Tuple(columns); /* a copy: the list may change while the GIL is released */
+    PyObject *all =
+        PySequence_Tuple(columns); /* a copy: the list may change while the GIL is released */
     if (!all) {
         return -1;
     }
@@ -132,14 +153,17 @@ const double *wf_matrix(PyObject *object, const char *what, ptrdiff_t rows, ptrd
 {
     PyArrayObject *array = (PyArrayObject *)object;
     const int ndim = rows < 0 ? 1 : 2;
-    int good = PyArray_Check(object) && PyArray_TYPE(array) == NPY_DOUBLE && PyArray_NDIM(array) == ndim &&
-               PyArray_ISCARRAY_RO(array);
-    good = good && PyArray_DIM(array, ndim - 1) == columns && (rows < 0 || PyArray_DIM(array, 0) == rows);
+    int good = PyArray_Check(object) && PyArray_TYPE(array) == NPY_DOUBLE &&
+               PyArray_NDIM(array) == ndim && PyArray_ISCARRAY_RO(array);
+    good = good && PyArray_DIM(array, ndim - 1) == columns &&
+           (rows < 0 || PyArray_DIM(array, 0) == rows);
     if (!good) {
         if (rows < 0) {
-            PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous float64 array of shape (%zd,)", what, columns);
+            PyErr_Format(PyExc_ValueError,
+                         "%s must be a C-contiguous float64 array of shape (%zd,)", what, columns);
         } else {
-            PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous float64 array of shape (%zd, %zd)", what, rows,
+            PyErr_Format(PyExc_ValueError,
+                         "%s must be a C-contiguous float64 array of shape (%zd, %zd)", what, rows,
                          columns);
         }
         return NULL;
@@ -150,7 +174,8 @@ const double *wf_matrix(PyObject *object, const char *what, ptrdiff_t rows, ptrd
 int wf_threads(int n_threads)
 {
     if (n_threads < 0) {
-        PyErr_Format(PyExc_ValueError, "n_threads must be positive, or 0 for all processors, got %d", n_threads);
+        PyErr_Format(PyExc_ValueError,
+                     "n_threads must be positive, or 0 for all processors, got %d", n_threads);
         return -1;
     }
     return n_threads ? n_threads : wf_cpu_count();
@@ -162,8 +187,8 @@ PyObject *wf_raise(const wf_module_state *state, wf_status status, const wf_faul
     switch (status) {
     case WF_NONFINITE_IN:
     case WF_NONFINITE_OUT:
-        detail = Py_BuildValue("(snn)", status == WF_NONFINITE_IN ? "input" : "output", (Py_ssize_t)fault->column,
-                               (Py_ssize_t)fault->row);
+        detail = Py_BuildValue("(snn)", status == WF_NONFINITE_IN ? "input" : "output",
+                               (Py_ssize_t)fault->column, (Py_ssize_t)fault->row);
         if (detail) {
             PyErr_SetObject(state->nonfinite, detail);
             Py_DECREF(detail);

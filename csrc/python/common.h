@@ -27,13 +27,15 @@ typedef struct {
     PyObject *owned; /* list */
 } wf_arrays;
 
-/* Columns from a sequence of float64, float32, float16 or uint16 (bfloat16 bits) arrays. -1 with an exception set. */
+/* Columns from a sequence of float64, float32, float16 or uint16 (bfloat16 bits) arrays. -1 with an
+ * exception set. */
 int wf_arrays_add(wf_arrays *arrays, PyObject *columns, const char *what, int writable);
 /* One int64 array of the columns' shape, as trajectory numbers. */
 int wf_arrays_add_groups(wf_arrays *arrays, PyObject *groups);
 void wf_arrays_release(wf_arrays *arrays);
 
-/* A C-contiguous float64 array of the given shape (rows < 0: one dimension). NULL with an exception set. */
+/* A C-contiguous float64 array of the given shape (rows < 0: one dimension). NULL with an exception
+ * set. */
 const double *wf_matrix(PyObject *object, const char *what, ptrdiff_t rows, ptrdiff_t columns);
 
 /* n_threads as given, or for 0 all processors this process may use. -1 with an exception set. */

@@ -5,8 +5,7 @@
 #include <time.h>
 
 typedef struct {
-    PyObject_HEAD
-    wf_fit *fit;
+    PyObject_HEAD wf_fit *fit;
     ptrdiff_t p, m, n_groups;
     int busy; /* a call is under way with the GIL released */
 } fit_object;
@@ -24,7 +23,8 @@ static int read_loss(const char *name, wf_loss *loss)
     } else if (strcmp(name, "squared_error") == 0) {
         *loss = WF_SQUARED_ERROR;
     } else {
-        PyErr_Format(PyExc_ValueError, "loss must be 'absolute_error' or 'squared_error', got '%s'", name);
+        PyErr_Format(PyExc_ValueError, "loss must be 'absolute_error' or 'squared_error', got '%s'",
+                     name);
         return -1;
     }
     return 0;
@@ -32,35 +32,40 @@ static int read_loss(const char *name, wf_loss *loss)
 
 static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"p", "m", "n_rows", "loss", "fit_intercept", "beta", "alpha", "tol", "first_update",
-                            "n_threads", NULL};
+    static char *names[] = {"p",    "m",     "n_rows", "loss",         "fit_intercept",
+                            "beta", "alpha", "tol",    "first_update", "n_threads",
+                            NULL};
     Py_ssize_t p, m, n_rows = 0;
     const char *loss = "absolute_error";
     PyObject *first_update = Py_None;
     wf_fit_options o = {0};
     o.tol = 1e-9;
     o.fit_intercept = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn|$nspdddOi:Fit", names, &p, &m, &n_rows, &loss,
-                                     &o.fit_intercept, &o.beta, &o.alpha, &o.tol, &first_update, &o.n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn|$nspdddOi:Fit", names, &p, &m, &n_rows,
+                                     &loss, &o.fit_intercept, &o.beta, &o.alpha, &o.tol,
+                                     &first_update, &o.n_threads)) {
         return NULL;
     }
     if (p < 1 || m < 1 || n_rows < 1 || p > 20000 || m > 20000) {
-        PyErr_Format(PyExc_ValueError, "Fit needs 1 to 20000 inputs, 1 to 20000 targets and at least one row, got "
-                     "p=%zd, m=%zd, n_rows=%zd", p, m, n_rows);
+        PyErr_Format(PyExc_ValueError,
+                     "Fit needs 1 to 20000 inputs, 1 to 20000 targets and at least one row, got "
+                     "p=%zd, m=%zd, n_rows=%zd",
+                     p, m, n_rows);
         return NULL;
     }
     if (read_loss(loss, &o.loss) != 0 || (o.n_threads = wf_threads(o.n_threads)) < 0) {
         return NULL;
     }
     if (!(o.beta >= 0) || !(o.alpha >= 0) || !(o.tol > 0)) {
-        PyErr_SetString(PyExc_ValueError, "beta and alpha must not be negative, tol must be positive");
+        PyErr_SetString(PyExc_ValueError,
+                        "beta and alpha must not be negative, tol must be positive");
         return NULL;
     }
     if (o.beta > 0) {
-        if (!PyArray_Check(first_update) || PyArray_SIZE((PyArrayObject *)first_update) < 1 || m < 2 ||
-            o.loss != WF_ABSOLUTE_ERROR) {
-            PyErr_SetString(PyExc_ValueError,
-                            "beta > 0 needs absolute_error, two targets and first_update for at least one trajectory");
+        if (!PyArray_Check(first_update) || PyArray_SIZE((PyArrayObject *)first_update) < 1 ||
+            m < 2 || o.loss != WF_ABSOLUTE_ERROR) {
+            PyErr_SetString(PyExc_ValueError, "beta > 0 needs absolute_error, two targets and "
+                                              "first_update for at least one trajectory");
             return NULL;
         }
         o.n_groups = PyArray_SIZE((PyArrayObject *)first_update);
@@ -69,7 +74,8 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             return NULL;
         }
         if (o.n_groups > INT32_MAX) {
-            PyErr_SetString(PyExc_ValueError, "first_update holds more trajectories than are supported");
+            PyErr_SetString(PyExc_ValueError,
+                            "first_update holds more trajectories than are supported");
             return NULL;
         }
     }
@@ -120,7 +126,8 @@ static PyObject *fit_needs_pass(PyObject *object, PyObject *unused)
 }
 
 /* Trajectories of a segment: one number, an array, or None where the fit has none. */
-static int read_group(const fit_object *self, PyObject *group, wf_arrays *arrays, Py_ssize_t *number)
+static int read_group(const fit_object *self, PyObject *group, wf_arrays *arrays,
+                      Py_ssize_t *number)
 {
     *number = 0;
     if (self->n_groups == 0) {
@@ -135,7 +142,8 @@ static int read_group(const fit_object *self, PyObject *group, wf_arrays *arrays
         return -1;
     }
     if (*number < 0 || *number >= self->n_groups) {
-        PyErr_Format(PyExc_ValueError, "group must be in 0..%zd, got %zd", (Py_ssize_t)self->n_groups - 1, *number);
+        PyErr_Format(PyExc_ValueError, "group must be in 0..%zd, got %zd",
+                     (Py_ssize_t)self->n_groups - 1, *number);
         return -1;
     }
     return 0;
@@ -159,8 +167,9 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
         goto done;
     }
     if (inputs != self->p || arrays.table.n_columns - inputs != self->m) {
-        PyErr_Format(PyExc_ValueError, "expected %zd inputs and %zd targets, got %zd and %zd", (Py_ssize_t)self->p,
-                     (Py_ssize_t)self->m, (Py_ssize_t)inputs, (Py_ssize_t)(arrays.table.n_columns - inputs));
+        PyErr_Format(PyExc_ValueError, "expected %zd inputs and %zd targets, got %zd and %zd",
+                     (Py_ssize_t)self->p, (Py_ssize_t)self->m, (Py_ssize_t)inputs,
+                     (Py_ssize_t)(arrays.table.n_columns - inputs));
         goto done;
     }
     if (read_group(self, group, &arrays, &number) != 0) {
@@ -168,10 +177,9 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
     }
     wf_fault fault = {0, 0};
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
-    Py_END_ALLOW_THREADS
-    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+    Py_BEGIN_ALLOW_THREADS status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
+    Py_END_ALLOW_THREADS result =
+        status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
 done:
     self->busy = 0;
     wf_arrays_release(&arrays);
@@ -189,7 +197,8 @@ static int interrupted(void *context)
     interrupt_context *c = context;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    const double waited = (double)(now.tv_sec - c->last.tv_sec) + 1e-9 * (double)(now.tv_nsec - c->last.tv_nsec);
+    const double waited =
+        (double)(now.tv_sec - c->last.tv_sec) + 1e-9 * (double)(now.tv_nsec - c->last.tv_nsec);
     if (waited < 0.05) {
         return 0;
     }
@@ -234,23 +243,27 @@ static PyObject *fit_result(PyObject *object, PyObject *unused)
         return NULL;
     }
     wf_fit_info info;
-    wf_fit_result(self->fit, PyArray_DATA((PyArrayObject *)coef), PyArray_DATA((PyArrayObject *)intercept), &info);
-    return Py_BuildValue("{sNsNsdsdsnsnsN}", "coef", coef, "intercept", intercept, "objective", info.objective,
-                         "dual_gap", info.dual_gap, "n_passes", (Py_ssize_t)info.n_passes, "rank",
-                         (Py_ssize_t)info.rank, "converged", PyBool_FromLong(info.converged));
+    wf_fit_result(self->fit, PyArray_DATA((PyArrayObject *)coef),
+                  PyArray_DATA((PyArrayObject *)intercept), &info);
+    return Py_BuildValue("{sNsNsdsdsnsnsN}", "coef", coef, "intercept", intercept, "objective",
+                         info.objective, "dual_gap", info.dual_gap, "n_passes",
+                         (Py_ssize_t)info.n_passes, "rank", (Py_ssize_t)info.rank, "converged",
+                         PyBool_FromLong(info.converged));
 }
 
 static PyMethodDef methods[] = {
     {"needs_pass", fit_needs_pass, METH_NOARGS, "needs_pass() -> bool"},
-    {"accumulate", fit_accumulate, METH_VARARGS, "accumulate(x, y, group=None): one segment of a pass"},
+    {"accumulate", fit_accumulate, METH_VARARGS,
+     "accumulate(x, y, group=None): one segment of a pass"},
     {"advance", fit_advance, METH_NOARGS, "advance(): ends a pass"},
     {"result", fit_result, METH_NOARGS, "result() -> dict"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Fit(p, m, *, n_rows, loss, fit_intercept=True, beta=0, alpha=0, tol=1e-9, first_update=None, "
-                "n_threads=0)\n\nThe pass-based solver."},
+    {Py_tp_doc,
+     "Fit(p, m, *, n_rows, loss, fit_intercept=True, beta=0, alpha=0, tol=1e-9, first_update=None, "
+     "n_threads=0)\n\nThe pass-based solver."},
     {Py_tp_new, fit_new},
     {Py_tp_dealloc, fit_dealloc},
     {Py_tp_methods, methods},

@@ -10,7 +10,8 @@ wf_module_state *wf_state_of(PyObject *module)
     return PyModule_GetState(module);
 }
 
-/* Outputs may be inputs as they are; any other overlap would make the result depend on the order of the sweep. */
+/* Outputs may be inputs as they are; any other overlap would make the result depend on the order of
+ * the sweep. */
 static int check_overlap(const wf_table *table, ptrdiff_t p)
 {
     for (ptrdiff_t j = p; j < table->n_columns; j++) {
@@ -26,8 +27,9 @@ static int check_overlap(const wf_table *table, ptrdiff_t p)
             if (overlap == WF_OVERLAP_NONE || (overlap == WF_OVERLAP_SAME && c < p)) {
                 continue;
             }
-            PyErr_Format(PyExc_ValueError, "out %zd overlaps %s %zd%s", (Py_ssize_t)(j - p), c < p ? "input" : "out",
-                         (Py_ssize_t)(c < p ? c : c - p), c < p ? " in part: pass that input itself, or other memory" : "");
+            PyErr_Format(PyExc_ValueError, "out %zd overlaps %s %zd%s", (Py_ssize_t)(j - p),
+                         c < p ? "input" : "out", (Py_ssize_t)(c < p ? c : c - p),
+                         c < p ? " in part: pass that input itself, or other memory" : "");
             return -1;
         }
     }
@@ -38,8 +40,8 @@ static PyObject *core_apply(PyObject *module, PyObject *args)
 {
     PyObject *x, *y, *coef_object, *intercept_object;
     int check_finite = 1, n_threads = 0;
-    if (!PyArg_ParseTuple(args, "OOOO|pi:apply", &x, &y, &coef_object, &intercept_object, &check_finite,
-                          &n_threads) ||
+    if (!PyArg_ParseTuple(args, "OOOO|pi:apply", &x, &y, &coef_object, &intercept_object,
+                          &check_finite, &n_threads) ||
         (n_threads = wf_threads(n_threads)) < 0) {
         return NULL;
     }
@@ -66,10 +68,9 @@ static PyObject *core_apply(PyObject *module, PyObject *args)
     Py_INCREF(intercept_object);
     wf_fault fault = {0, 0};
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(coef_object);
+    Py_BEGIN_ALLOW_THREADS status =
+        wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
+    Py_END_ALLOW_THREADS Py_DECREF(coef_object);
     Py_DECREF(intercept_object);
     if (status == WF_NONFINITE_OUT) {
         fault.column -= p;
@@ -86,16 +87,18 @@ static int pair_errors(PyObject *a, PyObject *b, int n_threads, wf_errors *error
     int good = -1;
     wf_arrays arrays = {0};
     PyObject *pair = PyTuple_Pack(2, a, b);
-    if (!pair || (n_threads = wf_threads(n_threads)) < 0 || wf_arrays_add(&arrays, pair, "column", 0) != 0) {
+    if (!pair || (n_threads = wf_threads(n_threads)) < 0 ||
+        wf_arrays_add(&arrays, pair, "column", 0) != 0) {
         goto done;
     }
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wf_error_sums(&arrays.table, n_threads, errors);
-    Py_END_ALLOW_THREADS
-    if (status == WF_OK) {
+    Py_BEGIN_ALLOW_THREADS status = wf_error_sums(&arrays.table, n_threads, errors);
+    Py_END_ALLOW_THREADS if (status == WF_OK)
+    {
         good = 0;
-    } else {
+    }
+    else
+    {
         PyErr_NoMemory();
     }
 done:
@@ -110,12 +113,13 @@ static PyObject *core_error_sums(PyObject *module, PyObject *args)
     PyObject *a, *b;
     int n_threads = 0;
     wf_errors e;
-    if (!PyArg_ParseTuple(args, "OO|i:error_sums", &a, &b, &n_threads) || pair_errors(a, b, n_threads, &e) != 0) {
+    if (!PyArg_ParseTuple(args, "OO|i:error_sums", &a, &b, &n_threads) ||
+        pair_errors(a, b, n_threads, &e) != 0) {
         return NULL;
     }
-    return Py_BuildValue("{sLsdsdsdsdsdsL}", "n", (long long)e.n, "sum_abs", e.sum_abs, "sum_sq", e.sum_sq, "max_abs",
-                         e.max_abs, "sum_true", e.sum_b, "sum_true_sq", e.sum_b_sq, "n_nonfinite",
-                         (long long)e.n_nonfinite);
+    return Py_BuildValue("{sLsdsdsdsdsdsL}", "n", (long long)e.n, "sum_abs", e.sum_abs, "sum_sq",
+                         e.sum_sq, "max_abs", e.max_abs, "sum_true", e.sum_b, "sum_true_sq",
+                         e.sum_b_sq, "n_nonfinite", (long long)e.n_nonfinite);
 }
 
 static PyObject *core_update_norm(PyObject *module, PyObject *args)
@@ -124,7 +128,8 @@ static PyObject *core_update_norm(PyObject *module, PyObject *args)
     int n_threads = 0;
     wf_errors e;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OO|i:update_norm", &a, &b, &n_threads) || pair_errors(a, b, n_threads, &e) != 0) {
+    if (!PyArg_ParseTuple(args, "OO|i:update_norm", &a, &b, &n_threads) ||
+        pair_errors(a, b, n_threads, &e) != 0) {
         return NULL;
     }
     if (e.n_nonfinite) {
@@ -147,19 +152,20 @@ static PyObject *core_triad(PyObject *module, PyObject *args)
     PyObject *all[3] = {out, a, b};
     for (int i = 0; i < 3; i++) {
         PyArrayObject *array = (PyArrayObject *)all[i];
-        if (!PyArray_Check(all[i]) || PyArray_TYPE(array) != NPY_FLOAT || !PyArray_ISCARRAY_RO(array) ||
-            PyArray_SIZE(array) != PyArray_SIZE((PyArrayObject *)out) || (i == 0 && !PyArray_ISWRITEABLE(array))) {
-            PyErr_SetString(PyExc_ValueError, "triad needs three contiguous float32 arrays of one size");
+        if (!PyArray_Check(all[i]) || PyArray_TYPE(array) != NPY_FLOAT ||
+            !PyArray_ISCARRAY_RO(array) ||
+            PyArray_SIZE(array) != PyArray_SIZE((PyArrayObject *)out) ||
+            (i == 0 && !PyArray_ISWRITEABLE(array))) {
+            PyErr_SetString(PyExc_ValueError,
+                            "triad needs three contiguous float32 arrays of one size");
             return NULL;
         }
     }
     float *to = PyArray_DATA((PyArrayObject *)out);
     const float *from = PyArray_DATA((PyArrayObject *)a), *other = PyArray_DATA((PyArrayObject *)b);
     const ptrdiff_t n = PyArray_SIZE((PyArrayObject *)out);
-    Py_BEGIN_ALLOW_THREADS
-    wf_triad(to, from, other, (float)scalar, n, n_threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS wf_triad(to, from, other, (float)scalar, n, n_threads);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static PyObject *core_config(PyObject *module, PyObject *unused)
@@ -178,8 +184,9 @@ static PyObject *core_config(PyObject *module, PyObject *unused)
         return NULL;
     }
     const char *disabled = getenv("WFCAST_DISABLE_CPU_FEATURES");
-    return Py_BuildValue("{sssNsssssi}", "isa", wf_isa(), "available", available, "disabled", disabled ? disabled : "",
-                         "blas", wf_blas_config(), "n_threads", wf_cpu_count());
+    return Py_BuildValue("{sssNsssssi}", "isa", wf_isa(), "available", available, "disabled",
+                         disabled ? disabled : "", "blas", wf_blas_config(), "n_threads",
+                         wf_cpu_count());
 }
 
 static PyObject *core_set_isa(PyObject *module, PyObject *name)
@@ -197,7 +204,8 @@ static PyObject *core_set_isa(PyObject *module, PyObject *name)
 }
 
 static PyMethodDef functions[] = {
-    {"apply", core_apply, METH_VARARGS, "apply(x, y, coef, intercept, check_finite=True, n_threads=0)"},
+    {"apply", core_apply, METH_VARARGS,
+     "apply(x, y, coef, intercept, check_finite=True, n_threads=0)"},
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
     {"triad", core_triad, METH_VARARGS, "triad(out, a, b, scalar, n_threads=0)"},
@@ -211,11 +219,12 @@ static int start(PyObject *module)
     import_array1(-1);
     wf_setup(getenv("WFCAST_DISABLE_CPU_FEATURES"));
     wf_module_state *state = wf_state_of(module);
-    state->nonfinite = PyErr_NewExceptionWithDoc("wfcast._core.NonFinite",
-                                                 "(kind, column, row) of the first value that is not finite.",
-                                                 PyExc_ValueError, NULL);
+    state->nonfinite = PyErr_NewExceptionWithDoc(
+        "wfcast._core.NonFinite", "(kind, column, row) of the first value that is not finite.",
+        PyExc_ValueError, NULL);
     state->fit_type = wf_fit_type_new(module);
-    if (!state->nonfinite || !state->fit_type || PyModule_AddObjectRef(module, "NonFinite", state->nonfinite) != 0 ||
+    if (!state->nonfinite || !state->fit_type ||
+        PyModule_AddObjectRef(module, "NonFinite", state->nonfinite) != 0 ||
         PyModule_AddObjectRef(module, "Fit", state->fit_type) != 0) {
         return -1;
     }

@@ -34,7 +34,8 @@ wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out)
 {
     wf_errors lane[WF_SCAN_LANES] = {{0}};
     wf_fault fault;
-    const wf_status status = wf_scan(table, 2, WF_SCAN_UNCHECKED, 0, n_threads, visit, lane, 2 * WF_SCAN_ROWS, &fault);
+    const wf_status status =
+        wf_scan(table, 2, WF_SCAN_UNCHECKED, 0, n_threads, visit, lane, 2 * WF_SCAN_ROWS, &fault);
     *out = lane[0];
     for (int l = 1; l < WF_SCAN_LANES; l++) {
         out->sum_abs += lane[l].sum_abs;

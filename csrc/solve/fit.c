@@ -39,7 +39,8 @@ wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out)
     if (S) {
         memcpy(first_update, options->first_update, S * sizeof *first_update);
     }
-    /* One BLAS thread inside each of ours. The library is a private copy: nobody else's setting changes. */
+    /* One BLAS thread inside each of ours. The library is a private copy: nobody else's setting
+     * changes. */
     WF_BLAS(openblas_set_num_threads)(1);
     status = options->loss == WF_ABSOLUTE_ERROR ? wf_lad_new(fit) : wf_least_squares_new(fit);
     if (status == WF_OK) {
@@ -86,7 +87,8 @@ wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
     }
     fit->rows_seen = 0;
     fit->info.n_passes++;
-    return fit->lad ? wf_lad_advance(fit, interrupt, context) : wf_least_squares_advance(fit, interrupt, context);
+    return fit->lad ? wf_lad_advance(fit, interrupt, context)
+                    : wf_least_squares_advance(fit, interrupt, context);
 }
 
 void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_info *info)

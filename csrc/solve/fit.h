@@ -25,11 +25,12 @@ wf_status wf_lad_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 
 wf_status wf_least_squares_new(wf_fit *fit);
 void wf_least_squares_free(wf_least_squares *state);
-wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
+wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group,
+                                      wf_fault *fault);
 wf_status wf_least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 
-/* gap = (value - bound + noise) / max(bound, smallest), where noise is the resolution of double precision; where it is
- * all that is left of value - bound, at most tol. */
+/* gap = (value - bound + noise) / max(bound, smallest), where noise is the resolution of double
+ * precision; where it is all that is left of value - bound, at most tol. */
 double wf_relative_gap(double value, double bound, double smallest, double noise, double tol);
 
 #endif

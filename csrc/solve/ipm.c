@@ -9,10 +9,11 @@
 
 enum { MOST_ITERATIONS = 120, PATIENCE = 12, SMALL_Q = 12 };
 
-/* -- products with the rows ---------------------------------------------------------------------------------- */
+/* -- products with the rows
+ * ---------------------------------------------------------------------------------- */
 
-/* Two parts are held as z_1 and z_0 - z_1: where the hinge presses the difference to zero, its large weights then stay
- * in a block of their own and drown nothing. */
+/* Two parts are held as z_1 and z_0 - z_1: where the hinge presses the difference to zero, its
+ * large weights then stay in a block of their own and drown nothing. */
 void wf_ipm_unknowns(const wf_ipm_state *s, int kind, const double *z, double *v)
 {
     const int two = s->problem->parts == 2;
@@ -34,7 +35,8 @@ void wf_ipm_scatter(const wf_ipm_state *s, int kind, const double *v, double *z)
     }
 }
 
-void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *v, double *t)
+void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                  const double *v, double *t)
 {
     memset(t, 0, (size_t)n * sizeof *t);
     for (int k = 0; k < s->q; k++) {
@@ -42,7 +44,8 @@ void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdif
     }
 }
 
-void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *e, double *out)
+void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                    const double *e, double *out)
 {
     for (int k = 0; k < s->q; k++) {
         out[k] += wf_k->dot(n, b->x + k * b->n + i0, e);
@@ -50,8 +53,8 @@ void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrd
 }
 
 /* gram (q x q, lower) += X' diag(w) X over a chunk. */
-static void add_gram(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *w, double *room,
-                     double *gram)
+static void add_gram(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                     const double *w, double *room, double *gram)
 {
     const int q = s->q;
     if (q <= SMALL_Q) {
@@ -109,7 +112,8 @@ void wf_ipm_factor(wf_ipm_state *s)
     double shift = 0;
     for (int attempt = 0; attempt < 40; attempt++) {
         memcpy(s->factor, s->M, (size_t)(Q * Q) * sizeof *s->M);
-        for (int k = 0; k < Q; k++) { /* relative to its own size first: directions may differ by many orders */
+        for (int k = 0; k < Q;
+             k++) { /* relative to its own size first: directions may differ by many orders */
             s->factor[k * Q + k] += shift * (s->M[k * Q + k] + 1e-3 * shift * largest) + 1e-300;
         }
         int info;
@@ -119,7 +123,9 @@ void wf_ipm_factor(wf_ipm_state *s)
         }
         shift = shift == 0 ? 1e-15 : shift * 10;
     }
-    memset(s->factor, 0, (size_t)(Q * Q) * sizeof *s->factor); /* not finite: a step of zero ends the iterations */
+    memset(s->factor, 0,
+           (size_t)(Q * Q) *
+               sizeof *s->factor); /* not finite: a step of zero ends the iterations */
     for (int k = 0; k < Q; k++) {
         s->factor[k * Q + k] = 1e150;
     }
@@ -132,11 +138,12 @@ void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs)
     WF_BLAS(dpotrs_)("L", &s->Q, &one, s->factor, &s->Q, rhs, &s->Q, &info, 1);
 }
 
-/* -- one iteration ------------------------------------------------------------------------------------------- */
+/* -- one iteration
+ * ------------------------------------------------------------------------------------------- */
 
 /* Per row, from the current point: what both directions need. */
 typedef struct {
-    double kp, km;     /* mu/sp - rp, mu/sm - rm */
+    double kp, km; /* mu/sp - rp, mu/sm - rm */
     double alpha, gamma, w, psi;
 } row_terms;
 
@@ -153,13 +160,15 @@ static inline row_terms terms(const wf_block *b, ptrdiff_t i, double target, int
     return r;
 }
 
-/* rhs of the normal equations; with `matrix` also M, the row and hinge misses, and the hinge sums. */
+/* rhs of the normal equations; with `matrix` also M, the row and hinge misses, and the hinge sums.
+ */
 static void assemble(wf_ipm_state *s, double target, int corrected, int matrix, double *room)
 {
     const int q = s->q, Q = s->Q;
     wf_hinges *h = &s->hinge;
     double *gram = room, *v = gram + q * q, *part = v + q, *chunk = part + q;
-    double *t = chunk, *w = t + WF_IPM_CHUNK, *e = w + WF_IPM_CHUNK, *f = e + WF_IPM_CHUNK, *scratch = f + WF_IPM_CHUNK;
+    double *t = chunk, *w = t + WF_IPM_CHUNK, *e = w + WF_IPM_CHUNK, *f = e + WF_IPM_CHUNK,
+           *scratch = f + WF_IPM_CHUNK;
     for (int k = 0; k < Q; k++) {
         s->rhs[k] = 0;
     }
@@ -257,8 +266,8 @@ static inline double longest(double step, double value, double d)
 }
 
 typedef struct {
-    double primal, dual;        /* step lengths to the boundary */
-    double sums[3];             /* of products: x ds, s dx, dx ds */
+    double primal, dual; /* step lengths to the boundary */
+    double sums[3];      /* of products: x ds, s dx, dx ds */
 } direction;
 
 static void gather_pair(direction *d, double x, double dx, double sl, double ds)
@@ -397,11 +406,13 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         if (!(products == products)) {
             return WF_OK;
         }
-        if (products <= 0.1 * enough) { /* at the end rounding may spoil the multipliers: keep the best bound */
+        if (products <=
+            0.1 * enough) { /* at the end rounding may spoil the multipliers: keep the best bound */
             const double primal = wf_ipm_primal(s, s->z);
             s->bound = fmax(s->bound, wf_ipm_bound(s, primal));
             const double gap = primal - s->bound;
-            if (gap <= 0.1 * enough || products <= 1e-12 * enough || (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
+            if (gap <= 0.1 * enough || products <= 1e-12 * enough ||
+                (products <= 0.01 * enough && miss <= 1e-9 * size_g * sqrt(pairs))) {
                 return WF_OK;
             }
         }
@@ -413,13 +424,15 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
         wf_ipm_backsolve(s, s->dz);
         const direction affine = expand(s, 0, 0, room);
-        const double after = products + affine.dual * affine.sums[0] + affine.primal * affine.sums[1] +
+        const double after = products + affine.dual * affine.sums[0] +
+                             affine.primal * affine.sums[1] +
                              affine.primal * affine.dual * affine.sums[2];
         if (!isfinite(after)) {
             return WF_OK;
         }
         const double ratio = fmax(after, 0) / products;
-        const double target = fmax(ratio * ratio * ratio, 1e-4) * products / pairs; /* steps leave 1e-3 anyway */
+        const double target =
+            fmax(ratio * ratio * ratio, 1e-4) * products / pairs; /* steps leave 1e-3 anyway */
         assemble(s, target, 1, 0, room);
         memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
         wf_ipm_backsolve(s, s->dz);
@@ -435,9 +448,11 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
     return WF_OK;
 }
 
-/* -- start and end ------------------------------------------------------------------------------------------- */
+/* -- start and end
+ * ------------------------------------------------------------------------------------------- */
 
-/* z by least squares, unless the problem comes with a linear term: then it is centred and 0 is near. */
+/* z by least squares, unless the problem comes with a linear term: then it is centred and 0 is
+ * near. */
 static void start_z(wf_ipm_state *s, double *room)
 {
     const int q = s->q;
@@ -490,7 +505,8 @@ static void start(wf_ipm_state *s, double *room)
         mean[blk] = residuals(s, &s->block[blk], room);
         scale = fmax(scale, s->block[blk].kind == 2 ? 0 : mean[blk]);
         if (s->block[blk].n) {
-            size = fmax(size, wf_k->sum_abs(s->block[blk].n, s->block[blk].y) / (double)s->block[blk].n);
+            size = fmax(size,
+                        wf_k->sum_abs(s->block[blk].n, s->block[blk].y) / (double)s->block[blk].n);
         }
     }
     s->scale = fmax(scale, 1e-10 * size); /* residuals of rounding only are no measure */
@@ -567,8 +583,10 @@ static wf_status allocate(wf_ipm_state *s, double **room)
             continue;
         }
         wf_block *b = &s->block[s->n_blocks++];
-        *b = (wf_block){.kind = kind, .n = from->n, .x = from->x, .group = kind == 2 ? problem->group : NULL};
-        double **fields[] = {&b->y, &b->rp, &b->rm, &b->sp, &b->sm, &b->rho, &b->da, &b->drp, &b->drm, &b->cp, &b->cm};
+        *b = (wf_block){
+            .kind = kind, .n = from->n, .x = from->x, .group = kind == 2 ? problem->group : NULL};
+        double **fields[] = {&b->y,  &b->rp,  &b->rm,  &b->sp, &b->sm, &b->rho,
+                             &b->da, &b->drp, &b->drm, &b->cp, &b->cm};
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
             *fields[i] = take(&at, b->n);
         }
@@ -578,8 +596,9 @@ static wf_status allocate(wf_ipm_state *s, double **room)
     }
     wf_hinges *h = &s->hinge;
     h->n = S;
-    double **fields[] = {&h->c, &h->lambda, &h->rest, &h->t, &h->sigma, &h->dlambda, &h->dt, &h->dsigma, &h->ct,
-                         &h->csigma, &h->omega, &h->phi, &h->pi, &h->total};
+    double **fields[] = {&h->c,       &h->lambda, &h->rest,   &h->t,    &h->sigma,
+                         &h->dlambda, &h->dt,     &h->dsigma, &h->ct,   &h->csigma,
+                         &h->omega,   &h->phi,    &h->pi,     &h->total};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         *fields[i] = take(&at, S);
     }
@@ -601,9 +620,11 @@ static wf_status allocate(wf_ipm_state *s, double **room)
     return WF_OK;
 }
 
-wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context, wf_ipm_result *result)
+wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context,
+                       wf_ipm_result *result)
 {
-    wf_ipm_state s = {.problem = problem, .q = (int)problem->q, .Q = (int)(problem->parts * problem->q)};
+    wf_ipm_state s = {
+        .problem = problem, .q = (int)problem->q, .Q = (int)(problem->parts * problem->q)};
     s.bound = -INFINITY;
     double *room;
     wf_status status = allocate(&s, &room);

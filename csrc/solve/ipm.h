@@ -1,10 +1,12 @@
 /* Interior point method for least absolute deviations with the hinge, on rows held in memory.
  *
  *   minimise over z   F(z) = sum_part sum_i |x_i'z_part - y_i|  +  g'z  +  constant
- *                          + eta * sum_s max(0, sum_{i in s} |x_i'(z_0 - z_1) - y_i| + u_s'(z_0 - z_1) - c_s)
+ *                          + eta * sum_s max(0, sum_{i in s} |x_i'(z_0 - z_1) - y_i| + u_s'(z_0 -
+ * z_1) - c_s)
  *
- * One part of q unknowns, or two and the hinge on their difference. A primal-dual predictor-corrector method
- * (Mehrotra 1992; Portnoy and Koenker 1997 for one part); normal equations in the parts * q unknowns only. */
+ * One part of q unknowns, or two and the hinge on their difference. A primal-dual
+ * predictor-corrector method (Mehrotra 1992; Portnoy and Koenker 1997 for one part); normal
+ * equations in the parts * q unknowns only. */
 #ifndef WF_SOLVE_IPM_H
 #define WF_SOLVE_IPM_H
 
@@ -40,6 +42,7 @@ typedef struct {
 } wf_ipm_result;
 
 /* `stop` (may be NULL) is read between iterations: nonzero ends with WF_INTERRUPTED. */
-wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context, wf_ipm_result *result);
+wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context,
+                       wf_ipm_result *result);
 
 #endif

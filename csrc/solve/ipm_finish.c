@@ -57,7 +57,8 @@ static double clip(double value, double limit)
     return value > limit ? limit : value < -limit ? -limit : value;
 }
 
-/* Trial multipliers, da of rows and dt of hinges, are clipped; zeta = g + sum da x + sum dt u; returns
+/* Trial multipliers, da of rows and dt of hinges, are clipped; zeta = g + sum da x + sum dt u;
+ * returns
  * - da'y - dt'c. */
 static double balance(wf_ipm_state *s)
 {
@@ -89,8 +90,9 @@ static double balance(wf_ipm_state *s)
     return value;
 }
 
-/* What the imbalance zeta can take from the bound, |zeta'z*|. A minimiser z* is no further away than z is, or than the
- * whole of F goes when every (whitened) row moves by a twentieth of it on average. */
+/* What the imbalance zeta can take from the bound, |zeta'z*|. A minimiser z* is no further away
+ * than z is, or than the whole of F goes when every (whitened) row moves by a twentieth of it on
+ * average. */
 static double doubt(const wf_ipm_state *s, double primal)
 {
     double rows = 1, total = 0;
@@ -104,7 +106,8 @@ static double doubt(const wf_ipm_state *s, double primal)
     return total;
 }
 
-/* Spreads what is missing over the rows whose multipliers have room, as the last Newton matrix weighs them. */
+/* Spreads what is missing over the rows whose multipliers have room, as the last Newton matrix
+ * weighs them. */
 static void rebalance_all(wf_ipm_state *s)
 {
     wf_hinges *h = &s->hinge;
@@ -187,7 +190,9 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
     double best = -INFINITY;
     double *matrix = s->basis_row ? malloc((size_t)(s->Q * s->Q) * sizeof *matrix) : NULL;
     int *pivots = s->basis_row ? malloc((size_t)s->Q * sizeof *pivots) : NULL;
-    const int rounds = ROUNDS - 1 + (matrix && pivots ? BASIS_ROUNDS : 0); /* without them the bound is just less tight */
+    const int rounds =
+        ROUNDS - 1 +
+        (matrix && pivots ? BASIS_ROUNDS : 0); /* without them the bound is just less tight */
     for (int round = 0; round <= rounds; round++) {
         const double value = balance(s);
         best = fmax(best, value - doubt(s, primal));
@@ -202,7 +207,8 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
     return best;
 }
 
-/* -- the vertex ---------------------------------------------------------------------------------------------- */
+/* -- the vertex
+ * ---------------------------------------------------------------------------------------------- */
 
 static int by_room(const void *left, const void *right)
 {
@@ -280,7 +286,8 @@ static double equation(const wf_ipm_state *s, const wf_candidate *one, double *r
     return right;
 }
 
-/* The roomiest `most` of every block and of the hinges: one kind alone may fill any list and yet not span the space. */
+/* The roomiest `most` of every block and of the hinges: one kind alone may fill any list and yet
+ * not span the space. */
 static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t most)
 {
     ptrdiff_t total = 0;
@@ -290,13 +297,15 @@ static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t mo
         ptrdiff_t count = 0;
         for (ptrdiff_t i = 0; i < b->n; i++) {
             const double limit = b->kind == 2 ? h->lambda[b->group[i]] : 1;
-            offer(list + total, &count, most, (wf_candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
+            offer(list + total, &count, most,
+                  (wf_candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
         }
         total += count;
     }
     ptrdiff_t count = 0;
     for (ptrdiff_t j = 0; j < h->n; j++) {
-        offer(list + total, &count, most, (wf_candidate){2 * fmin(h->lambda[j], h->rest[j]) / s->problem->eta, -1, j});
+        offer(list + total, &count, most,
+              (wf_candidate){2 * fmin(h->lambda[j], h->rest[j]) / s->problem->eta, -1, j});
     }
     total += count;
     qsort(list, (size_t)total, sizeof *list, by_room);
@@ -318,7 +327,8 @@ wf_status wf_ipm_polish(wf_ipm_state *s)
     double *matrix = basis + Q * Q, *vertex = matrix + Q * Q, *row = vertex + Q, *rest = row + Q;
     const ptrdiff_t count = collect(s, heap, most);
     int chosen = 0;
-    for (ptrdiff_t i = 0; i < count && chosen < Q; i++) { /* Gram-Schmidt, twice, keeps independent equations */
+    for (ptrdiff_t i = 0; i < count && chosen < Q;
+         i++) { /* Gram-Schmidt, twice, keeps independent equations */
         const double right = equation(s, &heap[i], row);
         memcpy(rest, row, (size_t)Q * sizeof *rest);
         double before = 0, after = 0;

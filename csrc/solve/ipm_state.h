@@ -4,10 +4,13 @@
 
 #include "solve/ipm.h"
 
-enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first-level cache */
+enum {
+    WF_IPM_CHUNK = 256
+}; /* rows worked on at a time: a handful of them fit the first-level cache */
 
-/* One kind of rows. Primal: rp - rm = x'v - y with rp, rm >= 0. Multiplier a in [-lambda, lambda], lambda = 1 but
- * for the difference rows, kept as sp = lambda - a and sm = lambda + a, which pair with rp and rm. */
+/* One kind of rows. Primal: rp - rm = x'v - y with rp, rm >= 0. Multiplier a in [-lambda, lambda],
+ * lambda = 1 but for the difference rows, kept as sp = lambda - a and sm = lambda + a, which pair
+ * with rp and rm. */
 typedef struct {
     int kind; /* part 0, part 1, or 2: the difference of both */
     ptrdiff_t n;
@@ -23,7 +26,7 @@ typedef struct {
 /* One hinge each: t >= 0 its excess, sigma >= 0 its slack, lambda in [0, eta] its multiplier. */
 typedef struct {
     ptrdiff_t n;
-    double *c; /* scaled copy */
+    double *c;             /* scaled copy */
     double *lambda, *rest; /* rest = eta - lambda */
     double *t, *sigma;
     double *dlambda, *dt, *dsigma;
@@ -32,11 +35,11 @@ typedef struct {
     double *u;                        /* n x q */
 } wf_hinges;
 
-/* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on both sides, the
- * likelier. */
+/* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on
+ * both sides, the likelier. */
 typedef struct {
     double room;
-    int block;      /* -1: a hinge */
+    int block; /* -1: a hinge */
     ptrdiff_t index;
 } wf_candidate;
 
@@ -51,7 +54,7 @@ typedef struct {
     double bound; /* best so far, without the constant */
     double *z, *dz, *g, *zeta, *rhs;
     double *M, *factor;
-    double *uhat; /* n_groups x q */
+    double *uhat;            /* n_groups x q */
     wf_candidate *basis_row; /* Q equations that determine the vertex, or NULL */
     double *basis;           /* Q x Q, column-major: the equations, each divided by its size */
     double *basis_size;      /* Q */
@@ -63,10 +66,11 @@ void wf_ipm_unknowns(const wf_ipm_state *s, int kind, const double *z, double *v
 /* Adds sign-correctly a q-vector of a kind of rows to one over all unknowns. */
 void wf_ipm_scatter(const wf_ipm_state *s, int kind, const double *v, double *z);
 /* t_i = x_i'v for rows [i0, i0 + n) of a block. */
-void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *v, double *t);
+void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                  const double *v, double *t);
 /* out_k += sum_i x_ik e_i for rows [i0, i0 + n) of a block. */
-void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n, const double *e,
-                    double *out);
+void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                    const double *e, double *out);
 /* Solves with the factored normal matrix, in place. */
 void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs);
 /* Factor M (kept) into factor. */
@@ -74,10 +78,12 @@ void wf_ipm_factor(wf_ipm_state *s);
 
 /* F at z (scaled units, without the constant), from the rows alone. */
 double wf_ipm_primal(const wf_ipm_state *s, const double *z);
-/* A lower bound on min F (scaled units, without the constant) from the multipliers of the current point, made to balance
- * by way of its factored matrix. `primal` is F at z. Uses the arrays of the step. */
+/* A lower bound on min F (scaled units, without the constant) from the multipliers of the current
+ * point, made to balance by way of its factored matrix. `primal` is F at z. Uses the arrays of the
+ * step. */
 double wf_ipm_bound(wf_ipm_state *s, double primal);
-/* Replaces z by the vertex that the multipliers name, where that is no worse. WF_NO_MEMORY or WF_OK. */
+/* Replaces z by the vertex that the multipliers name, where that is no worse. WF_NO_MEMORY or
+ * WF_OK. */
 wf_status wf_ipm_polish(wf_ipm_state *s);
 
 #endif

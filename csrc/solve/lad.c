@@ -1,15 +1,15 @@
 /* absolute_error: the paper's objective, exactly, in a few passes.
  *
- * Unknowns fall into units that share nothing: one per target, but for the last two targets when the hinge couples
- * them. Every unit goes through the same steps (after Portnoy and Koenker 1997):
+ * Unknowns fall into units that share nothing: one per target, but for the last two targets when
+ * the hinge couples them. Every unit goes through the same steps (after Portnoy and Koenker 1997):
  *
- *   sample   one pass takes every D-th row (at a scattered offset); the unit is solved on the sample: its centre.
- *            Where D is 1 the sample is everything, and that is all.
- *   band     a pass sorts rows by their residual r at the centre. |r| <= kappa h: the row is kept. Else only its sign
- *            is: it enters a linear term. h is the size of the whitened row, so that |x'd| <= h |d| for any step d.
- *   solve    minimise over the kept rows and the linear term. The minimum bounds F from below wherever it lies, and if
- *            it lies within |d| <= kappa no dropped row has changed its sign: F is the same there, and this is its
- *            minimum. Else the solution is the next centre, with a wider band.
+ *   sample   one pass takes every D-th row (at a scattered offset); the unit is solved on the
+ * sample: its centre. Where D is 1 the sample is everything, and that is all. band     a pass sorts
+ * rows by their residual r at the centre. |r| <= kappa h: the row is kept. Else only its sign is:
+ * it enters a linear term. h is the size of the whitened row, so that |x'd| <= h |d| for any step
+ * d. solve    minimise over the kept rows and the linear term. The minimum bounds F from below
+ * wherever it lies, and if it lies within |d| <= kappa no dropped row has changed its sign: F is
+ * the same there, and this is its minimum. Else the solution is the next centre, with a wider band.
  */
 #include "solve/lad.h"
 
@@ -26,7 +26,9 @@
 
 enum { MOST_PASSES = 40 };
 
-/* -- life ---------------------------------------------------------------------------------------------------- */
+/* -- life
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 void wf_lad_free(wf_lad *s)
 {
@@ -48,7 +50,8 @@ void wf_lad_free(wf_lad *s)
     free(s);
 }
 
-/* Rows of the sample: about the size at which solving it and solving the band it leaves cost the same. */
+/* Rows of the sample: about the size at which solving it and solving the band it leaves cost the
+ * same. */
 static ptrdiff_t sample_rows(const wf_fit *fit)
 {
     const double n = (double)fit->options.n_rows, q = (double)fit->options.p + 1;
@@ -96,8 +99,7 @@ wf_status wf_lad_new(wf_fit *fit)
     s->stray = malloc((size_t)(WF_SCAN_LANES * WF_LAD_STRAYS * (o->p + 1)) * sizeof *s->stray);
     s->lane_strays = calloc(WF_SCAN_LANES, sizeof *s->lane_strays);
     s->sums = calloc((size_t)(o->p + o->m + 1), sizeof *s->sums);
-    if (!s->unit || !s->L || !s->sums || !s->stray ||
-        !s->lane_strays) {
+    if (!s->unit || !s->L || !s->sums || !s->stray || !s->lane_strays) {
         return WF_NO_MEMORY;
     }
     s->null = s->L + (o->p + 1) * (o->p + 1);
@@ -119,7 +121,8 @@ wf_status wf_lad_new(wf_fit *fit)
     return begin_sample(fit, o->n_rows / sample_rows(fit));
 }
 
-/* -- the sample ---------------------------------------------------------------------------------------------- */
+/* -- the sample
+ * ---------------------------------------------------------------------------------------------- */
 
 static uint64_t scatter(uint64_t x) /* splitmix64 */
 {
@@ -135,10 +138,12 @@ static wf_status take_sample(void *context, int lane, const wf_rows_block *rows,
     (void)room;
     wf_fit *fit = context;
     wf_lad *s = fit->lad;
-    const ptrdiff_t columns = fit->options.p + fit->options.m, D = s->stride, first = rows->start + s->segment_start;
+    const ptrdiff_t columns = fit->options.p + fit->options.m, D = s->stride,
+                    first = rows->start + s->segment_start;
     for (ptrdiff_t k = first / D; k * D < first + rows->n; k++) {
         const ptrdiff_t width = fit->options.n_rows - k * D < D ? fit->options.n_rows - k * D : D;
-        const ptrdiff_t row = k * D + (ptrdiff_t)(D > 1 ? scatter((uint64_t)k) % (uint64_t)width : 0) - first;
+        const ptrdiff_t row =
+            k * D + (ptrdiff_t)(D > 1 ? scatter((uint64_t)k) % (uint64_t)width : 0) - first;
         if (row < 0 || row >= rows->n) {
             continue;
         }
@@ -155,17 +160,19 @@ static wf_status take_sample(void *context, int lane, const wf_rows_block *rows,
 wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault)
 {
     wf_lad *s = fit->lad;
-    const ptrdiff_t columns = fit->options.p + fit->options.m, groups = s->hinged ? fit->options.n_groups : 0;
+    const ptrdiff_t columns = fit->options.p + fit->options.m,
+                    groups = s->hinged ? fit->options.n_groups : 0;
     s->segment_start = fit->rows_seen;
     return s->phase == WF_LAD_SAMPLE
-               ? wf_scan(segment, columns, group, groups, fit->options.n_threads, take_sample, fit, 0, fault)
-               : wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_band_visit, fit,
-                         wf_band_room(fit), fault);
+               ? wf_scan(segment, columns, group, groups, fit->options.n_threads, take_sample, fit,
+                         0, fault)
+               : wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_band_visit,
+                         fit, wf_band_room(fit), fault);
 }
 
-/* L, null and span from a matrix A of [x, 1] rows (column-major, `rows` >= q of them; overwritten): columns [x, 1] times
- * L' have mean square 1 over n rows and are independent. Rank-revealing QR; a column that depends on others to the last
- * bits is left out and gets the coefficient 0. */
+/* L, null and span from a matrix A of [x, 1] rows (column-major, `rows` >= q of them; overwritten):
+ * columns [x, 1] times L' have mean square 1 over n rows and are independent. Rank-revealing QR; a
+ * column that depends on others to the last bits is left out and gets the coefficient 0. */
 static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
 {
     wf_lad *s = fit->lad;
@@ -194,14 +201,16 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
     }
     int info;
     WF_BLAS(dgeqp3_)(&rows, &q, A, &rows, pivot, tau, work, &lwork, &info);
-    const double least = 64 * DBL_EPSILON * sqrt((double)rows); /* of unit columns: what rounding leaves */
+    const double least =
+        64 * DBL_EPSILON * sqrt((double)rows); /* of unit columns: what rounding leaves */
     int rank = 0;
     while (rank < q && fabs(A[(ptrdiff_t)rank * rows + rank]) > least) {
         rank++;
     }
     for (int k = 0; k < q; k++) {
         for (int l = 0; l < q; l++) {
-            s->span[(pivot[k] - 1) * q + l] = l <= k ? A[(ptrdiff_t)k * rows + l] * size[pivot[k] - 1] : 0;
+            s->span[(pivot[k] - 1) * q + l] =
+                l <= k ? A[(ptrdiff_t)k * rows + l] * size[pivot[k] - 1] : 0;
         }
     }
     for (int k = 0; k < rank; k++) {
@@ -241,7 +250,8 @@ done:
 static wf_status whiten_sample(wf_fit *fit)
 {
     wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p, n = s->n_sample, q = p + (fit->options.fit_intercept ? 1 : 0);
+    const ptrdiff_t p = fit->options.p, n = s->n_sample,
+                    q = p + (fit->options.fit_intercept ? 1 : 0);
     const ptrdiff_t rows = n > q ? n : q;
     double *A = calloc((size_t)(rows * q), sizeof *A);
     if (!A) {
@@ -293,7 +303,8 @@ void wf_lad_unwhiten(const wf_fit *fit, const double *z, double *b)
     }
 }
 
-/* -- solving units in parallel ------------------------------------------------------------------------------- */
+/* -- solving units in parallel
+ * ------------------------------------------------------------------------------- */
 
 typedef struct {
     wf_fit *fit;
@@ -307,7 +318,8 @@ typedef struct {
 static int stop(void *argument)
 {
     solve_job *job = argument;
-    if (job->interrupt && pthread_equal(pthread_self(), job->owner) && job->interrupt(job->context)) {
+    if (job->interrupt && pthread_equal(pthread_self(), job->owner) &&
+        job->interrupt(job->context)) {
         atomic_store(&job->stopped, 1);
     }
     return atomic_load(&job->stopped);
@@ -325,22 +337,30 @@ static void solve_task(void *context, int t)
     }
 }
 
-static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt)(void *), void *context)
+static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt)(void *),
+                             void *context)
 {
-    solve_job job = {.fit = fit, .solve = solve, .interrupt = interrupt, .context = context, .owner = pthread_self()};
+    solve_job job = {.fit = fit,
+                     .solve = solve,
+                     .interrupt = interrupt,
+                     .context = context,
+                     .owner = pthread_self()};
     atomic_init(&job.stopped, 0);
     atomic_init(&job.status, WF_OK);
     ptrdiff_t largest = fit->lad->phase == WF_LAD_SAMPLE ? fit->lad->n_sample : 0;
     for (ptrdiff_t i = 0; i < fit->lad->n_units; i++) {
         largest = fit->lad->unit[i].kept > largest ? fit->lad->unit[i].kept : largest;
     }
-    ptrdiff_t threads = WF_LAD_SOLVER_ROWS / (largest + 1); /* solvers side by side need memory side by side */
+    ptrdiff_t threads =
+        WF_LAD_SOLVER_ROWS / (largest + 1); /* solvers side by side need memory side by side */
     threads = threads < 1 ? 1 : threads < fit->options.n_threads ? threads : fit->options.n_threads;
     wf_parallel((int)fit->lad->n_units, (int)threads, solve_task, &job);
     return (wf_status)atomic_load(&job.status);
 }
 
-/* -- the end ------------------------------------------------------------------------------------------------- */
+/* -- the end
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static void finish(wf_fit *fit)
 {
@@ -354,7 +374,8 @@ static void finish(wf_fit *fit)
         bound += u->bound;
         noise += u->noise;
         for (int part = 0; part < u->parts; part++) {
-            memcpy(fit->coef + (u->target + part) * p, u->best + part * (p + 1), (size_t)p * sizeof(double));
+            memcpy(fit->coef + (u->target + part) * p, u->best + part * (p + 1),
+                   (size_t)p * sizeof(double));
             fit->intercept[u->target + part] = -0.0 + u->best[part * (p + 1) + p];
             smallest += s->sums[p + u->target + part] * DBL_EPSILON;
         }
@@ -390,7 +411,8 @@ static int choose_active(wf_fit *fit)
 /* A problem that bands do not settle, and that memory holds whole. */
 static int should_load_whole(const wf_fit *fit)
 {
-    const double rows = (double)fit->options.n_rows, columns = (double)(fit->options.p + fit->options.m);
+    const double rows = (double)fit->options.n_rows,
+                 columns = (double)(fit->options.p + fit->options.m);
     return fit->info.n_passes >= WF_LAD_PATIENCE && rows <= WF_LAD_SOLVER_ROWS &&
            rows * columns * sizeof(double) <= WF_LAD_SAMPLE_BYTES;
 }
@@ -404,7 +426,8 @@ static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *con
         for (ptrdiff_t i = 0; i < s->n_units; i++) {
             if (s->unit[i].state != WF_UNIT_DONE) {
                 s->unit[i].state = WF_UNIT_ACTIVE;
-                memset(s->unit[i].centre, 0, (size_t)(s->unit[i].parts * (fit->options.p + 1)) * sizeof(double));
+                memset(s->unit[i].centre, 0,
+                       (size_t)(s->unit[i].parts * (fit->options.p + 1)) * sizeof(double));
             }
         }
         status = solve_units(fit, wf_sample_solve, interrupt, context);
@@ -439,8 +462,9 @@ static wf_status advance_band(wf_fit *fit, int (*interrupt)(void *), void *conte
 
 wf_status wf_lad_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
-    const wf_status status = fit->lad->phase == WF_LAD_SAMPLE ? advance_sample(fit, interrupt, context)
-                                                              : advance_band(fit, interrupt, context);
+    const wf_status status = fit->lad->phase == WF_LAD_SAMPLE
+                                 ? advance_sample(fit, interrupt, context)
+                                 : advance_band(fit, interrupt, context);
     if (status != WF_OK) {
         return status;
     }

@@ -1,4 +1,5 @@
-/* The state of an absolute_error fit, shared by lad.c (life, sample, schedule), lad_sample.c and lad_band.c. */
+/* The state of an absolute_error fit, shared by lad.c (life, sample, schedule), lad_sample.c and
+ * lad_band.c. */
 #ifndef WF_SOLVE_LAD_H
 #define WF_SOLVE_LAD_H
 
@@ -6,20 +7,21 @@
 #include "solve/scan.h"
 
 enum {
-    WF_LAD_DIRECT_ROWS = 1 << 13,    /* up to here the whole problem is the sample */
-    WF_LAD_STRAYS = 8,               /* rows outside the sample's span that a lane keeps */
-    WF_LAD_PATIENCE = 8,             /* passes after which a problem that fits memory is loaded whole */
+    WF_LAD_DIRECT_ROWS = 1 << 13, /* up to here the whole problem is the sample */
+    WF_LAD_STRAYS = 8,            /* rows outside the sample's span that a lane keeps */
+    WF_LAD_PATIENCE = 8, /* passes after which a problem that fits memory is loaded whole */
     WF_LAD_SAMPLE_BYTES = 96 << 20,
-    WF_LAD_KEPT_BYTES = 128 << 20,   /* of all bands of a pass */
-    WF_LAD_SOLVER_ROWS = 1 << 20     /* of the solvers that run at a time, and the most of one band */
+    WF_LAD_KEPT_BYTES = 128 << 20, /* of all bands of a pass */
+    WF_LAD_SOLVER_ROWS = 1 << 20   /* of the solvers that run at a time, and the most of one band */
 };
 
-/* Rows of one unit that have a sign of their own: part 0, part 1, or the difference of both (the hinge's). */
+/* Rows of one unit that have a sign of their own: part 0, part 1, or the difference of both (the
+ * hinge's). */
 enum { WF_LAD_KINDS = 3, WF_LAD_DIFFERENCE = 2 };
 
-/* Rows of unmoved weights may be a large share of all, with residuals that vanish together. In the band they are summed
- * up by cells of similar weights, |sum r_i| <= sum |r_i| keeping the bound; cells in which signs differ are found out
- * and kept row by row in the next pass. */
+/* Rows of unmoved weights may be a large share of all, with residuals that vanish together. In the
+ * band they are summed up by cells of similar weights, |sum r_i| <= sum |r_i| keeping the bound;
+ * cells in which signs differ are found out and kept row by row in the next pass. */
 enum { WF_LAD_CELLS = 1024 };
 
 /* What one lane gathers of one kind in one pass. */
@@ -31,10 +33,11 @@ typedef struct {
     ptrdiff_t in_band;
     double *cell;   /* WF_LAD_CELLS x (rank + 3): sum of rows, of r, of |r|, count; or NULL */
     double dropped; /* sum of |r| over dropped rows */
-    double *g;      /* rank: - sum of sign * row; of difference rows by hinge, n_groups x rank, with the sign of u */
-    double *total;  /* n_groups: sum of |r| over dropped difference rows */
-    double *size;   /* n_groups: sum of h over all difference rows */
-    double *whole;  /* n_groups: sum of |r| over all difference rows */
+    double *g; /* rank: - sum of sign * row; of difference rows by hinge, n_groups x rank, with the
+                  sign of u */
+    double *total; /* n_groups: sum of |r| over dropped difference rows */
+    double *size;  /* n_groups: sum of h over all difference rows */
+    double *whole; /* n_groups: sum of |r| over all difference rows */
 } wf_band;
 
 typedef enum { WF_UNIT_WAITING, WF_UNIT_ACTIVE, WF_UNIT_DONE } wf_unit_state;
@@ -49,12 +52,13 @@ typedef struct {
     double bound;     /* largest known lower bound on it */
     double noise;     /* what double precision can tell apart in it */
     double kappa[WF_LAD_KINDS];
-    int watched;      /* difference rows are banded, as a hinge was seen exceeded; else they are only summed up */
-    int cells;        /* unmoved weights are gathered in cells */
+    int watched; /* difference rows are banded, as a hinge was seen exceeded; else they are only
+                    summed up */
+    int cells;   /* unmoved weights are gathered in cells */
     unsigned char *mixed; /* WF_LAD_KINDS x WF_LAD_CELLS: kept row by row */
-    ptrdiff_t kept;   /* rows of the last pass, all kinds */
-    double limit;     /* bytes for kept rows */
-    wf_band *lane;    /* WF_SCAN_LANES x WF_LAD_KINDS during a pass */
+    ptrdiff_t kept;       /* rows of the last pass, all kinds */
+    double limit;         /* bytes for kept rows */
+    wf_band *lane;        /* WF_SCAN_LANES x WF_LAD_KINDS during a pass */
     wf_band joined[WF_LAD_KINDS];
 } wf_unit;
 
@@ -71,11 +75,13 @@ struct wf_lad {
     ptrdiff_t rank;
     double *L;    /* rank x (p + 1) */
     double *null; /* (q - rank) x (p + 1): combinations of the columns that vanish on the sample */
-    double *span; /* q x q: R of the sample's QR, in the order and scale of its columns; what L is made from */
-    ptrdiff_t n_stray;  /* rows of the last pass on which one of them did not vanish, as far as kept: */
-    double *stray;      /* WF_SCAN_LANES x WF_LAD_STRAYS x (p + 1), rows of [x, 1] */
-    int *lane_strays;   /* WF_SCAN_LANES */
-    double *sums; /* p + m + 1: mean |value| * N of every column of the sample, and N */
+    double *span; /* q x q: R of the sample's QR, in the order and scale of its columns; what L is
+                     made from */
+    ptrdiff_t
+        n_stray;   /* rows of the last pass on which one of them did not vanish, as far as kept: */
+    double *stray; /* WF_SCAN_LANES x WF_LAD_STRAYS x (p + 1), rows of [x, 1] */
+    int *lane_strays; /* WF_SCAN_LANES */
+    double *sums;     /* p + m + 1: mean |value| * N of every column of the sample, and N */
 };
 
 typedef wf_status wf_unit_solver(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context);
@@ -83,7 +89,8 @@ typedef wf_status wf_unit_solver(wf_fit *fit, wf_unit *unit, int (*stop)(void *)
 void wf_lad_unwhiten(const wf_fit *fit, const double *z, double *b);
 void wf_sample_sums(wf_fit *fit);
 double wf_band_share(const wf_fit *fit);
-/* Row of a weight that did not move, as far as rows of this kind can tell; value_c = row[c * step]. */
+/* Row of a weight that did not move, as far as rows of this kind can tell; value_c = row[c * step].
+ */
 int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step);
 int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share);
 wf_unit_solver wf_sample_solve;

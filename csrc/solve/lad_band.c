@@ -19,7 +19,9 @@ static int banded(const wf_unit *unit, int kind)
     return kind != WF_LAD_DIFFERENCE ? kind < unit->parts : unit->parts == 2 && unit->watched;
 }
 
-/* -- memory -------------------------------------------------------------------------------------------------- */
+/* -- memory
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static ptrdiff_t row_bytes(const wf_fit *fit)
 {
@@ -29,14 +31,16 @@ static ptrdiff_t row_bytes(const wf_fit *fit)
 double wf_band_bytes(const wf_fit *fit, const wf_unit *unit)
 {
     const double n = (double)fit->options.n_rows;
-    const double guess = 1.5 * wf_band_share(fit) * n * (unit->parts + (unit->parts == 2 && unit->watched));
+    const double guess =
+        1.5 * wf_band_share(fit) * n * (unit->parts + (unit->parts == 2 && unit->watched));
     return (fmax(guess, 1.5 * (double)unit->kept) + 4096) * (double)row_bytes(fit);
 }
 
 int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share)
 {
     return unmoved_share > 0.1 && unmoved_share * (double)fit->options.n_rows > 1e4 &&
-           unmoved_share * (double)fit->options.n_rows > 0.1 * wf_band_bytes(fit, unit) / (double)row_bytes(fit);
+           unmoved_share * (double)fit->options.n_rows >
+               0.1 * wf_band_bytes(fit, unit) / (double)row_bytes(fit);
 }
 
 static void release(wf_band *band)
@@ -104,8 +108,8 @@ wf_status wf_band_prepare(wf_fit *fit)
     return WF_OK;
 }
 
-/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. Each lane has its own limit, so
- * that what is kept does not depend on threads. */
+/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. Each lane has
+ * its own limit, so that what is kept does not depend on threads. */
 static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
 {
     if (band->n < band->capacity) {
@@ -135,13 +139,16 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     return 1;
 }
 
-/* -- the pass ------------------------------------------------------------------------------------------------ */
+/* -- the pass
+ * ------------------------------------------------------------------------------------------------
+ */
 
 int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step)
 {
     const ptrdiff_t p = fit->options.p;
     const double first = row[0], last = row[(p - 1) * step];
-    return kind == WF_LAD_DIFFERENCE ? first == last : last == row[(p + unit->target + kind) * step];
+    return kind == WF_LAD_DIFFERENCE ? first == last
+                                     : last == row[(p + unit->target + kind) * step];
 }
 
 /* Cell of a row: sign, exponent and three bits of fraction of its first and last input. */
@@ -150,11 +157,13 @@ static ptrdiff_t cell_of(double first, double last)
     uint64_t a, b;
     memcpy(&a, &first, sizeof a);
     memcpy(&b, &last, sizeof b);
-    return (ptrdiff_t)((((a >> 49) * 0x9e3779b97f4a7c15u) ^ ((b >> 49) * 0xbf58476d1ce4e5b9u)) >> 54);
+    return (ptrdiff_t)((((a >> 49) * 0x9e3779b97f4a7c15u) ^ ((b >> 49) * 0xbf58476d1ce4e5b9u)) >>
+                       54);
 }
 
 /* One row into the sums of the dropped. */
-static void drop_row(const wf_lad *s, wf_band *band, const double *u, ptrdiff_t ld, double r, ptrdiff_t group)
+static void drop_row(const wf_lad *s, wf_band *band, const double *u, ptrdiff_t ld, double r,
+                     ptrdiff_t group)
 {
     const double sign = r > 0 ? 1 : r < 0 ? -1 : 0;
     double *g = band->g + (group >= 0 ? group * s->rank : 0);
@@ -168,8 +177,8 @@ static void drop_row(const wf_lad *s, wf_band *band, const double *u, ptrdiff_t 
     }
 }
 
-static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const double *u,
-                          double r, ptrdiff_t group)
+static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
+                          const double *u, double r, ptrdiff_t group)
 {
     const ptrdiff_t rank = fit->lad->rank;
     const int room = reserve(fit, unit, kind, band);
@@ -194,12 +203,13 @@ static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_b
 }
 
 /* 1 when the row went into a cell. */
-static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const wf_rows_block *rows,
-                     ptrdiff_t i, const double *u, double r)
+static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
+                     const wf_rows_block *rows, ptrdiff_t i, const double *u, double r)
 {
     const ptrdiff_t p = fit->options.p, rank = fit->lad->rank;
     const double first = rows->column[0][i], last = rows->column[p - 1][i];
-    const int still = kind == WF_LAD_DIFFERENCE ? first == last : last == rows->column[p + unit->target + kind][i];
+    const int still = kind == WF_LAD_DIFFERENCE ? first == last
+                                                : last == rows->column[p + unit->target + kind][i];
     if (!still || (kind == WF_LAD_DIFFERENCE && fit->options.n_groups > 1)) {
         return 0; /* cells of difference rows would need one set per hinge */
     }
@@ -217,8 +227,9 @@ static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *
     return 1;
 }
 
-static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band, const wf_rows_block *rows,
-                           const double *u, const double *h2, const double *r, double *sign)
+static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
+                           const wf_rows_block *rows, const double *u, const double *h2,
+                           const double *r, double *sign)
 {
     const wf_lad *s = fit->lad;
     const ptrdiff_t n = rows->n;
@@ -251,7 +262,8 @@ static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_
         }
         left--;
         if (h2[i] > 0 && !(band->cell && into_cell(fit, unit, kind, band, rows, i, u + i, r[i]))) {
-            const wf_status status = keep_row(fit, unit, kind, band, u + i, r[i], hinge ? rows->group[i] : -1);
+            const wf_status status =
+                keep_row(fit, unit, kind, band, u + i, r[i], hinge ? rows->group[i] : -1);
             if (status != WF_OK) {
                 return status;
             }
@@ -295,7 +307,8 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     const wf_fit *fit = context;
     const wf_lad *s = fit->lad;
     const ptrdiff_t p = fit->options.p;
-    double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS, *sign = r + WF_SCAN_ROWS;
+    double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS,
+           *sign = r + WF_SCAN_ROWS;
     double *difference = sign + WF_SCAN_ROWS;
     find_strays(fit, lane, rows);
     wf_k->whiten(rows->n, p, rows->column, s->rank, s->L, u, WF_SCAN_ROWS, h2);
@@ -315,8 +328,8 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
                 y = rows->column[p + unit->target + kind];
             }
             wf_k->residual(rows->n, p, rows->column, y, b, r);
-            const wf_status status =
-                sort_rows(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind], rows, u, h2, r, sign);
+            const wf_status status = sort_rows(
+                fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind], rows, u, h2, r, sign);
             if (status != WF_OK) {
                 return status;
             }
@@ -325,10 +338,12 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     return WF_OK;
 }
 
-/* -- lanes into one ------------------------------------------------------------------------------------------ */
+/* -- lanes into one
+ * ------------------------------------------------------------------------------------------ */
 
 /* Cells become rows; those in which signs differ are remembered. */
-static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x, double *y)
+static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
+                       double *y)
 {
     const ptrdiff_t rank = fit->lad->rank, width = rank + CELL_EXTRA;
     for (int lane = 1; lane < WF_SCAN_LANES && to->cell; lane++) {
@@ -351,7 +366,8 @@ static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, 
 
 static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
 {
-    const ptrdiff_t rank = fit->lad->rank, S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
+    const ptrdiff_t rank = fit->lad->rank,
+                    S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
     wf_band *to = &unit->joined[kind];
     const wf_status status = prepare(fit, unit, kind, to);
     if (status != WF_OK) {
@@ -387,7 +403,8 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
         from->kept = NULL;
         from->group = NULL;
         if (lane == 0 && to->cell) {
-            memcpy(to->cell, from->cell, (size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)) * sizeof *to->cell);
+            memcpy(to->cell, from->cell,
+                   (size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)) * sizeof *to->cell);
         }
     }
     const ptrdiff_t rows = to->n;
@@ -395,7 +412,8 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
     for (ptrdiff_t i = rows; i < to->n; i++) {
         to->group[i] = 0;
     }
-    for (ptrdiff_t t = 1; t <= rank; t++) { /* columns close up where cells stayed empty; the last one is y */
+    for (ptrdiff_t t = 1; t <= rank;
+         t++) { /* columns close up where cells stayed empty; the last one is y */
         memmove(x + t * to->n, x + t * to->capacity, (size_t)to->n * sizeof *x);
     }
     to->capacity = to->n;
@@ -424,9 +442,12 @@ wf_status wf_band_join(wf_fit *fit)
     return WF_OK;
 }
 
-/* -- solving ------------------------------------------------------------------------------------------------- */
+/* -- solving
+ * -------------------------------------------------------------------------------------------------
+ */
 
-/* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums. */
+/* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums.
+ */
 static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
 {
     const ptrdiff_t rank = fit->lad->rank;
@@ -442,7 +463,8 @@ static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
         value += band->dropped + wf_k->sum_abs(single, band->kept + band->capacity * rank);
     }
     for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
-        const double excess = unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
+        const double excess =
+            unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
         value += fit->lad->eta * fmax(excess, 0);
     }
     return value;
@@ -458,7 +480,8 @@ static double norm(const double *z, const double *minus, ptrdiff_t n)
     return sqrt(sum);
 }
 
-/* 1 when F equals the solved problem's value at the step z: no row that was dropped can have changed its sign. */
+/* 1 when F equals the solved problem's value at the step z: no row that was dropped can have
+ * changed its sign. */
 static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z, double *length)
 {
     const ptrdiff_t rank = fit->lad->rank;
@@ -467,7 +490,8 @@ static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z
         if (!in_use(unit, kind)) {
             continue;
         }
-        length[kind] = kind == WF_LAD_DIFFERENCE ? norm(z, z + rank, rank) : norm(z + kind * rank, NULL, rank);
+        length[kind] =
+            kind == WF_LAD_DIFFERENCE ? norm(z, z + rank, rank) : norm(z + kind * rank, NULL, rank);
         if (banded(unit, kind)) {
             exact = exact && !unit->joined[kind].spilled && !unit->joined[kind].cell &&
                     length[kind] <= unit->kappa[kind] * (1 - 1e-9);
@@ -475,7 +499,8 @@ static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z
     }
     for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2 && !unit->watched; j++) {
         const wf_band *band = &unit->joined[WF_LAD_DIFFERENCE]; /* slack there, and all the way? */
-        exact = exact && band->whole[j] + length[WF_LAD_DIFFERENCE] * band->size[j] <= fit->options.first_update[j];
+        exact = exact && band->whole[j] + length[WF_LAD_DIFFERENCE] * band->size[j] <=
+                             fit->options.first_update[j];
     }
     return exact;
 }
@@ -487,12 +512,14 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
     const ptrdiff_t p = fit->options.p;
     int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
     const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
-    double stretch = 1; /* a step far out of the band follows rows whose signs are no longer theirs */
+    double stretch =
+        1; /* a step far out of the band follows rows whose signs are no longer theirs */
     for (int part = 0; part < unit->parts; part++) {
         stretch = fmin(stretch, 3 * widest / fmax(length[part], 1e-300));
     }
     for (int part = 0; part < unit->parts && !narrow; part++) {
-        wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank, z + part * fit->lad->rank);
+        wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank,
+                   z + part * fit->lad->rank);
         wf_lad_unwhiten(fit, z + part * fit->lad->rank, unit->centre + part * (p + 1));
     }
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
@@ -503,7 +530,8 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
         if (narrow) {
             unit->kappa[kind] = fmax(8 * unit->kappa[kind], widest);
         } else if (band->spilled) {
-            unit->kappa[kind] *= fmin(0.5, 0.5 * (double)(band->n + 1) / (double)(band->in_band + 1));
+            unit->kappa[kind] *=
+                fmin(0.5, 0.5 * (double)(band->n + 1) / (double)(band->in_band + 1));
             unit->cells = 1;
         } else if (exact) {
             unit->kappa[kind] = fmax(4 * length[kind], 0.25 * unit->kappa[kind]);
@@ -526,7 +554,8 @@ wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *c
         return WF_NO_MEMORY;
     }
     double *g = z + Q, *c = g + Q;
-    wf_ipm problem = {.parts = unit->parts, .q = rank, .eta = s->eta, .g = g, .c = c, .n_groups = S};
+    wf_ipm problem = {
+        .parts = unit->parts, .q = rank, .eta = s->eta, .g = g, .c = c, .n_groups = S};
     for (int part = 0; part < unit->parts; part++) {
         const wf_band *band = &unit->joined[part];
         problem.part[part] = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};

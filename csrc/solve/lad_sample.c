@@ -1,4 +1,5 @@
-/* A unit on the sample: its centre and the widths of its bands, or all there is to know where the sample is everything. */
+/* A unit on the sample: its centre and the widths of its bands, or all there is to know where the
+ * sample is everything. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -33,11 +34,14 @@ double wf_unit_noise(const wf_fit *fit, const wf_unit *unit, const double *b)
         }
         size += fabs(b[part * (p + 1) + p]) * s->sums[p + fit->options.m];
     }
-    return 4 * DBL_EPSILON * size * (unit->parts == 2 ? 1 + s->eta : 1); /* a hinge magnifies what it is given */
+    return 4 * DBL_EPSILON * size *
+           (unit->parts == 2 ? 1 + s->eta : 1); /* a hinge magnifies what it is given */
 }
 
-/* N m F of the unit at b over the sample as it stands, from the columns themselves; sums of |difference| by hinge. */
-static double value_at(const wf_fit *fit, const wf_unit *unit, const double *b, double *total, double *room)
+/* N m F of the unit at b over the sample as it stands, from the columns themselves; sums of
+ * |difference| by hinge. */
+static double value_at(const wf_fit *fit, const wf_unit *unit, const double *b, double *total,
+                       double *room)
 {
     const wf_lad *s = fit->lad;
     const ptrdiff_t p = fit->options.p, n = s->n_sample;
@@ -151,8 +155,8 @@ static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
                 r[i] -= sign * b[p];
             }
         }
-        /* Unmoved weights (y equal to the last input, inputs equal to each other) have no place in the quantile: they
-         * may be most rows, all with r near 0, and are gathered in cells. */
+        /* Unmoved weights (y equal to the last input, inputs equal to each other) have no place in
+         * the quantile: they may be most rows, all with r near 0, and are gathered in cells. */
         ptrdiff_t unmoved = 0;
         for (ptrdiff_t i = 0; i < n; i++) {
             if (wf_unmoved(fit, unit, kind, s->sample + i, n)) {
@@ -161,7 +165,8 @@ static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
             }
         }
         unit->cells |= wf_use_cells(fit, unit, (double)unmoved / (double)n);
-        unit->kappa[kind] = fmax(band_width(fit, u, r), 1e-6 * unit->noise / (double)fit->options.n_rows);
+        unit->kappa[kind] =
+            fmax(band_width(fit, u, r), 1e-6 * unit->noise / (double)fit->options.n_rows);
     }
 }
 
@@ -176,14 +181,16 @@ typedef struct {
     double *room;
 } sample_problem;
 
-/* Parts `first` to `first + parts` of the unit, with the hinge where both are there; adds the solution to the centre. */
-static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, int first, int parts, double *bound,
-                             int (*stop)(void *), void *context)
+/* Parts `first` to `first + parts` of the unit, with the hinge where both are there; adds the
+ * solution to the centre. */
+static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, int first, int parts,
+                             double *bound, int (*stop)(void *), void *context)
 {
     const wf_lad *s = fit->lad;
     wf_unit *unit = sample->unit;
     const ptrdiff_t p = fit->options.p, n = s->n_sample, S = parts == 2 ? fit->options.n_groups : 0;
-    wf_ipm problem = {.parts = parts, .q = s->rank, .group = s->sample_group, .n_groups = S, .c = sample->c};
+    wf_ipm problem = {
+        .parts = parts, .q = s->rank, .group = s->sample_group, .n_groups = S, .c = sample->c};
     for (int part = 0; part < parts; part++) {
         const double *y = s->sample + (p + unit->target + first + part) * n;
         problem.part[part] = (wf_rows){n, sample->u, y};
@@ -204,9 +211,10 @@ static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, in
     return status;
 }
 
-/* Each part alone, which is the optimum if it leaves every hinge slack; else both. Value at the centre, and bound. */
-static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, double *value, double *bound,
-                              int (*stop)(void *), void *context)
+/* Each part alone, which is the optimum if it leaves every hinge slack; else both. Value at the
+ * centre, and bound. */
+static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, double *value,
+                              double *bound, int (*stop)(void *), void *context)
 {
     wf_unit *unit = sample->unit;
     wf_status status = WF_OK;
@@ -239,7 +247,8 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
     const double *x[p > 0 ? p : 1];
     wf_status status = WF_NO_MEMORY;
     double *u = malloc((size_t)((rank + 2) * n) * sizeof *u);
-    double *z = calloc((size_t)(unit->parts * rank + 1 + 2 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
+    double *z =
+        calloc((size_t)(unit->parts * rank + 1 + 2 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
     if (!u || !z) {
         goto done;
     }

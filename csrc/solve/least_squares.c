@@ -1,10 +1,10 @@
-/* squared_error: one pass for the Gram matrix of shifted columns, a second only where the first cannot resolve the
- * residual.
+/* squared_error: one pass for the Gram matrix of shifted columns, a second only where the first
+ * cannot resolve the residual.
  *
  *   F(A, b) = ( sum_ij (y_ij - x_i'A_j - b_j)^2 + alpha * sum_kj A_kj^2 ) / (N m)
  *
- * With an intercept the columns are centred, which leaves b unpenalised. Rank-deficient inputs get the solution of
- * minimum norm. */
+ * With an intercept the columns are centred, which leaves b unpenalised. Rank-deficient inputs get
+ * the solution of minimum norm. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -16,17 +16,18 @@
 #include "solve/scan.h"
 
 struct wf_least_squares {
-    int refining;      /* second pass: exact residuals of the first solution */
+    int refining; /* second pass: exact residuals of the first solution */
     int have_shift;
-    ptrdiff_t width;   /* p * (p + m) + p + 2 m: Gram and cross products, sums, sums of squares of targets */
+    ptrdiff_t width; /* p * (p + m) + p + 2 m: Gram and cross products, sums, sums of squares of
+                        targets */
     ptrdiff_t lanes;
-    double *shift;     /* p + m */
-    double *lane;      /* lanes x width */
+    double *shift;        /* p + m */
+    double *lane;         /* lanes x width */
     double *gram, *cross; /* centred: p x p, p x m */
-    double *mean;      /* p + m, of shifted columns */
-    double *square;    /* m: centred sums of squares of the targets */
-    double *inverse;   /* p x p: (pseudo-)inverse of gram + alpha I */
-    double *null;      /* p x n_null, orthonormal */
+    double *mean;         /* p + m, of shifted columns */
+    double *square;       /* m: centred sums of squares of the targets */
+    double *inverse;      /* p x p: (pseudo-)inverse of gram + alpha I */
+    double *null;         /* p x n_null, orthonormal */
     ptrdiff_t n_null;
 };
 
@@ -48,7 +49,8 @@ wf_status wf_least_squares_new(wf_fit *fit)
         return WF_NO_MEMORY;
     }
     s->width = p * (p + m) + p + 2 * m;
-    s->lanes = ((ptrdiff_t)64 << 20) / 8 / s->width; /* wide problems: fewer lanes, at most 64 MiB */
+    s->lanes =
+        ((ptrdiff_t)64 << 20) / 8 / s->width; /* wide problems: fewer lanes, at most 64 MiB */
     s->lanes = s->lanes < 1 ? 1 : s->lanes > WF_SCAN_LANES ? WF_SCAN_LANES : s->lanes;
     s->lane = calloc((size_t)(s->lanes * s->width), sizeof *s->lane);
     s->shift = calloc((size_t)(2 * (p + m) + p * p + p * m + m + 2 * p * p), sizeof *s->shift);
@@ -80,14 +82,16 @@ static wf_status find_shift(void *context, int lane, const wf_rows_block *rows, 
     return WF_OK;
 }
 
-/* lane statistics of columns held in `columns` (p inputs, m targets or residuals), contiguous with WF_SCAN_ROWS */
+/* lane statistics of columns held in `columns` (p inputs, m targets or residuals), contiguous with
+ * WF_SCAN_ROWS */
 static void add_products(const wf_fit *fit, double *stat, ptrdiff_t n, const double *columns)
 {
     const int p = (int)fit->options.p, m = (int)fit->options.m, rows = (int)n, ld = WF_SCAN_ROWS;
     const double one = 1;
     double *cross = stat + p * p, *sums = cross + p * m, *squares = sums + p + m;
     WF_BLAS(dsyrk_)("U", "T", &p, &rows, &one, columns, &ld, &one, stat, &p, 1, 1);
-    WF_BLAS(dgemm_)("T", "N", &p, &m, &rows, &one, columns, &ld, columns + p * ld, &ld, &one, cross, &p, 1, 1);
+    WF_BLAS(dgemm_)
+    ("T", "N", &p, &m, &rows, &one, columns, &ld, columns + p * ld, &ld, &one, cross, &p, 1, 1);
     for (int c = 0; c < p + m; c++) {
         sums[c] += wf_k->sum(n, columns + c * ld);
     }
@@ -118,12 +122,14 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     return WF_OK;
 }
 
-wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault)
+wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group,
+                                      wf_fault *fault)
 {
     (void)group;
     wf_least_squares *s = fit->least_squares;
     const ptrdiff_t columns = fit->options.p + fit->options.m;
-    if (fit->options.fit_intercept && !s->have_shift && segment->n_rows) { /* any value near the mean will do */
+    if (fit->options.fit_intercept && !s->have_shift &&
+        segment->n_rows) { /* any value near the mean will do */
         wf_table head = *segment;
         for (int d = 0; d < head.ndim; d++) {
             while (head.n_rows > WF_SCAN_ROWS && head.shape[d] > 1) {
@@ -137,7 +143,8 @@ wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrd
             return status;
         }
     }
-    /* Lanes are shared when there are fewer than the scan's: then one thread, so that sums keep their order. */
+    /* Lanes are shared when there are fewer than the scan's: then one thread, so that sums keep
+     * their order. */
     const int threads = s->lanes < WF_SCAN_LANES ? 1 : fit->options.n_threads;
     return wf_scan(segment, columns, 0, 0, threads, visit, fit, columns * WF_SCAN_ROWS, fault);
 }
@@ -157,8 +164,9 @@ static const double *join_lanes(wf_least_squares *s, ptrdiff_t p)
     return total;
 }
 
-/* The inverse of gram + alpha I through the eigenvectors of its scaling to unit diagonal, leaving out directions that
- * rounding cannot tell from zero; those are kept in `null`. Small p: the cost does not show. */
+/* The inverse of gram + alpha I through the eigenvectors of its scaling to unit diagonal, leaving
+ * out directions that rounding cannot tell from zero; those are kept in `null`. Small p: the cost
+ * does not show. */
 static wf_status invert(wf_fit *fit)
 {
     wf_least_squares *s = fit->least_squares;
@@ -191,12 +199,14 @@ static wf_status invert(wf_fit *fit)
         if (values[t] > least) {
             for (int k = 0; k < p; k++) {
                 for (int l = 0; l < p; l++) {
-                    s->inverse[k * p + l] += vector[k] * scale[k] * vector[l] * scale[l] / values[t];
+                    s->inverse[k * p + l] +=
+                        vector[k] * scale[k] * vector[l] * scale[l] / values[t];
                 }
             }
             continue;
         }
-        double *null = s->null + s->n_null * p, size = 0; /* back to the unscaled space, made orthonormal */
+        double *null = s->null + s->n_null * p,
+               size = 0; /* back to the unscaled space, made orthonormal */
         for (int k = 0; k < p; k++) {
             null[k] = vector[k] * (scale[k] > 0 ? scale[k] : 1);
         }
@@ -231,7 +241,8 @@ static void step(wf_fit *fit, const double *right)
     }
 }
 
-/* Objective and gap from residual sums of squares and the gradients X'r - alpha a of every target. */
+/* Objective and gap from residual sums of squares and the gradients X'r - alpha a of every target.
+ */
 static void measure(wf_fit *fit, const double *rss, const double *gradient)
 {
     const wf_least_squares *s = fit->least_squares;
@@ -241,14 +252,16 @@ static void measure(wf_fit *fit, const double *rss, const double *gradient)
         const double *coef = fit->coef + j * p, *g = gradient + j * p;
         total += fmax(rss[j], 0) + fit->options.alpha * wf_k->dot(p, coef, coef);
         for (ptrdiff_t k = 0; k < p; k++) {
-            above += g[k] * wf_k->dot(p, s->inverse + k * p, g); /* F - F* = g'H^-1 g for a quadratic */
+            above +=
+                g[k] * wf_k->dot(p, s->inverse + k * p, g); /* F - F* = g'H^-1 g for a quadratic */
         }
         scale += s->square[j] + (double)fit->options.n_rows * s->shift[p + j] * s->shift[p + j];
     }
     const double count = (double)fit->options.n_rows * (double)m;
     fit->info.objective = total / count;
-    fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count, DBL_EPSILON * scale / count,
-                                         4 * DBL_EPSILON * scale / count, fit->options.tol);
+    fit->info.dual_gap =
+        wf_relative_gap(total / count, (total - fabs(above)) / count, DBL_EPSILON * scale / count,
+                        4 * DBL_EPSILON * scale / count, fit->options.tol);
     fit->info.converged = fit->info.dual_gap <= fit->options.tol;
     fit->needs_pass = 0;
 }
@@ -300,7 +313,8 @@ static void exact_gradient(wf_fit *fit, const double *total, double *rss, double
         const double mean = centre * sums[p + j] / n;
         rss[j] = squares[j] - n * mean * mean;
         for (ptrdiff_t k = 0; k < p; k++) {
-            gradient[j * p + k] = cross[j * p + k] - n * s->mean[k] * mean - fit->options.alpha * coef[k];
+            gradient[j * p + k] =
+                cross[j * p + k] - n * s->mean[k] * mean - fit->options.alpha * coef[k];
         }
         fit->intercept[j] += mean;
         s->mean[p + j] += mean;
@@ -311,7 +325,8 @@ static void newton_step(wf_fit *fit, const double *gradient)
 {
     wf_least_squares *s = fit->least_squares;
     const ptrdiff_t p = fit->options.p;
-    for (ptrdiff_t j = 0; j < fit->options.m; j++) { /* the intercept follows the coefficients' change */
+    for (ptrdiff_t j = 0; j < fit->options.m;
+         j++) { /* the intercept follows the coefficients' change */
         double *coef = fit->coef + j * p, change = 0;
         for (ptrdiff_t k = 0; k < p && fit->options.fit_intercept; k++) {
             change += coef[k] * (s->mean[k] + s->shift[k]);
@@ -362,7 +377,8 @@ wf_status wf_least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *
             }
             unresolved = fmax(unresolved, s->square[j] > 0 ? 1 - fabs(rss[j]) / s->square[j] : 0);
         }
-        if (unresolved > 1 - 1e-6) { /* differences of near equals: look at the residuals themselves */
+        if (unresolved >
+            1 - 1e-6) { /* differences of near equals: look at the residuals themselves */
             memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
             s->refining = 1;
             goto done;

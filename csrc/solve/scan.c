@@ -29,9 +29,11 @@ static wf_status one_block(scan_job *job, int lane, ptrdiff_t start, ptrdiff_t n
     for (ptrdiff_t c = 0; c < job->n_columns; c++) {
         double *packed = scratch + c * WF_SCAN_ROWS;
         const wf_column *column = &job->table->columns[c];
-        if (column->dtype == WF_F64 && job->table->ndim == 1 && column->strides[0] == (ptrdiff_t)sizeof(double) &&
+        if (column->dtype == WF_F64 && job->table->ndim == 1 &&
+            column->strides[0] == (ptrdiff_t)sizeof(double) &&
             (uintptr_t)column->data % sizeof(double) == 0) { /* as good as packed */
-            columns[c] = (const double *)(const void *)(column->data + start * (ptrdiff_t)sizeof(double));
+            columns[c] =
+                (const double *)(const void *)(column->data + start * (ptrdiff_t)sizeof(double));
         } else {
             wf_pack_f64(job->table, c, start, n, packed);
             columns[c] = packed;
@@ -80,7 +82,8 @@ static void lane_task(void *context, int lane)
 }
 
 /* The first row in C order whose trajectory number is out of range. */
-static void find_bad_group(const wf_table *table, ptrdiff_t column, ptrdiff_t n_groups, wf_fault *fault)
+static void find_bad_group(const wf_table *table, ptrdiff_t column, ptrdiff_t n_groups,
+                           wf_fault *fault)
 {
     for (ptrdiff_t row = 0; row < table->n_rows; row++) {
         int64_t group;
@@ -92,8 +95,9 @@ static void find_bad_group(const wf_table *table, ptrdiff_t column, ptrdiff_t n_
     }
 }
 
-wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group, ptrdiff_t n_groups, int n_threads,
-                  wf_visitor *visit, void *context, ptrdiff_t room_size, wf_fault *fault)
+wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group, ptrdiff_t n_groups,
+                  int n_threads, wf_visitor *visit, void *context, ptrdiff_t room_size,
+                  wf_fault *fault)
 {
     if (segment->n_rows == 0) {
         return WF_OK;
