@@ -45,9 +45,7 @@ typedef struct {
     ptrdiff_t row;    /* in C order of the shape */
 } wf_fault;
 
-/* -- setup
- * -------------------------------------------------------------------------------------------------
- */
+/* -- setup -- */
 
 /* Build the kernel table once. `disabled` is a comma separated list of instruction set names, or
  * NULL. */
@@ -62,8 +60,7 @@ int wf_isa_select(const char *name);
 int wf_cpu_count(void);
 const char *wf_blas_config(void);
 
-/* -- one sweep over a table
- * -------------------------------------------------------------------------------- */
+/* -- one sweep over a table -- */
 
 typedef enum { WF_OVERLAP_NONE, WF_OVERLAP_SAME, WF_OVERLAP_PARTIAL } wf_overlap;
 /* How column a and column b of one shape share memory: not at all, exactly, or in a way that no
@@ -90,8 +87,7 @@ wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
  * are held to. */
 void wf_triad(float *out, const float *a, const float *b, float scalar, ptrdiff_t n, int n_threads);
 
-/* -- fit: a pass-based solver
- * ------------------------------------------------------------------------------ */
+/* -- fit: a pass-based solver -- */
 
 typedef enum { WF_ABSOLUTE_ERROR, WF_SQUARED_ERROR } wf_loss;
 

@@ -315,8 +315,7 @@ done:
     return status;
 }
 
-/* -- the bandwidth that apply is held to
- * --------------------------------------------------------------------- */
+/* -- the bandwidth that apply is held to -- */
 
 typedef struct {
     float *out;

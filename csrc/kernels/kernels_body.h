@@ -68,8 +68,7 @@
 #define LIMIT DBL_MAX
 #include "kernels/apply_body.h"
 
-/* -- conversions of contiguous runs, unaligned allowed
- * ------------------------------------------------------ */
+/* -- conversions of contiguous runs, unaligned allowed -- */
 
 #define STAMP_WIDEN(half)                                                                          \
     static void widen_##half(ptrdiff_t n, const void *src, float *dst)                             \

@@ -207,8 +207,7 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
     return best;
 }
 
-/* -- the vertex
- * ---------------------------------------------------------------------------------------------- */
+/* -- the vertex -- */
 
 static int by_room(const void *left, const void *right)
 {

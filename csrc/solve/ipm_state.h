@@ -5,8 +5,9 @@
 #include "solve/ipm.h"
 
 enum {
-    WF_IPM_CHUNK = 256
-}; /* rows worked on at a time: a handful of them fit the first-level cache */
+    WF_IPM_CHUNK = 256, /* rows worked on at a time: a handful of them fit the first-level cache */
+    WF_IPM_SMALL_Q = 12 /* up to here Gram matrices by dot products, beyond by BLAS */
+};
 
 /* One kind of rows. Primal: rp - rm = x'v - y with rp, rm >= 0. Multiplier a in [-lambda, lambda],
  * lambda = 1 but for the difference rows, kept as sp = lambda - a and sm = lambda + a, which pair
@@ -71,6 +72,15 @@ void wf_ipm_times(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdif
 /* out_k += sum_i x_ik e_i for rows [i0, i0 + n) of a block. */
 void wf_ipm_times_t(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
                     const double *e, double *out);
+/* gram (q x q, lower) += X' diag(w) X over a chunk; room holds max(1, q beyond small) chunks. */
+void wf_ipm_add_gram(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                     const double *w, double *room, double *gram);
+/* M += the q x q (lower) matrix of one kind of rows. */
+void wf_ipm_scatter_gram(wf_ipm_state *s, int kind, const double *gram);
+/* All arrays of the state, in one arena that the caller frees, and the scratch of the rest. */
+wf_status wf_ipm_allocate(wf_ipm_state *s, double **room);
+/* The scale and the first point. */
+void wf_ipm_start(wf_ipm_state *s, double *room);
 /* Solves with the factored normal matrix, in place. */
 void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs);
 /* Factor M (kept) into factor. */

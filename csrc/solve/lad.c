@@ -26,9 +26,7 @@
 
 enum { MOST_PASSES = 40 };
 
-/* -- life
- * ----------------------------------------------------------------------------------------------------
- */
+/* -- life -- */
 
 void wf_lad_free(wf_lad *s)
 {
@@ -121,8 +119,7 @@ wf_status wf_lad_new(wf_fit *fit)
     return begin_sample(fit, o->n_rows / sample_rows(fit));
 }
 
-/* -- the sample
- * ---------------------------------------------------------------------------------------------- */
+/* -- the sample -- */
 
 static uint64_t scatter(uint64_t x) /* splitmix64 */
 {
@@ -303,8 +300,7 @@ void wf_lad_unwhiten(const wf_fit *fit, const double *z, double *b)
     }
 }
 
-/* -- solving units in parallel
- * ------------------------------------------------------------------------------- */
+/* -- solving units in parallel -- */
 
 typedef struct {
     wf_fit *fit;
@@ -358,9 +354,7 @@ static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt
     return (wf_status)atomic_load(&job.status);
 }
 
-/* -- the end
- * -------------------------------------------------------------------------------------------------
- */
+/* -- the end -- */
 
 static void finish(wf_fit *fit)
 {

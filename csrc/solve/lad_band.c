@@ -19,9 +19,7 @@ static int banded(const wf_unit *unit, int kind)
     return kind != WF_LAD_DIFFERENCE ? kind < unit->parts : unit->parts == 2 && unit->watched;
 }
 
-/* -- memory
- * --------------------------------------------------------------------------------------------------
- */
+/* -- memory -- */
 
 static ptrdiff_t row_bytes(const wf_fit *fit)
 {
@@ -139,9 +137,7 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     return 1;
 }
 
-/* -- the pass
- * ------------------------------------------------------------------------------------------------
- */
+/* -- the pass -- */
 
 int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step)
 {
@@ -338,8 +334,7 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     return WF_OK;
 }
 
-/* -- lanes into one
- * ------------------------------------------------------------------------------------------ */
+/* -- lanes into one -- */
 
 /* Cells become rows; those in which signs differ are remembered. */
 static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
@@ -442,9 +437,7 @@ wf_status wf_band_join(wf_fit *fit)
     return WF_OK;
 }
 
-/* -- solving
- * -------------------------------------------------------------------------------------------------
- */
+/* -- solving -- */
 
 /* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums.
  */
