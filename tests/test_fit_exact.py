@@ -36,6 +36,23 @@ def test_stored_cases(path):
         assert (value - optimum) / max(optimum, smallest) <= f.dual_gap_ + 1e-9 or value < 1e-15
 
 
+def test_a_bias_of_the_demo():
+    """Three runs of one bias tensor, many weights near zero: once ended without a certificate."""
+    case = np.load(Path(__file__).parent / "data" / "bias.npz")
+    got = fits.fit(case["X"], case["Y"], case["groups"], case["first_update"], 1e-6)
+    assert got["converged"]
+    value = reference.objective(
+        case["X"],
+        case["Y"],
+        got["coef"],
+        got["intercept"],
+        case["groups"],
+        case["first_update"],
+        1e-6,
+    )
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-10)
+
+
 def test_the_cases_are_all_there():
     assert len(CASES) == 12
 
