@@ -1,5 +1,5 @@
-/* The state of an absolute_error fit, shared by lad.c (life, sample, schedule), lad_sample.c and
- * lad_band.c. */
+/* The state of an absolute_error fit, shared by lad.c (life, sample, schedule), lad_sample.c,
+ * lad_band.c and lad_solve.c. */
 #ifndef WF_SOLVE_LAD_H
 #define WF_SOLVE_LAD_H
 
@@ -22,7 +22,7 @@ enum { WF_LAD_KINDS = 3, WF_LAD_DIFFERENCE = 2 };
 /* Rows of unmoved weights may be a large share of all, with residuals that vanish together. In the
  * band they are summed up by cells of similar weights, |sum r_i| <= sum |r_i| keeping the bound;
  * cells in which signs differ are found out and kept row by row in the next pass. */
-enum { WF_LAD_CELLS = 1024 };
+enum { WF_LAD_CELLS = 1024, WF_LAD_CELL_EXTRA = 3 /* beside the row */ };
 
 /* What one lane gathers of one kind in one pass. */
 typedef struct {
@@ -95,6 +95,9 @@ int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *r
 int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share);
 wf_unit_solver wf_sample_solve;
 
+/* Whether a unit has rows of this kind, and whether the next pass bands them. */
+int wf_unit_has(const wf_unit *unit, int kind);
+int wf_unit_bands(const wf_unit *unit, int kind);
 wf_unit_solver wf_band_solve;
 wf_visitor wf_band_visit;
 ptrdiff_t wf_band_room(const wf_fit *fit);

@@ -1,20 +1,17 @@
-/* The band pass: sort the rows of every unit that takes part, then solve on what was kept. */
+/* The band pass: sort the rows of every unit that takes part, by lane, and join the lanes. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "solve/ipm.h"
 #include "solve/lad.h"
 
-enum { CELL_EXTRA = 3 };
-
-static int in_use(const wf_unit *unit, int kind)
+int wf_unit_has(const wf_unit *unit, int kind)
 {
     return kind < unit->parts || (kind == WF_LAD_DIFFERENCE && unit->parts == 2);
 }
 
-static int banded(const wf_unit *unit, int kind)
+int wf_unit_bands(const wf_unit *unit, int kind)
 {
     return kind != WF_LAD_DIFFERENCE ? kind < unit->parts : unit->parts == 2 && unit->watched;
 }
@@ -73,8 +70,9 @@ static wf_status prepare(const wf_fit *fit, const wf_unit *unit, int kind, wf_ba
     band->total = band->g + (S ? S : 1) * rank;
     band->size = band->total + S;
     band->whole = band->size + S;
-    if (unit->cells && banded(unit, kind)) {
-        band->cell = calloc((size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)), sizeof *band->cell);
+    if (unit->cells && wf_unit_bands(unit, kind)) {
+        band->cell =
+            calloc((size_t)(WF_LAD_CELLS * (rank + WF_LAD_CELL_EXTRA)), sizeof *band->cell);
         if (!band->cell) {
             return WF_NO_MEMORY;
         }
@@ -96,7 +94,7 @@ wf_status wf_band_prepare(wf_fit *fit)
         }
         for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
             for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-                if (in_use(unit, kind) &&
+                if (wf_unit_has(unit, kind) &&
                     prepare(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) != WF_OK) {
                     return WF_NO_MEMORY;
                 }
@@ -213,7 +211,7 @@ static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *
     if (unit->mixed[kind * WF_LAD_CELLS + at]) {
         return 0;
     }
-    double *cell = band->cell + at * (rank + CELL_EXTRA);
+    double *cell = band->cell + at * (rank + WF_LAD_CELL_EXTRA);
     for (ptrdiff_t t = 0; t < rank; t++) {
         cell[t] += u[t * WF_SCAN_ROWS];
     }
@@ -234,7 +232,7 @@ static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_
         band->whole[rows->group[i]] += fabs(r[i]);
         band->size[rows->group[i]] += sqrt(h2[i]);
     }
-    if (!banded(unit, kind)) {
+    if (!wf_unit_bands(unit, kind)) {
         return WF_OK;
     }
     const ptrdiff_t kept = wf_k->band(n, r, h2, unit->kappa[kind] * unit->kappa[kind], sign);
@@ -311,7 +309,7 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         const wf_unit *unit = &s->unit[i];
         for (int kind = 0; kind < WF_LAD_KINDS && unit->state == WF_UNIT_ACTIVE; kind++) {
-            if (!in_use(unit, kind)) {
+            if (!wf_unit_has(unit, kind)) {
                 continue;
             }
             const double *b = unit->centre + (kind == 1 ? p + 1 : 0), *y = NULL;
@@ -340,7 +338,7 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
 static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
                        double *y)
 {
-    const ptrdiff_t rank = fit->lad->rank, width = rank + CELL_EXTRA;
+    const ptrdiff_t rank = fit->lad->rank, width = rank + WF_LAD_CELL_EXTRA;
     for (int lane = 1; lane < WF_SCAN_LANES && to->cell; lane++) {
         wf_k->axpy(WF_LAD_CELLS * width, 1, unit->lane[lane * WF_LAD_KINDS + kind].cell, to->cell);
     }
@@ -399,7 +397,7 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
         from->group = NULL;
         if (lane == 0 && to->cell) {
             memcpy(to->cell, from->cell,
-                   (size_t)(WF_LAD_CELLS * (rank + CELL_EXTRA)) * sizeof *to->cell);
+                   (size_t)(WF_LAD_CELLS * (rank + WF_LAD_CELL_EXTRA)) * sizeof *to->cell);
         }
     }
     const ptrdiff_t rows = to->n;
@@ -426,7 +424,7 @@ wf_status wf_band_join(wf_fit *fit)
         }
         unit->kept = 0;
         for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-            if (in_use(unit, kind)) {
+            if (wf_unit_has(unit, kind)) {
                 const wf_status status = join(fit, unit, kind);
                 if (status != WF_OK) {
                     return status;
@@ -435,158 +433,4 @@ wf_status wf_band_join(wf_fit *fit)
         }
     }
     return WF_OK;
-}
-
-/* -- solving -- */
-
-/* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums.
- */
-static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
-{
-    const ptrdiff_t rank = fit->lad->rank;
-    double value = 0;
-    for (int part = 0; part < unit->parts; part++) {
-        const wf_band *band = &unit->joined[part];
-        ptrdiff_t single = band->n;
-        for (ptrdiff_t at = 0; at < WF_LAD_CELLS && band->cell; at++) {
-            const double *cell = band->cell + at * (rank + CELL_EXTRA);
-            value += cell[rank + 1];
-            single -= cell[rank + 2] > 0;
-        }
-        value += band->dropped + wf_k->sum_abs(single, band->kept + band->capacity * rank);
-    }
-    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
-        const double excess =
-            unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
-        value += fit->lad->eta * fmax(excess, 0);
-    }
-    return value;
-}
-
-static double norm(const double *z, const double *minus, ptrdiff_t n)
-{
-    double sum = 0;
-    for (ptrdiff_t k = 0; k < n; k++) {
-        const double d = z[k] - (minus ? minus[k] : 0);
-        sum += d * d;
-    }
-    return sqrt(sum);
-}
-
-/* 1 when F equals the solved problem's value at the step z: no row that was dropped can have
- * changed its sign. */
-static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z, double *length)
-{
-    const ptrdiff_t rank = fit->lad->rank;
-    int exact = 1;
-    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-        if (!in_use(unit, kind)) {
-            continue;
-        }
-        length[kind] =
-            kind == WF_LAD_DIFFERENCE ? norm(z, z + rank, rank) : norm(z + kind * rank, NULL, rank);
-        if (banded(unit, kind)) {
-            exact = exact && !unit->joined[kind].spilled && !unit->joined[kind].cell &&
-                    length[kind] <= unit->kappa[kind] * (1 - 1e-9);
-        }
-    }
-    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2 && !unit->watched; j++) {
-        const wf_band *band = &unit->joined[WF_LAD_DIFFERENCE]; /* slack there, and all the way? */
-        exact = exact && band->whole[j] + length[WF_LAD_DIFFERENCE] * band->size[j] <=
-                             fit->options.first_update[j];
-    }
-    return exact;
-}
-
-/* Where the next pass looks, and how wide. */
-static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double *length, int exact,
-                      double value_here, double bound_here)
-{
-    const ptrdiff_t p = fit->options.p;
-    int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
-    const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
-    double stretch =
-        1; /* a step far out of the band follows rows whose signs are no longer theirs */
-    for (int part = 0; part < unit->parts; part++) {
-        stretch = fmin(stretch, 3 * widest / fmax(length[part], 1e-300));
-    }
-    for (int part = 0; part < unit->parts && !narrow; part++) {
-        wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank,
-                   z + part * fit->lad->rank);
-        wf_lad_unwhiten(fit, z + part * fit->lad->rank, unit->centre + part * (p + 1));
-    }
-    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-        if (!in_use(unit, kind)) {
-            continue;
-        }
-        const wf_band *band = &unit->joined[kind];
-        if (narrow) {
-            unit->kappa[kind] = fmax(8 * unit->kappa[kind], widest);
-        } else if (band->spilled) {
-            unit->kappa[kind] *=
-                fmin(0.5, 0.5 * (double)(band->n + 1) / (double)(band->in_band + 1));
-            unit->cells = 1;
-        } else if (exact) {
-            unit->kappa[kind] = fmax(4 * length[kind], 0.25 * unit->kappa[kind]);
-        } else if (length[kind] > unit->kappa[kind]) {
-            unit->kappa[kind] = fmax(2 * unit->kappa[kind], 1.5 * fmin(length[kind], widest));
-        }
-    }
-    for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
-        unit->watched |= unit->joined[WF_LAD_DIFFERENCE].whole[j] > fit->options.first_update[j];
-    }
-}
-
-wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
-{
-    const wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p, rank = s->rank, Q = unit->parts * rank;
-    const ptrdiff_t S = unit->parts == 2 && unit->watched ? fit->options.n_groups : 0;
-    double *z = calloc((size_t)(2 * Q + S + 1), sizeof *z);
-    if (!z) {
-        return WF_NO_MEMORY;
-    }
-    double *g = z + Q, *c = g + Q;
-    wf_ipm problem = {
-        .parts = unit->parts, .q = rank, .eta = s->eta, .g = g, .c = c, .n_groups = S};
-    for (int part = 0; part < unit->parts; part++) {
-        const wf_band *band = &unit->joined[part];
-        problem.part[part] = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
-        memcpy(g + part * rank, band->g, (size_t)rank * sizeof *g);
-        problem.constant += band->dropped;
-    }
-    if (S) {
-        const wf_band *band = &unit->joined[WF_LAD_DIFFERENCE];
-        problem.difference = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
-        problem.group = band->group;
-        problem.u = band->g;
-        for (ptrdiff_t j = 0; j < S; j++) {
-            c[j] = fit->options.first_update[j] - band->total[j];
-        }
-    }
-    problem.tol = fit->options.tol;
-    problem.noise = unit->noise;
-    problem.polish = 1;
-    wf_ipm_result result = {.z = z};
-    const wf_status status = wf_ipm_solve(&problem, stop, context, &result);
-    if (status == WF_OK) {
-        const size_t size = (size_t)(unit->parts * (p + 1)) * sizeof *unit->best;
-        const double here = value_at_centre(fit, unit);
-        if (here < unit->value) {
-            unit->value = here;
-            memcpy(unit->best, unit->centre, size);
-        }
-        unit->bound = fmax(unit->bound, result.bound);
-        double length[WF_LAD_KINDS] = {0};
-        const int exact = step_is_exact(fit, unit, z, length);
-        next_band(fit, unit, z, length, exact, here, result.bound);
-        if (exact && result.primal < unit->value) {
-            unit->value = result.primal;
-            memcpy(unit->best, unit->centre, size);
-        }
-        const double enough = fmax(fit->options.tol * unit->bound, unit->noise);
-        unit->state = unit->value - unit->bound <= enough ? WF_UNIT_DONE : WF_UNIT_WAITING;
-    }
-    free(z);
-    return status;
 }
