@@ -1,6 +1,5 @@
 /* predict: blocks of rows through the apply kernels, over threads, with the finite checks around
  * them. */
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,8 +82,8 @@ static void packed_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t
         return;
     }
     for (ptrdiff_t j = 0; j < m; j++) {
-        finite->bad_out |= job->wide ? wf_unpack_f64(job->table, p + j, start, n, y[j])
-                                     : wf_unpack_f32(job->table, p + j, start, n, y[j]);
+        finite->bad |= job->wide ? wf_unpack_f64(job->table, p + j, start, n, y[j])
+                                 : wf_unpack_f32(job->table, p + j, start, n, y[j]);
     }
 }
 
@@ -205,9 +204,7 @@ static wf_status run(apply_job *job, int n_threads)
     status = WF_OK;
     wf_fault first = {-1, 0};
     for (int t = 0; t < job->n_tasks && job->check; t++) {
-        if (job->finite[t].bad_in) {
-            status = WF_NONFINITE_IN;
-        } else if ((job->finite[t].bad_out || job->fault[t].column >= 0) && status == WF_OK) {
+        if (job->finite[t].bad || job->fault[t].column >= 0) {
             status = WF_NONFINITE_OUT;
         }
         if (job->fault[t].column >= 0 &&
@@ -240,30 +237,30 @@ static ptrdiff_t row_at(const wf_table *table, ptrdiff_t column, const char *poi
     return 0;
 }
 
-/* From what a sweep flagged to the first value at fault; WF_OK when a flag was raised by an unused
- * lane only. */
+/* From what a sweep flagged to the first value at fault, inputs before outputs; WF_OK when a flag
+ * was raised by an unused lane only. */
 static wf_status locate(wf_status status, const apply_job *job, const wf_table *given, ptrdiff_t p,
                         wf_fault *fault)
 {
-    if (status == WF_NONFINITE_IN) {
-        return wf_table_find_nonfinite(given, 0, p, fault) == 0 ? status : WF_OK;
-    }
-    if (status == WF_NONFINITE_OUT && job->dry) {
-        const wf_fault found = job->fault[0];
-        if (found.column < 0) {
-            return WF_OK;
-        }
-        wf_runs runs;
-        char *pointer;
-        ptrdiff_t stride;
-        wf_runs_begin(&runs, job->table, found.column, found.row, 1);
-        wf_runs_next(&runs, &pointer, &stride);
-        *fault = (wf_fault){found.column, row_at(given, found.column, pointer)};
+    if (status != WF_NONFINITE_OUT) {
         return status;
     }
-    if (status == WF_NONFINITE_OUT) {
+    if (wf_table_find_nonfinite(given, 0, p, fault) == 0) {
+        return WF_NONFINITE_IN;
+    }
+    if (!job->dry) {
         return wf_table_find_nonfinite(given, p, given->n_columns, fault) == 0 ? status : WF_OK;
     }
+    const wf_fault found = job->fault[0];
+    if (found.column < 0) {
+        return WF_OK;
+    }
+    wf_runs runs;
+    char *pointer;
+    ptrdiff_t stride;
+    wf_runs_begin(&runs, job->table, found.column, found.row, 1);
+    wf_runs_next(&runs, &pointer, &stride);
+    *fault = (wf_fault){found.column, row_at(given, found.column, pointer)};
     return status;
 }
 

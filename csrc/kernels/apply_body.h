@@ -1,6 +1,10 @@
 /* Stamps one apply kernel. The includer defines NAME(x) to suffix names, T the element type, C the
- * compute type, V and W its vector and lanes, SET1, FMA, BEYOND, ANY, LOAD, STORE, STREAM, and
- * LIMIT: the largest size that rounds to a finite T. */
+ * compute type, V its vector and W the elements in it, TILE the running sums to have at a time,
+ * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), STORE and STREAM (of an R), and BAD,
+ * NOTE and ANY, which gather whether an R held NaN or infinity.
+ *
+ * One look at the outputs sees the inputs too: whatever the coefficients, one NaN or infinity among
+ * the terms of a sum makes the sum NaN or infinite. */
 
 /* `part` < W elements at `at`, through buffers: the unaligned head and the tail, with the
  * arithmetic of the rest. */
@@ -12,99 +16,128 @@ static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T
     for (int j = 0; j < r; j++) {
         acc[j] = SET1(b[j]);
     }
-    V taint = SET1(0);
     for (ptrdiff_t k = 0; k < p; k++) {
         memcpy(buffer, x[k] + at, (size_t)part * sizeof(T));
         const V v = LOAD(buffer);
-        taint = FMA(v, SET1(0), taint);
         for (int j = 0; j < r; j++) {
             acc[j] = FMA(v, SET1(a[j * p + k]), acc[j]);
         }
     }
-    finite->bad_in |= ANY(BEYOND(vmask_none(), taint, 0));
+    BAD bad = {0};
     for (int j = 0; j < r; j++) {
+        const R rounded = ROUND(acc[j]);
         T out[W];
-        STORE(out, acc[j]);
+        STORE(out, rounded);
         memcpy(y[j] + at, out, (size_t)part * sizeof(T));
-        finite->bad_out |=
-            ANY(BEYOND(vmask_none(), acc[j], LIMIT)); /* unused lanes: b_j, see apply() */
+        bad = NOTE(bad, rounded); /* unused lanes: b_j, see locate() */
     }
+    finite->bad |= ANY(bad);
 }
 
-/* r outputs over n elements. p (up to 3; else it varies) and r are constants once inlined. */
-static inline __attribute__((always_inline)) void NAME(group)(ptrdiff_t n, ptrdiff_t p,
-                                                              const T *const *x, int r, const C *a,
-                                                              const C *b, T *const *y, int stream,
-                                                              int check, wf_finite *finite)
+/* r outputs over u vectors at `at`. r, u and, if `few` is true, p <= WF_APPLY_INPUTS are constants
+ * once inlined; `weight` and `bias` lie in registers then. */
+static inline __attribute__((always_inline)) BAD
+NAME(tile)(ptrdiff_t at, int u, int few, ptrdiff_t p, const T *const *x, int r, const C *a,
+           const V *weight, const V *bias, T *const *y, int stream, int check, BAD bad)
+{
+    V acc[TILE];
+    UNROLL
+    for (int j = 0; j < r; j++) {
+        UNROLL
+        for (int i = 0; i < u; i++) {
+            acc[j * u + i] = bias[j];
+        }
+    }
+    for (ptrdiff_t k = 0; k < p; k++) {
+        V v[TILE];
+        UNROLL
+        for (int i = 0; i < u; i++) {
+            v[i] = LOAD(x[k] + at + i * W);
+        }
+        UNROLL
+        for (int j = 0; j < r; j++) {
+            const V w = few ? weight[j * p + k] : SET1(a[j * p + k]);
+            UNROLL
+            for (int i = 0; i < u; i++) {
+                acc[j * u + i] = FMA(v[i], w, acc[j * u + i]);
+            }
+        }
+    }
+    UNROLL
+    for (int j = 0; j < r; j++) {
+        UNROLL
+        for (int i = 0; i < u; i++) {
+            const R rounded = ROUND(acc[j * u + i]);
+            if (check) {
+                bad = NOTE(bad, rounded);
+            }
+            if (stream) {
+                STREAM(y[j] + at + i * W, rounded);
+            } else {
+                STORE(y[j] + at + i * W, rounded);
+            }
+        }
+    }
+    return bad;
+}
+
+/* r outputs over n elements, u vectors at a time. */
+static inline __attribute__((always_inline)) void
+NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r, const C *a,
+            const C *b, T *const *ys, int stream, int check, wf_finite *finite)
 {
     ptrdiff_t at = 0;
     if (stream) {
-        const size_t rest = (uintptr_t)y[0] % (W * sizeof(T));
+        const size_t rest = (uintptr_t)ys[0] % (W * sizeof(T));
         for (int j = 1; j < r; j++) {
-            stream = stream && (uintptr_t)y[j] % (W * sizeof(T)) == rest;
+            stream = stream && (uintptr_t)ys[j] % (W * sizeof(T)) == rest;
         }
         if (stream && rest) {
             at = (ptrdiff_t)(W - rest / sizeof(T));
             at = at < n ? at : n;
-            NAME(edge)(at, 0, p, x, r, a, b, y, finite);
+            NAME(edge)(at, 0, p, xs, r, a, b, ys, finite);
         }
     }
-    V bias[WF_APPLY_OUTPUTS], weight[3 * WF_APPLY_OUTPUTS]; /* registers, where p and r are small */
-    const T *column[3] = {0};
+    V bias[WF_APPLY_OUTPUTS], weight[WF_APPLY_INPUTS * WF_APPLY_OUTPUTS];
+    const T *columns[WF_APPLY_INPUTS] = {0};
+    T *y[WF_APPLY_OUTPUTS];
     for (int j = 0; j < r; j++) {
+        y[j] = ys[j];
         bias[j] = SET1(b[j]);
-        for (ptrdiff_t k = 0; p <= 3 && k < p; k++) {
+        for (ptrdiff_t k = 0; few && k < p; k++) {
             weight[j * p + k] = SET1(a[j * p + k]);
-            column[k] = x[k];
+            columns[k] = xs[k];
         }
     }
-    const V zero = SET1(0);
-    V taint = zero; /* becomes NaN once an input is not finite */
-    vmask over = vmask_none();
-    for (; at + W <= n; at += W) {
-        V acc[WF_APPLY_OUTPUTS];
-        for (int j = 0; j < r; j++) {
-            acc[j] = bias[j];
-        }
-        for (ptrdiff_t k = 0; k < p; k++) {
-            const V v = LOAD((p <= 3 ? column[k] : x[k]) + at);
-            if (check) {
-                taint = FMA(v, zero, taint);
-            }
-            for (int j = 0; j < r; j++) {
-                acc[j] = FMA(v, p <= 3 ? weight[j * p + k] : SET1(a[j * p + k]), acc[j]);
-            }
-        }
-        for (int j = 0; j < r; j++) {
-            if (check) {
-                over = BEYOND(over, acc[j], LIMIT);
-            }
-            if (stream) {
-                STREAM(y[j] + at, acc[j]);
-            } else {
-                STORE(y[j] + at, acc[j]);
-            }
-        }
+    const T *const *x = few ? columns : xs;
+    BAD bad = {0};
+    for (; at + u * W <= n; at += u * W) {
+        bad = NAME(tile)(at, u, few, p, x, r, a, weight, bias, y, stream, check, bad);
     }
-    finite->bad_in |= ANY(BEYOND(vmask_none(), taint, 0));
-    finite->bad_out |= ANY(over);
+    for (; u > 1 && at + W <= n; at += W) {
+        bad = NAME(tile)(at, 1, few, p, x, r, a, weight, bias, y, stream, check, bad);
+    }
+    finite->bad |= ANY(bad);
     if (at < n) {
         NAME(edge)(n - at, at, p, x, r, a, b, y, finite);
     }
 }
 
-#define GROUP(P, R)                                                                                \
+/* Many inputs come in longer pieces of each of them, and each coefficient serves several vectors.
+ */
+#define GROUP(P, R_)                                                                               \
     do {                                                                                           \
+        const int u = few ? 1 : TILE / (R_);                                                       \
         if (stream) {                                                                              \
-            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 1, finite->check, finite);            \
+            NAME(group)(n, u, few, P, x, R_, a + j * p, b + j, y + j, 1, finite->check, finite);   \
         } else {                                                                                   \
-            NAME(group)(n, P, x, R, a + j * p, b + j, y + j, 0, finite->check, finite);            \
+            NAME(group)(n, u, few, P, x, R_, a + j * p, b + j, y + j, 0, finite->check, finite);   \
         }                                                                                          \
     } while (0)
 
 static inline __attribute__((always_inline)) void
-NAME(groups)(ptrdiff_t n, ptrdiff_t constant_p, ptrdiff_t p, const T *const *x, ptrdiff_t m,
-             const C *a, const C *b, T *const *y, int stream, wf_finite *finite)
+NAME(groups)(ptrdiff_t n, int few, ptrdiff_t constant_p, ptrdiff_t p, const T *const *x,
+             ptrdiff_t m, const C *a, const C *b, T *const *y, int stream, wf_finite *finite)
 {
     ptrdiff_t j = 0;
     for (; j + 4 <= m; j += 4) {
@@ -128,16 +161,16 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
     const C *a = as, *b = bs;
     switch (p) {
     case 1:
-        NAME(groups)(n, 1, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 1, p, x, m, a, b, y, stream, finite);
         break;
     case 2:
-        NAME(groups)(n, 2, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 2, p, x, m, a, b, y, stream, finite);
         break;
     case 3:
-        NAME(groups)(n, 3, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 3, p, x, m, a, b, y, stream, finite);
         break;
     default:
-        NAME(groups)(n, p, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 0, p, p, x, m, a, b, y, stream, finite);
         break;
     }
 }
@@ -147,11 +180,14 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
 #undef C
 #undef V
 #undef W
+#undef TILE
+#undef R
+#undef BAD
 #undef SET1
 #undef FMA
-#undef BEYOND
-#undef ANY
 #undef LOAD
+#undef ROUND
+#undef NOTE
+#undef ANY
 #undef STORE
 #undef STREAM
-#undef LIMIT

@@ -13,13 +13,9 @@
 
 #define WF_LANES 8
 
-/* The last float32 below the midpoint at which a 16-bit float rounds to infinity. */
-#define WF_F16_LIMIT 0x1.ffdffep+15f
-#define WF_BF16_LIMIT 0x1.fefffep+127f
-
 typedef struct {
-    int check;           /* look at all */
-    int bad_in, bad_out; /* an input was not finite; an output is not finite after rounding */
+    int check; /* look at all */
+    int bad;   /* an input or an output, once rounded, is not finite */
 } wf_finite;
 
 /* y_j = b_j + sum_k a_jk x_k for n elements. stream: write y with non-temporal stores (the caller
@@ -27,6 +23,7 @@ typedef struct {
  * type: float, or double for f64. A y_j may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all
  * inputs are read before the outputs are written. */
 #define WF_APPLY_OUTPUTS 4
+#define WF_APPLY_INPUTS 3 /* kernels of their own for up to so many */
 typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptrdiff_t m,
                              const void *a, const void *b, void *const *y, int stream,
                              wf_finite *finite);

@@ -1,6 +1,5 @@
 /* A target region instead of per-file flags: any build line compiles this file. */
 #if defined(__x86_64__)
-#include <float.h>
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>

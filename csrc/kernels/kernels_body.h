@@ -1,6 +1,5 @@
 /* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per
  * set. */
-#include <float.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
@@ -8,19 +7,29 @@
 #define PASTE_(a, b, c) a##_##b##_##c
 #define PASTE(a, b, c) PASTE_(a, b, c)
 
+/* Running sums stay in registers only where the loops over them are gone. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 #define NAME(x) PASTE(x, f32, kernel)
 #define T float
 #define C float
 #define V vf
 #define W FW
+#define TILE 8
+#define R vf
+#define BAD vf_bad
 #define SET1 vf_set1
 #define FMA vf_fma
-#define BEYOND vf_beyond
-#define ANY vf_any
 #define LOAD vf_load_f32
+#define ROUND(x) (x)
+#define NOTE vf_note
+#define ANY vf_any
 #define STORE vf_store_f32
 #define STREAM vf_stream_f32
-#define LIMIT FLT_MAX
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, f16, kernel)
@@ -28,29 +37,35 @@
 #define C float
 #define V vf
 #define W FW
+#define TILE 8
+#define R vh
+#define BAD vh_bad
 #define SET1 vf_set1
 #define FMA vf_fma
-#define BEYOND vf_beyond
-#define ANY vf_any
 #define LOAD vf_load_f16
-#define STORE vf_store_f16
-#define STREAM vf_stream_f16
-#define LIMIT WF_F16_LIMIT
+#define ROUND vh_from_f32
+#define NOTE vh_note
+#define ANY vh_any
+#define STORE vh_store
+#define STREAM vh_stream
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, bf16, kernel)
 #define T uint16_t
 #define C float
-#define V vf
-#define W FW
-#define SET1 vf_set1
-#define FMA vf_fma
-#define BEYOND vf_beyond
-#define ANY vf_any
-#define LOAD vf_load_bf16
-#define STORE vf_store_bf16
-#define STREAM vf_stream_bf16
-#define LIMIT WF_BF16_LIMIT
+#define V vp
+#define W BW
+#define TILE 4
+#define R vb
+#define BAD vb_bad
+#define SET1 vp_set1
+#define FMA vp_fma
+#define LOAD vp_load_bf16
+#define ROUND vb_from_f32
+#define NOTE vb_note
+#define ANY vb_any
+#define STORE vb_store
+#define STREAM vb_stream
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, f64, kernel)
@@ -58,14 +73,17 @@
 #define C double
 #define V vd
 #define W DW
+#define TILE 8
+#define R vd
+#define BAD vd_bad
 #define SET1 vd_set1
 #define FMA vd_fma
-#define BEYOND vd_beyond
-#define ANY vd_any
 #define LOAD vd_load_f64
+#define ROUND(x) (x)
+#define NOTE vd_note
+#define ANY vd_any
 #define STORE vd_store_f64
 #define STREAM vd_stream_f64
-#define LIMIT DBL_MAX
 #include "kernels/apply_body.h"
 
 /* -- conversions of contiguous runs, unaligned allowed -- */

@@ -7,43 +7,62 @@
 #include "core/half.h"
 #include "kernels/kernels.h"
 
+/* The last float32 below the midpoint at which a 16-bit float rounds to infinity. */
+#define F16_LIMIT 0x1.ffdffep+15f
+#define BF16_LIMIT 0x1.fefffep+127f
+
 enum { CHUNK = 512 }; /* elements converted through the stack at a time */
 
-static void gather_f32(ptrdiff_t n, const char *src, ptrdiff_t stride, wf_dtype dtype,
-                       float *restrict dst)
+/* Strided elements to contiguous ones. The step that two columns of one C-ordered array have is a
+ * constant of its own, which the compiler turns into vectors. */
+#define STAMP_GATHER(name, type)                                                                   \
+    static void name(ptrdiff_t n, const char *restrict src, ptrdiff_t stride, type *restrict dst)  \
+    {                                                                                              \
+        const ptrdiff_t twice = 2 * (ptrdiff_t)sizeof(type);                                       \
+        if (stride == twice) {                                                                     \
+            for (ptrdiff_t i = 0; i < n; i++) {                                                    \
+                memcpy(&dst[i], src + i * twice, sizeof(type));                                    \
+            }                                                                                      \
+        } else {                                                                                   \
+            for (ptrdiff_t i = 0; i < n; i++) {                                                    \
+                memcpy(&dst[i], src + i * stride, sizeof(type));                                   \
+            }                                                                                      \
+        }                                                                                          \
+    }
+STAMP_GATHER(gather_16, uint16_t)
+STAMP_GATHER(gather_32, float)
+STAMP_GATHER(gather_64, double)
+#undef STAMP_GATHER
+
+static void widen_16(ptrdiff_t n, const void *src, wf_dtype dtype, float *dst)
 {
-    uint16_t half;
-    switch (dtype) {
-    case WF_F32:
-        for (ptrdiff_t i = 0; i < n; i++) {
-            memcpy(&dst[i], src + i * stride, sizeof *dst);
-        }
-        break;
-    case WF_F16:
-        for (ptrdiff_t i = 0; i < n; i++) {
-            memcpy(&half, src + i * stride, sizeof half);
-            dst[i] = wf_f32_from_f16(half);
-        }
-        break;
-    default:
-        for (ptrdiff_t i = 0; i < n; i++) {
-            memcpy(&half, src + i * stride, sizeof half);
-            dst[i] = wf_f32_from_bf16(half);
-        }
-        break;
+    if (dtype == WF_F16) {
+        wf_k->widen_f16(n, src, dst);
+    } else {
+        wf_k->widen_bf16(n, src, dst);
     }
 }
 
 static void run_to_f32(ptrdiff_t n, const char *src, ptrdiff_t stride, wf_dtype dtype, float *dst)
 {
-    if (stride != wf_item_size(dtype)) {
-        gather_f32(n, src, stride, dtype, dst);
-    } else if (dtype == WF_F32) {
-        memcpy(dst, src, (size_t)n * sizeof *dst);
-    } else if (dtype == WF_F16) {
-        wf_k->widen_f16(n, src, dst);
-    } else {
-        wf_k->widen_bf16(n, src, dst);
+    const int contiguous = stride == wf_item_size(dtype);
+    if (dtype == WF_F32) {
+        if (contiguous) {
+            memcpy(dst, src, (size_t)n * sizeof *dst);
+        } else {
+            gather_32(n, src, stride, dst);
+        }
+        return;
+    }
+    if (contiguous) {
+        widen_16(n, src, dtype, dst);
+        return;
+    }
+    uint16_t chunk[CHUNK];
+    for (ptrdiff_t i = 0; i < n; i += CHUNK) {
+        const ptrdiff_t count = n - i < CHUNK ? n - i : CHUNK;
+        gather_16(count, src + i * stride, stride, chunk);
+        widen_16(count, chunk, dtype, dst + i);
     }
 }
 
@@ -52,10 +71,8 @@ static void run_to_f64(ptrdiff_t n, const char *src, ptrdiff_t stride, wf_dtype 
     if (dtype == WF_F64) {
         if (stride == (ptrdiff_t)sizeof *dst) {
             memcpy(dst, src, (size_t)n * sizeof *dst);
-            return;
-        }
-        for (ptrdiff_t i = 0; i < n; i++) {
-            memcpy(&dst[i], src + i * stride, sizeof *dst);
+        } else {
+            gather_64(n, src, stride, dst);
         }
         return;
     }
@@ -107,29 +124,57 @@ void wf_pack_i64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdi
     }
 }
 
-/* Contiguous float32 to one strided run. */
-static int run_from_f32(ptrdiff_t n, char *dst, ptrdiff_t stride, wf_dtype dtype, const float *src)
+/* 1 when one of n 16-bit floats, whose infinity has the bits `infinity`, is not finite. */
+static int beyond_16(ptrdiff_t n, const uint16_t *values, int infinity)
+{
+    int16_t largest = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const int16_t size = (int16_t)(values[i] & 0x7fff);
+        largest = size > largest ? size : largest;
+    }
+    return largest >= infinity;
+}
+
+static int beyond_32(ptrdiff_t n, const float *values)
 {
     int bad = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        bad |= !wf_fits_f32(src[i], dtype);
+        bad |= !(fabsf(values[i]) <= FLT_MAX);
     }
+    return bad;
+}
+
+/* Contiguous float32 to one strided run; 1 when a value is not finite there. */
+static int run_from_f32(ptrdiff_t n, char *dst, ptrdiff_t stride, wf_dtype dtype, const float *src)
+{
     if (dtype == WF_F32) {
-        for (ptrdiff_t i = 0; i < n; i++) {
-            memcpy(dst + i * stride, &src[i], sizeof *src);
+        if (stride == (ptrdiff_t)sizeof *src) {
+            memcpy(dst, src, (size_t)n * sizeof *src);
+        } else {
+            for (ptrdiff_t i = 0; i < n; i++) {
+                memcpy(dst + i * stride, &src[i], sizeof *src);
+            }
         }
-        return bad;
+        return beyond_32(n, src);
     }
+    int bad = 0;
     uint16_t chunk[CHUNK];
     for (ptrdiff_t i = 0; i < n; i += CHUNK) {
         const ptrdiff_t count = n - i < CHUNK ? n - i : CHUNK;
         if (dtype == WF_F16) {
             wf_k->narrow_f16(count, src + i, chunk);
+            bad |= beyond_16(count, chunk, 0x7c00);
         } else {
             wf_k->narrow_bf16(count, src + i, chunk);
+            bad |= beyond_16(count, chunk, 0x7f80);
         }
-        for (ptrdiff_t l = 0; l < count; l++) {
-            memcpy(dst + (i + l) * stride, &chunk[l], sizeof *chunk);
+        char *at = dst + i * stride;
+        if (stride == (ptrdiff_t)sizeof *chunk) {
+            memcpy(at, chunk, (size_t)count * sizeof *chunk);
+        } else {
+            for (ptrdiff_t l = 0; l < count; l++) {
+                memcpy(at + l * stride, &chunk[l], sizeof *chunk);
+            }
         }
     }
     return bad;
@@ -186,7 +231,7 @@ int wf_unpack_f64(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrd
 
 int wf_fits_f32(float value, wf_dtype dtype)
 {
-    const float limit = dtype == WF_F16 ? WF_F16_LIMIT : dtype == WF_BF16 ? WF_BF16_LIMIT : FLT_MAX;
+    const float limit = dtype == WF_F16 ? F16_LIMIT : dtype == WF_BF16 ? BF16_LIMIT : FLT_MAX;
     return fabsf(value) <= limit;
 }
 

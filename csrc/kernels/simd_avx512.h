@@ -3,9 +3,18 @@
 #define ISA avx512
 #define FW 16
 #define DW 8
+#define BW 32
 typedef __m512 vf;
 typedef __m512d vd;
-typedef unsigned vmask;
+typedef __m512 vf_bad;
+typedef __m512d vd_bad;
+typedef __m256i vh; /* float16, FW of them */
+typedef __m256i vh_bad;
+typedef __m512i vb; /* bfloat16, two in each 32-bit lane */
+typedef __m512i vb_bad;
+typedef struct {
+    vf even, odd;
+} vp; /* what two bfloat16 of a lane are in float32 */
 
 static inline vf vf_set1(float x)
 {
@@ -15,9 +24,13 @@ static inline vf vf_fma(vf a, vf b, vf c)
 {
     return _mm512_fmadd_ps(a, b, c);
 }
-static inline vmask vf_beyond(vmask m, vf x, float limit)
+static inline vf_bad vf_note(vf_bad bad, vf x)
 {
-    return m | _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(limit), _CMP_NLE_UQ);
+    return _mm512_fmadd_ps(x, _mm512_setzero_ps(), bad);
+}
+static inline int vf_any(vf_bad bad)
+{
+    return _mm512_cmp_ps_mask(bad, bad, _CMP_UNORD_Q) != 0;
 }
 static inline vf vf_load_f32(const float *p)
 {
@@ -31,44 +44,91 @@ static inline void vf_stream_f32(float *p, vf x)
 {
     _mm512_stream_ps(p, x);
 }
+
 static inline vf vf_load_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
-static inline __m256i to_f16(vf x)
+static inline vh vh_from_f32(vf x)
 {
     return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+static inline vh_bad vh_note(vh_bad bad, vh x)
+{
+    return _mm256_max_epu16(bad, _mm256_and_si256(x, _mm256_set1_epi16(0x7fff)));
+}
+static inline int vh_any(vh_bad bad)
+{
+    return _mm256_cmpge_epu16_mask(bad, _mm256_set1_epi16(0x7c00)) != 0;
+}
+static inline void vh_store(uint16_t *p, vh x)
+{
+    _mm256_storeu_si256((__m256i *)p, x);
+}
+static inline void vh_stream(uint16_t *p, vh x)
+{
+    _mm256_stream_si256((__m256i *)p, x);
+}
 static inline void vf_store_f16(uint16_t *p, vf x)
 {
-    _mm256_storeu_si256((__m256i *)p, to_f16(x));
+    vh_store(p, vh_from_f32(x));
 }
-static inline void vf_stream_f16(uint16_t *p, vf x)
+
+static inline vp vp_set1(float x)
 {
-    _mm256_stream_si256((__m256i *)p, to_f16(x));
+    return (vp){vf_set1(x), vf_set1(x)};
 }
+static inline vp vp_fma(vp a, vp b, vp c)
+{
+    return (vp){vf_fma(a.even, b.even, c.even), vf_fma(a.odd, b.odd, c.odd)};
+}
+static inline vp vp_load_bf16(const uint16_t *p)
+{
+    const __m512i both = _mm512_loadu_si512(p);
+    const __m512i odd = _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));
+    return (vp){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_castsi512_ps(odd)};
+}
+/* The upper half of each lane is the bfloat16. Right for NaN of no payload in the lower half. */
+static inline __m512i round_bf16(vf x)
+{
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+static inline vb vb_from_f32(vp x)
+{
+    const __m512i even = _mm512_srli_epi32(round_bf16(x.even), 16);
+    return _mm512_mask_mov_epi16(even, 0xaaaaaaaa, round_bf16(x.odd));
+}
+static inline vb_bad vb_note(vb_bad bad, vb x)
+{
+    return _mm512_max_epu16(bad, _mm512_and_si512(x, _mm512_set1_epi16(0x7fff)));
+}
+static inline int vb_any(vb_bad bad)
+{
+    return _mm512_cmpge_epu16_mask(bad, _mm512_set1_epi16(0x7f80)) != 0;
+}
+static inline void vb_store(uint16_t *p, vb x)
+{
+    _mm512_storeu_si512(p, x);
+}
+static inline void vb_stream(uint16_t *p, vb x)
+{
+    _mm512_stream_si512((__m512i *)p, x);
+}
+
 static inline vf vf_load_bf16(const uint16_t *p)
 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-static inline __m256i to_bf16(vf x)
-{
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded =
-        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i chosen = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
-}
 static inline void vf_store_bf16(uint16_t *p, vf x)
 {
-    _mm256_storeu_si256((__m256i *)p, to_bf16(x));
-}
-static inline void vf_stream_bf16(uint16_t *p, vf x)
-{
-    _mm256_stream_si256((__m256i *)p, to_bf16(x));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i chosen = _mm512_mask_or_epi32(round_bf16(x), is_nan, _mm512_castps_si512(x),
+                                                _mm512_set1_epi32(0x400000));
+    const __m256i packed = _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+    _mm256_storeu_si256((__m256i *)p, packed);
 }
 
 static inline vd vd_set1(double x)
@@ -79,9 +139,13 @@ static inline vd vd_fma(vd a, vd b, vd c)
 {
     return _mm512_fmadd_pd(a, b, c);
 }
-static inline vmask vd_beyond(vmask m, vd x, double limit)
+static inline vd_bad vd_note(vd_bad bad, vd x)
 {
-    return m | _mm512_cmp_pd_mask(_mm512_abs_pd(x), _mm512_set1_pd(limit), _CMP_NLE_UQ);
+    return _mm512_fmadd_pd(x, _mm512_setzero_pd(), bad);
+}
+static inline int vd_any(vd_bad bad)
+{
+    return _mm512_cmp_pd_mask(bad, bad, _CMP_UNORD_Q) != 0;
 }
 static inline vd vd_load_f64(const double *p)
 {
@@ -98,17 +162,4 @@ static inline void vd_stream_f64(double *p, vd x)
 static inline vd vd_load_f32(const float *p)
 {
     return _mm512_cvtps_pd(_mm256_loadu_ps(p));
-}
-
-static inline vmask vmask_none(void)
-{
-    return 0;
-}
-static inline int vf_any(vmask m)
-{
-    return m != 0;
-}
-static inline int vd_any(vmask m)
-{
-    return m != 0;
 }

@@ -7,9 +7,12 @@
 #define ISA scalar
 #define FW 1
 #define DW 1
+#define BW 1
 typedef float vf;
 typedef double vd;
-typedef int vmask;
+typedef int vf_bad, vd_bad, vh_bad, vb_bad;
+typedef uint16_t vh, vb;
+typedef float vp; /* elsewhere two: what two bfloat16 of a lane are in float32 */
 
 static inline vf vf_set1(float x)
 {
@@ -19,9 +22,13 @@ static inline vf vf_fma(vf a, vf b, vf c)
 {
     return fmaf(a, b, c);
 }
-static inline vmask vf_beyond(vmask m, vf x, float limit)
+static inline vf_bad vf_note(vf_bad bad, vf x)
 {
-    return m | !(fabsf(x) <= limit);
+    return bad | !isfinite(x);
+}
+static inline int vf_any(vf_bad bad)
+{
+    return bad;
 }
 static inline vf vf_load_f32(const float *p)
 {
@@ -43,27 +50,74 @@ static inline uint16_t load_16(const uint16_t *p)
     memcpy(&h, p, sizeof h);
     return h;
 }
+
 static inline vf vf_load_f16(const uint16_t *p)
 {
     return wf_f32_from_f16(load_16(p));
 }
+static inline vh vh_from_f32(vf x)
+{
+    return wf_f16_from_f32(x);
+}
+static inline vh_bad vh_note(vh_bad bad, vh x)
+{
+    return bad | ((x & 0x7fff) >= 0x7c00);
+}
+static inline int vh_any(vh_bad bad)
+{
+    return bad;
+}
+static inline void vh_store(uint16_t *p, vh x)
+{
+    *p = x;
+}
+static inline void vh_stream(uint16_t *p, vh x)
+{
+    *p = x;
+}
 static inline void vf_store_f16(uint16_t *p, vf x)
 {
-    *p = wf_f16_from_f32(x);
+    vh_store(p, vh_from_f32(x));
 }
-static inline void vf_stream_f16(uint16_t *p, vf x)
+
+static inline vp vp_set1(float x)
 {
-    *p = wf_f16_from_f32(x);
+    return x;
 }
+static inline vp vp_fma(vp a, vp b, vp c)
+{
+    return fmaf(a, b, c);
+}
+static inline vp vp_load_bf16(const uint16_t *p)
+{
+    return wf_f32_from_bf16(load_16(p));
+}
+static inline vb vb_from_f32(vp x)
+{
+    return wf_bf16_from_f32(x);
+}
+static inline vb_bad vb_note(vb_bad bad, vb x)
+{
+    return bad | ((x & 0x7fff) >= 0x7f80);
+}
+static inline int vb_any(vb_bad bad)
+{
+    return bad;
+}
+static inline void vb_store(uint16_t *p, vb x)
+{
+    *p = x;
+}
+static inline void vb_stream(uint16_t *p, vb x)
+{
+    *p = x;
+}
+
 static inline vf vf_load_bf16(const uint16_t *p)
 {
     return wf_f32_from_bf16(load_16(p));
 }
 static inline void vf_store_bf16(uint16_t *p, vf x)
-{
-    *p = wf_bf16_from_f32(x);
-}
-static inline void vf_stream_bf16(uint16_t *p, vf x)
 {
     *p = wf_bf16_from_f32(x);
 }
@@ -76,9 +130,13 @@ static inline vd vd_fma(vd a, vd b, vd c)
 {
     return fma(a, b, c);
 }
-static inline vmask vd_beyond(vmask m, vd x, double limit)
+static inline vd_bad vd_note(vd_bad bad, vd x)
 {
-    return m | !(fabs(x) <= limit);
+    return bad | !isfinite(x);
+}
+static inline int vd_any(vd_bad bad)
+{
+    return bad;
 }
 static inline vd vd_load_f64(const double *p)
 {
@@ -97,17 +155,4 @@ static inline void vd_stream_f64(double *p, vd x)
 static inline vd vd_load_f32(const float *p)
 {
     return (double)vf_load_f32(p);
-}
-
-static inline vmask vmask_none(void)
-{
-    return 0;
-}
-static inline int vf_any(vmask m)
-{
-    return m;
-}
-static inline int vd_any(vmask m)
-{
-    return m;
 }
