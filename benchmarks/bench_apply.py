@@ -242,7 +242,7 @@ def run_case(case: Case, floor: Any, threads: int, repeats: int, budget: float) 
             slow[name] = took
         else:
             contestants[name] = call
-    times = common.interleaved(contestants, repeats=repeats, budget=budget)
+    times = common.interleaved(contestants, repeats=repeats, budget=budget, twice=True)
     base = median(times["apply"])
     ratios = {
         name: common.ratio(times, name, "apply") if name in times else slow[name] / base
