@@ -28,6 +28,21 @@ typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptr
                              const void *a, const void *b, void *const *y, int stream,
                              wf_finite *finite);
 
+/* Rows of an interior point method, and a direction from where they are (solve/ipm_state.h). */
+enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first cache */
+
+typedef struct {
+    double *rp, *rm, *sp, *sm;
+    double *rho;            /* what the row equation misses */
+    double *da, *drp, *drm; /* step; after the first direction drp and drm hold the second-order
+                               corrections of the two products, which the second one reads */
+} wf_ipm_rows;
+
+typedef struct {
+    double primal, dual; /* largest relative decrease of rp and rm, of sp and sm; not below 0 */
+    double sums[3];      /* of products: x ds, s dx, dx ds */
+} wf_ipm_direction;
+
 typedef struct {
     const char *name;
     wf_apply_kernel *apply_f64, *apply_f32, *apply_f16, *apply_bf16;
@@ -56,6 +71,17 @@ typedef struct {
     double (*dot)(ptrdiff_t n, const double *x, const double *y);
     /* y += a x */
     void (*axpy)(ptrdiff_t n, double a, const double *x, double *y);
+
+    /* For up to WF_IPM_CHUNK rows from `at` on: the weights of the normal equations, and what their
+     * right-hand side multiplies the rows with. */
+    void (*ipm_weights)(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, double target,
+                        int corrected, double *w, double *e);
+    /* From t_i = x_i'dz and the steps of the hinges' multipliers to those of the rows. */
+    void (*ipm_direction)(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const double *t,
+                          const double *dlambda, double target, int corrected,
+                          wf_ipm_direction *direction);
+    void (*ipm_move)(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const double *dlambda,
+                     double primal, double dual);
 } wf_kernels;
 
 /* The table in use. Set once by wf_setup, and by wf_isa_select in tests. */

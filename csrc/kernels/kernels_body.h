@@ -7,11 +7,14 @@
 #define PASTE_(a, b, c) a##_##b##_##c
 #define PASTE(a, b, c) PASTE_(a, b, c)
 
-/* Running sums stay in registers only where the loops over them are gone. */
+/* UNROLL: running sums stay in registers only where the loops over them are gone. INDEPENDENT: no
+ * pass through a loop reads what another one writes. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
 #define UNROLL _Pragma("GCC unroll 8")
+#define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
 #define NAME(x) PASTE(x, f32, kernel)
@@ -299,6 +302,8 @@ static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restr
     return (ptrdiff_t)(kept + join(lane));
 }
 
+#include "kernels/ipm_body.h"
+
 #define TABLE(isa) TABLE_(isa)
 #define TABLE_(isa) wf_kernels_##isa
 #define TEXT(isa) TEXT_(isa)
@@ -323,4 +328,7 @@ const wf_kernels TABLE(ISA) = {
     .sum_abs = sum_abs,
     .dot = dot,
     .axpy = axpy,
+    .ipm_weights = ipm_weights,
+    .ipm_direction = ipm_direction,
+    .ipm_move = ipm_move,
 };

@@ -139,23 +139,27 @@ void wf_ipm_backsolve(const wf_ipm_state *s, double *rhs)
 
 /* -- one iteration -- */
 
-/* Per row, from the current point: what both directions need. */
-typedef struct {
-    double kp, km; /* mu/sp - rp, mu/sm - rm */
-    double alpha, gamma, w, psi;
-} row_terms;
-
-static inline row_terms terms(const wf_block *b, ptrdiff_t i, double target, int corrected)
+/* Difference rows of a chunk into the sums of their hinges. */
+static void gather_hinges(wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                          double target, int corrected, int matrix, const double *e)
 {
-    row_terms r;
-    const double ip = 1 / b->sp[i], im = 1 / b->sm[i];
-    r.alpha = b->rp[i] * ip;
-    r.gamma = b->rm[i] * im;
-    r.w = 1 / (r.alpha + r.gamma);
-    r.psi = r.alpha - r.gamma;
-    r.kp = (corrected ? (target - b->cp[i]) * ip : 0) - b->rp[i];
-    r.km = (corrected ? (target - b->cm[i]) * im : 0) - b->rm[i];
-    return r;
+    wf_hinges *h = &s->hinge;
+    const wf_ipm_rows *r = &b->rows;
+    for (ptrdiff_t i = i0; i < i0 + n; i++) {
+        const double ip = 1 / r->sp[i], im = 1 / r->sm[i];
+        const double alpha = r->rp[i] * ip, gamma = r->rm[i] * im, w = 1 / (alpha + gamma);
+        const double kp = (corrected ? (target - r->drp[i]) * ip : 0) - r->rp[i];
+        const double km = (corrected ? (target - r->drm[i]) * im : 0) - r->rm[i];
+        const int32_t j = b->group[i];
+        h->phi[j] += kp + km - (alpha - gamma) * e[i - i0];
+        if (matrix) {
+            h->omega[j] += 4 * alpha * gamma * w;
+            h->total[j] += r->rp[i] + r->rm[i];
+            for (int k = 0; k < s->q; k++) {
+                s->uhat[j * s->q + k] += (alpha - gamma) * w * b->x[k * b->n + i];
+            }
+        }
+    }
 }
 
 /* rhs of the normal equations; with `matrix` also M, the row and hinge misses, and the hinge sums.
@@ -198,28 +202,19 @@ static void assemble(wf_ipm_state *s, double target, int corrected, int matrix, 
             if (matrix) {
                 wf_ipm_times(s, b, i0, n, v, t);
                 for (ptrdiff_t i = 0; i < n; i++) {
-                    b->rho[i0 + i] = b->y[i0 + i] - t[i] + b->rp[i0 + i] - b->rm[i0 + i];
+                    b->rows.rho[i0 + i] =
+                        b->y[i0 + i] - t[i] + b->rows.rp[i0 + i] - b->rows.rm[i0 + i];
                 }
             }
-            for (ptrdiff_t i = 0; i < n; i++) {
-                const row_terms r = terms(b, i0 + i, target, corrected);
-                w[i] = r.w;
-                e[i] = (r.kp - r.km + b->rho[i0 + i]) * r.w;
-                f[i] = 0.5 * (b->sm[i0 + i] - b->sp[i0 + i]);
-                if (b->kind == 2) {
-                    const int32_t j = b->group[i0 + i];
-                    h->phi[j] += r.kp + r.km - r.psi * e[i];
-                    if (matrix) {
-                        h->omega[j] += 4 * r.alpha * r.gamma * r.w;
-                        h->total[j] += b->rp[i0 + i] + b->rm[i0 + i];
-                        for (int k = 0; k < q; k++) {
-                            s->uhat[j * q + k] += r.psi * r.w * b->x[k * b->n + i0 + i];
-                        }
-                    }
-                }
+            wf_k->ipm_weights(n, &b->rows, i0, target, corrected, w, e);
+            if (b->kind == 2) {
+                gather_hinges(s, b, i0, n, target, corrected, matrix, e);
             }
             wf_ipm_times_t(s, b, i0, n, e, part);
             if (matrix) {
+                for (ptrdiff_t i = 0; i < n; i++) {
+                    f[i] = 0.5 * (b->rows.sm[i0 + i] - b->rows.sp[i0 + i]);
+                }
                 wf_ipm_times_t(s, b, i0, n, f, zeta_part);
                 wf_ipm_add_gram(s, b, i0, n, w, scratch, gram);
             }
@@ -257,33 +252,37 @@ static void assemble(wf_ipm_state *s, double target, int corrected, int matrix, 
     }
 }
 
-/* Largest step in [0, 1] that keeps value + step * d >= 0. */
-static inline double longest(double step, double value, double d)
+static void gather_pair(wf_ipm_direction *d, double x, double dx, double sl, double ds)
 {
-    return d < 0 && -value > step * d ? -value / d : step;
-}
-
-typedef struct {
-    double primal, dual; /* step lengths to the boundary */
-    double sums[3];      /* of products: x ds, s dx, dx ds */
-} direction;
-
-static void gather_pair(direction *d, double x, double dx, double sl, double ds)
-{
-    d->primal = longest(d->primal, x, dx);
-    d->dual = longest(d->dual, sl, ds);
+    d->primal = fmax(d->primal, -dx / x);
+    d->dual = fmax(d->dual, -ds / sl);
     d->sums[0] += x * ds;
     d->sums[1] += sl * dx;
     d->sums[2] += dx * ds;
 }
 
+/* The hinges' dlambda of the rows of a chunk; zeros for rows without a hinge. */
+static void spread(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrdiff_t n,
+                   double *dlambda)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        dlambda[i] = b->kind == 2 ? s->hinge.dlambda[b->group[i0 + i]] : 0;
+    }
+}
+
+/* Largest step in [0, 1] that keeps everything from falling below 0. */
+static double longest(double decrease)
+{
+    return decrease > 1 ? 1 / decrease : 1;
+}
+
 /* From dz to the steps of all rows and hinges. */
-static direction expand(wf_ipm_state *s, double target, int corrected, double *room)
+static wf_ipm_direction expand(wf_ipm_state *s, double target, int corrected, double *room)
 {
     const int q = s->q;
     wf_hinges *h = &s->hinge;
-    double *v = room, *t = v + q;
-    direction d = {1, 1, {0, 0, 0}};
+    double *v = room, *t = v + q, *dlambda = t + WF_IPM_CHUNK;
+    wf_ipm_direction d = {0};
     wf_ipm_unknowns(s, s->problem->parts == 2 ? 2 : 0, s->dz, v);
     for (ptrdiff_t j = 0; j < h->n; j++) {
         double moved = h->phi[j];
@@ -308,29 +307,16 @@ static direction expand(wf_ipm_state *s, double target, int corrected, double *r
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             wf_ipm_times(s, b, i0, n, v, t);
-            for (ptrdiff_t l = 0; l < n; l++) {
-                const ptrdiff_t i = i0 + l;
-                const row_terms r = terms(b, i, target, corrected);
-                const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
-                const double da = r.w * (t[l] - (r.kp - r.km) - b->rho[i] + r.psi * dlambda);
-                const double dsp = dlambda - da, dsm = dlambda + da;
-                const double drp = r.kp - r.alpha * dsp, drm = r.km - r.gamma * dsm;
-                gather_pair(&d, b->rp[i], drp, b->sp[i], dsp);
-                gather_pair(&d, b->rm[i], drm, b->sm[i], dsm);
-                if (!corrected) {
-                    b->cp[i] = drp * dsp;
-                    b->cm[i] = drm * dsm;
-                }
-                b->da[i] = da;
-                b->drp[i] = drp;
-                b->drm[i] = drm;
-            }
+            spread(s, b, i0, n, dlambda);
+            wf_k->ipm_direction(n, &b->rows, i0, t, dlambda, target, corrected, &d);
         }
     }
+    d.primal = longest(d.primal);
+    d.dual = longest(d.dual);
     return d;
 }
 
-static void move(wf_ipm_state *s, double primal, double dual)
+static void move(wf_ipm_state *s, double primal, double dual, double *dlambda)
 {
     for (int k = 0; k < s->Q; k++) {
         s->z[k] += primal * s->dz[k];
@@ -344,12 +330,10 @@ static void move(wf_ipm_state *s, double primal, double dual)
     }
     for (int blk = 0; blk < s->n_blocks; blk++) {
         wf_block *b = &s->block[blk];
-        for (ptrdiff_t i = 0; i < b->n; i++) {
-            const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
-            b->rp[i] += primal * b->drp[i];
-            b->rm[i] += primal * b->drm[i];
-            b->sp[i] += dual * (dlambda - b->da[i]);
-            b->sm[i] += dual * (dlambda + b->da[i]);
+        for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
+            const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
+            spread(s, b, i0, n, dlambda);
+            wf_k->ipm_move(n, &b->rows, i0, dlambda, primal, dual);
         }
     }
 }
@@ -363,11 +347,9 @@ static double complementarity(const wf_ipm_state *s, double *value)
     }
     for (int blk = 0; blk < s->n_blocks; blk++) {
         const wf_block *b = &s->block[blk];
-        double size = 0;
-        for (ptrdiff_t i = 0; i < b->n; i++) {
-            products += b->rp[i] * b->sp[i] + b->rm[i] * b->sm[i];
-            size += b->rp[i] + b->rm[i];
-        }
+        const double size = wf_k->sum(b->n, b->rows.rp) + wf_k->sum(b->n, b->rows.rm);
+        products +=
+            wf_k->dot(b->n, b->rows.rp, b->rows.sp) + wf_k->dot(b->n, b->rows.rm, b->rows.sm);
         total += b->kind == 2 ? 0 : size;
     }
     const wf_hinges *h = &s->hinge;
@@ -421,7 +403,7 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         }
         memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
         wf_ipm_backsolve(s, s->dz);
-        const direction affine = expand(s, 0, 0, room);
+        const wf_ipm_direction affine = expand(s, 0, 0, room);
         const double after = products + affine.dual * affine.sums[0] +
                              affine.primal * affine.sums[1] +
                              affine.primal * affine.dual * affine.sums[2];
@@ -434,14 +416,14 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         assemble(s, target, 1, 0, room);
         memcpy(s->dz, s->rhs, (size_t)s->Q * sizeof *s->dz);
         wf_ipm_backsolve(s, s->dz);
-        const direction full = expand(s, target, 1, room);
+        const wf_ipm_direction full = expand(s, target, 1, room);
         const double back = 1 - fmin(0.05, fmax(1e-3, 0.1 * ratio));
         const double primal = full.primal < 1 ? back * full.primal : 1;
         const double dual = full.dual < 1 ? back * full.dual : 1;
         if (!isfinite(full.sums[0] + full.sums[1]) || fmax(primal, dual) < 1e-12) {
             return WF_OK;
         }
-        move(s, primal, dual);
+        move(s, primal, dual, room);
     }
     return WF_OK;
 }

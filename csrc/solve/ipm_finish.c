@@ -80,10 +80,10 @@ static double balance(wf_ipm_state *s)
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                b->da[i] = clip(b->da[i], b->kind == 2 ? h->dt[b->group[i]] : 1);
+                b->rows.da[i] = clip(b->rows.da[i], b->kind == 2 ? h->dt[b->group[i]] : 1);
             }
-            wf_ipm_times_t(s, b, i0, n, b->da + i0, part);
-            value -= wf_k->dot(n, b->da + i0, b->y + i0);
+            wf_ipm_times_t(s, b, i0, n, b->rows.da + i0, part);
+            value -= wf_k->dot(n, b->rows.da + i0, b->y + i0);
         }
         wf_ipm_scatter(s, b->kind, part, s->zeta);
     }
@@ -135,10 +135,11 @@ static void rebalance_all(wf_ipm_state *s)
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             wf_ipm_times(s, b, i0, n, v, t);
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                const double alpha = b->rp[i] / b->sp[i], gamma = b->rm[i] / b->sm[i];
+                const double alpha = b->rows.rp[i] / b->rows.sp[i],
+                             gamma = b->rows.rm[i] / b->rows.sm[i];
                 const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
                 const double change = (t[i - i0] + (alpha - gamma) * dlambda) / (alpha + gamma);
-                b->da[i] += isfinite(change) ? change : 0;
+                b->rows.da[i] += isfinite(change) ? change : 0;
             }
         }
     }
@@ -161,14 +162,14 @@ static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
         const double change = s->dz[k] / s->basis_size[k];
         const wf_candidate *row = &s->basis_row[k];
         if (row->block >= 0) {
-            s->block[row->block].da[row->index] += change;
+            s->block[row->block].rows.da[row->index] += change;
             continue;
         }
         h->dt[row->index] += change;
         const wf_block *b = &s->block[s->n_blocks - 1]; /* its rows' multipliers are at its own */
         for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
             if (b->group[i] == row->index) {
-                b->da[i] += b->rp[i] > b->rm[i] ? change : -change;
+                b->rows.da[i] += b->rows.rp[i] > b->rows.rm[i] ? change : -change;
             }
         }
     }
@@ -184,7 +185,7 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
     for (int blk = 0; blk < s->n_blocks; blk++) {
         const wf_block *b = &s->block[blk];
         for (ptrdiff_t i = 0; i < b->n; i++) {
-            b->da[i] = 0.5 * (b->sm[i] - b->sp[i]);
+            b->rows.da[i] = 0.5 * (b->rows.sm[i] - b->rows.sp[i]);
         }
     }
     double best = -INFINITY;
@@ -274,7 +275,7 @@ static double equation(const wf_ipm_state *s, const wf_candidate *one, double *r
     memcpy(part, h->u + one->index * q, (size_t)q * sizeof *part);
     for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
         if (b->group[i] == one->index) {
-            const double sign = b->rp[i] > b->rm[i] ? 1 : -1;
+            const double sign = b->rows.rp[i] > b->rows.rm[i] ? 1 : -1;
             for (int k = 0; k < q; k++) {
                 part[k] += sign * b->x[k * b->n + i];
             }
@@ -297,7 +298,7 @@ static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t mo
         for (ptrdiff_t i = 0; i < b->n; i++) {
             const double limit = b->kind == 2 ? h->lambda[b->group[i]] : 1;
             offer(list + total, &count, most,
-                  (wf_candidate){fmin(b->sp[i], b->sm[i]) / limit, blk, i});
+                  (wf_candidate){fmin(b->rows.sp[i], b->rows.sm[i]) / limit, blk, i});
         }
         total += count;
     }

@@ -43,10 +43,10 @@ static double residuals(wf_ipm_state *s, wf_block *b, double *room)
     wf_ipm_unknowns(s, b->kind, s->z, v);
     for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
         const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
-        wf_ipm_times(s, b, i0, n, v, b->rho + i0);
+        wf_ipm_times(s, b, i0, n, v, b->rows.rho + i0);
         for (ptrdiff_t i = i0; i < i0 + n; i++) {
-            b->rho[i] -= b->y[i];
-            total += fabs(b->rho[i]);
+            b->rows.rho[i] -= b->y[i];
+            total += fabs(b->rows.rho[i]);
         }
     }
     return b->n ? total / (double)b->n : 0;
@@ -87,13 +87,13 @@ void wf_ipm_start(wf_ipm_state *s, double *room)
         const double room_at_zero = 0.1 * mean[blk] / s->scale + 1e-3;
         const double lambda = b->kind == 2 ? problem->eta / 2 : 1;
         for (ptrdiff_t i = 0; i < b->n; i++) {
-            const double e = b->rho[i] / s->scale;
+            const double e = b->rows.rho[i] / s->scale;
             b->y[i] /= s->scale;
-            b->rp[i] = fmax(e, 0) + room_at_zero;
-            b->rm[i] = fmax(-e, 0) + room_at_zero;
-            b->sp[i] = b->sm[i] = lambda;
+            b->rows.rp[i] = fmax(e, 0) + room_at_zero;
+            b->rows.rm[i] = fmax(-e, 0) + room_at_zero;
+            b->rows.sp[i] = b->rows.sm[i] = lambda;
             if (b->kind == 2) {
-                h->total[b->group[i]] += b->rp[i] + b->rm[i];
+                h->total[b->group[i]] += b->rows.rp[i] + b->rows.rm[i];
             }
         }
     }
@@ -127,7 +127,7 @@ wf_status wf_ipm_allocate(wf_ipm_state *s, double **room)
     }
     rows += problem->difference.n;
     const ptrdiff_t room_size = q * q + 3 * q + (4 + (q > WF_IPM_SMALL_Q ? q : 1)) * WF_IPM_CHUNK;
-    const ptrdiff_t size = 11 * rows + (14 + 2 * q) * S + 6 * Q + 3 * Q * Q + room_size;
+    const ptrdiff_t size = 9 * rows + (14 + 2 * q) * S + 6 * Q + 3 * Q * Q + room_size;
     s->arena = calloc((size_t)size, sizeof *s->arena);
     if (!s->arena) {
         return WF_NO_MEMORY;
@@ -141,8 +141,8 @@ wf_status wf_ipm_allocate(wf_ipm_state *s, double **room)
         wf_block *b = &s->block[s->n_blocks++];
         *b = (wf_block){
             .kind = kind, .n = from->n, .x = from->x, .group = kind == 2 ? problem->group : NULL};
-        double **fields[] = {&b->y,  &b->rp,  &b->rm,  &b->sp, &b->sm, &b->rho,
-                             &b->da, &b->drp, &b->drm, &b->cp, &b->cm};
+        double **fields[] = {&b->y,        &b->rows.rp, &b->rows.rm,  &b->rows.sp, &b->rows.sm,
+                             &b->rows.rho, &b->rows.da, &b->rows.drp, &b->rows.drm};
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
             *fields[i] = take(&at, b->n);
         }

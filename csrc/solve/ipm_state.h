@@ -2,12 +2,10 @@
 #ifndef WF_SOLVE_IPM_STATE_H
 #define WF_SOLVE_IPM_STATE_H
 
+#include "kernels/kernels.h"
 #include "solve/ipm.h"
 
-enum {
-    WF_IPM_CHUNK = 256, /* rows worked on at a time: a handful of them fit the first-level cache */
-    WF_IPM_SMALL_Q = 12 /* up to here Gram matrices by dot products, beyond by BLAS */
-};
+enum { WF_IPM_SMALL_Q = 12 }; /* up to here Gram matrices by dot products, beyond by BLAS */
 
 /* One kind of rows. Primal: rp - rm = x'v - y with rp, rm >= 0. Multiplier a in [-lambda, lambda],
  * lambda = 1 but for the difference rows, kept as sp = lambda - a and sm = lambda + a, which pair
@@ -18,10 +16,7 @@ typedef struct {
     const double *x;
     const int32_t *group;
     double *y; /* scaled copy */
-    double *rp, *rm, *sp, *sm;
-    double *rho;            /* what the row equation misses */
-    double *da, *drp, *drm; /* step */
-    double *cp, *cm;        /* second-order corrections of the two products */
+    wf_ipm_rows rows;
 } wf_block;
 
 /* One hinge each: t >= 0 its excess, sigma >= 0 its slack, lambda in [0, eta] its multiplier. */

@@ -106,20 +106,29 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
     }
 }
 
-wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
+/* Parts `first` to `first + parts` of the unit on their kept rows, with the hinge where both are
+ * there and its rows are banded. Adds to the solution's value and bound. */
+static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, int parts,
+                             double *z, wf_ipm_result *sum, int (*stop)(void *), void *context)
 {
-    const wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p, rank = s->rank, Q = unit->parts * rank;
-    const ptrdiff_t S = unit->parts == 2 && unit->watched ? fit->options.n_groups : 0;
-    double *z = calloc((size_t)(2 * Q + S + 1), sizeof *z);
-    if (!z) {
+    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t S = parts == 2 ? fit->options.n_groups : 0;
+    double *g = calloc((size_t)(parts * rank + S + 1), sizeof *g);
+    if (!g) {
         return WF_NO_MEMORY;
     }
-    double *g = z + Q, *c = g + Q;
-    wf_ipm problem = {
-        .parts = unit->parts, .q = rank, .eta = s->eta, .g = g, .c = c, .n_groups = S};
-    for (int part = 0; part < unit->parts; part++) {
-        const wf_band *band = &unit->joined[part];
+    double *c = g + parts * rank;
+    wf_ipm problem = {.parts = parts,
+                      .q = rank,
+                      .eta = fit->lad->eta,
+                      .g = g,
+                      .c = c,
+                      .n_groups = S,
+                      .tol = fit->options.tol,
+                      .noise = unit->noise,
+                      .polish = 1};
+    for (int part = 0; part < parts; part++) {
+        const wf_band *band = &unit->joined[first + part];
         problem.part[part] = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
         memcpy(g + part * rank, band->g, (size_t)rank * sizeof *g);
         problem.constant += band->dropped;
@@ -133,11 +142,30 @@ wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *c
             c[j] = fit->options.first_update[j] - band->total[j];
         }
     }
-    problem.tol = fit->options.tol;
-    problem.noise = unit->noise;
-    problem.polish = 1;
-    wf_ipm_result result = {.z = z};
+    wf_ipm_result result = {.z = z + first * rank};
     const wf_status status = wf_ipm_solve(&problem, stop, context, &result);
+    sum->primal += result.primal;
+    sum->bound += result.bound;
+    free(g);
+    return status;
+}
+
+wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
+{
+    const ptrdiff_t p = fit->options.p;
+    double *z = calloc((size_t)(unit->parts * fit->lad->rank + 1), sizeof *z);
+    if (!z) {
+        return WF_NO_MEMORY;
+    }
+    wf_ipm_result result = {.z = z};
+    wf_status status = WF_OK;
+    if (unit->parts == 2 && unit->watched) {
+        status = solve_parts(fit, unit, 0, 2, z, &result, stop, context);
+    } else {
+        for (int part = 0; part < unit->parts && status == WF_OK; part++) {
+            status = solve_parts(fit, unit, part, 1, z, &result, stop, context);
+        }
+    }
     if (status == WF_OK) {
         const size_t size = (size_t)(unit->parts * (p + 1)) * sizeof *unit->best;
         const double here = value_at_centre(fit, unit);
