@@ -110,6 +110,7 @@ def test_dtype_errors_are_type_errors_and_value_errors():
         ),
         ({"tol": 0}, "tol is 0, expected a finite number above 0"),
         ({"tol": -1.0}, "tol is -1.0"),
+        ({"tol": 1e-20}, "tol is 1e-20, expected at least 2.22e-16"),
         ({"tol": np.inf}, "tol is inf"),
         ({"fit_intercept": "yes"}, "fit_intercept is 'yes'"),
         ({"n_threads": 0}, "n_threads is 0"),

@@ -1,5 +1,6 @@
 """Fits against optima that others found: linear programs, and certificates checked in NumPy."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import fits
@@ -243,3 +244,37 @@ def test_least_squares(seed, n, p, m, fit_intercept, alpha):
     value = (((Y - fitted) ** 2).sum() + alpha * (got["coef"] ** 2).sum()) / Y.size
     np.testing.assert_allclose(got["objective"], value, rtol=1e-9, atol=1e-11)
     assert 0 <= got["dual_gap"] <= 1e-9
+
+
+@pytest.mark.parametrize("rows", [20, 20_000])
+@pytest.mark.parametrize("beta", [0.0, 1e-3])
+def test_nothing_to_choose(rows, beta, capfd):
+    """Inputs that are all zero, without intercept: no unknowns, and no word from LAPACK."""
+    y = np.random.default_rng(0).normal(size=(rows, 3))
+    hinge = {"groups": np.arange(rows) % 2, "first_update": np.ones(2)} if beta else {}
+    f = wfcast.Farcaster(fit_intercept=False, beta=beta).fit(np.zeros((rows, 2)), y, **hinge)
+    np.testing.assert_array_equal(f.coef_, 0)
+    np.testing.assert_allclose(f.objective_, np.abs(y).mean(), rtol=1e-12)
+    assert f.dual_gap_ <= 1e-9
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gap_of_data_that_are_explained_exactly(seed):
+    """F* = 0; F at the solution, in exact arithmetic, is within what dual_gap_ certifies."""
+    rng = np.random.default_rng(seed)
+    rows, p = int(rng.integers(3, 50)), int(rng.integers(1, 4))
+    x = rng.integers(-64, 64, (rows, p)) / 8
+    a = rng.integers(-8, 8, p) / 4
+    y = x @ a  # without rounding
+    f = wfcast.Farcaster().fit(x, y)
+    coef, intercept = map(Fraction, f.coef_.tolist()), Fraction(float(f.intercept_))
+    coef = list(coef)
+    error = sum(
+        abs(sum(c * Fraction(v) for c, v in zip(coef, row, strict=True)) + intercept - Fraction(t))
+        for row, t in zip(x.tolist(), y.tolist(), strict=True)
+    )
+    terms = np.abs(y).mean() + np.abs(f.coef_) @ np.abs(x).mean(axis=0) + abs(f.intercept_)
+    resolved = 8 * np.finfo(float).eps * terms
+    assert float(error / rows) <= f.dual_gap_ * resolved / f.tol * (1 + 1e-6)
+    assert f.dual_gap_ <= f.tol

@@ -21,6 +21,7 @@ from ._errors import ConvergenceError, WfcastError
 
 PARAMETERS = ("loss", "beta", "alpha", "fit_intercept", "tol", "n_threads")
 LOSSES = ("absolute_error", "squared_error")
+EPS = float(np.finfo(np.float64).eps)
 SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
 
@@ -63,6 +64,8 @@ def check_parameters(
                 f"{name} is {value!r}, expected a finite number "
                 f"{low if name == 'tol' else 'not below 0'}"
             )
+    if tol < EPS:
+        raise WfcastError(f"tol is {tol!r}, expected at least {EPS:.3g}: float64 resolves no more")
     if not isinstance(fit_intercept, bool | np.bool_):
         raise WfcastError(f"fit_intercept is {fit_intercept!r}, expected True or False")
     threads(n_threads)

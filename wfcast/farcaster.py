@@ -56,7 +56,8 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
     objective_ : float
         F at the solution.
     dual_gap_ : float
-        A certified upper bound on ``(F - F*) / max(F*, scale of Y * eps)``.
+        A certified upper bound on ``(F - F*) / max(F*, R / tol)``, where F* is the least F and R
+        what double precision resolves of F: 8 eps times the mean size of the terms of a residual.
     n_passes_ : int
         Full passes over the data that the fit took.
     n_features_in_ : int

@@ -12,10 +12,9 @@ const char *wf_blas_config(void)
     return WF_BLAS(openblas_get_config)();
 }
 
-double wf_relative_gap(double value, double bound, double smallest, double noise, double tol)
+double wf_relative_gap(double value, double bound, double noise, double tol)
 {
-    const double gap = (fmax(value - bound, 0) + noise) / fmax(fmax(bound, smallest), 1e-300);
-    return value - bound <= noise ? fmin(gap, tol) : gap;
+    return (fmax(value - bound, 0) + noise) / fmax(fmax(bound, 2 * noise / tol), 1e-300);
 }
 
 wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out)

@@ -29,8 +29,8 @@ wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrd
                                       wf_fault *fault);
 wf_status wf_least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 
-/* gap = (value - bound + noise) / max(bound, smallest), where noise is the resolution of double
- * precision; where it is all that is left of value - bound, at most tol. */
-double wf_relative_gap(double value, double bound, double smallest, double noise, double tol);
+/* An upper bound on (F - F*) / max(F*, R / tol), where R = 2 noise is what double precision
+ * resolves of F: at most tol exactly where F - F* is at most tol F* or R. */
+double wf_relative_gap(double value, double bound, double noise, double tol);
 
 #endif

@@ -428,9 +428,30 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
     return WF_OK;
 }
 
+/* F where there is nothing to choose: every row is zero. */
+static double value_without_unknowns(const wf_ipm *problem)
+{
+    double value = problem->constant;
+    for (int part = 0; part < problem->parts; part++) {
+        value += wf_k->sum_abs(problem->part[part].n, problem->part[part].y);
+    }
+    for (ptrdiff_t j = 0; j < problem->n_groups; j++) {
+        double excess = -problem->c[j];
+        for (ptrdiff_t i = 0; i < problem->difference.n; i++) {
+            excess += problem->group[i] == j ? fabs(problem->difference.y[i]) : 0;
+        }
+        value += problem->eta * fmax(excess, 0);
+    }
+    return value;
+}
+
 wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context,
                        wf_ipm_result *result)
 {
+    if (problem->q == 0) {
+        result->primal = result->bound = value_without_unknowns(problem);
+        return WF_OK;
+    }
     wf_ipm_state s = {
         .problem = problem, .q = (int)problem->q, .Q = (int)(problem->parts * problem->q)};
     s.bound = -INFINITY;
@@ -440,22 +461,17 @@ wf_status wf_ipm_solve(const wf_ipm *problem, int (*stop)(void *), void *context
         return status;
     }
     wf_ipm_start(&s, room);
-    status = s.Q ? iterate(&s, stop, context, room) : WF_OK;
+    status = iterate(&s, stop, context, room);
     if (status != WF_OK) {
         goto done;
     }
-    if (problem->polish && s.Q) {
+    if (problem->polish) {
         status = wf_ipm_polish(&s);
     }
     const double primal = wf_ipm_primal(&s, s.z);
     result->primal = (primal + s.constant) * s.scale;
-    if (s.Q) {
-        s.bound = fmax(s.bound, wf_ipm_bound(&s, primal));
-    }
+    s.bound = fmax(s.bound, wf_ipm_bound(&s, primal));
     result->bound = (s.bound + s.constant) * s.scale;
-    if (!s.Q) { /* nothing to choose */
-        result->bound = result->primal;
-    }
     for (int part = 0; part < problem->parts; part++) {
         wf_ipm_unknowns(&s, part, s.z, result->z + part * s.q);
     }

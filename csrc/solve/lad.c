@@ -361,7 +361,7 @@ static void finish(wf_fit *fit)
     const wf_lad *s = fit->lad;
     const ptrdiff_t p = fit->options.p;
     const double count = (double)fit->options.n_rows * (double)fit->options.m;
-    double value = 0, bound = 0, noise = 0, smallest = 0;
+    double value = 0, bound = 0, noise = 0;
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         const wf_unit *u = &s->unit[i];
         value += u->value;
@@ -371,11 +371,10 @@ static void finish(wf_fit *fit)
             memcpy(fit->coef + (u->target + part) * p, u->best + part * (p + 1),
                    (size_t)p * sizeof(double));
             fit->intercept[u->target + part] = -0.0 + u->best[part * (p + 1) + p];
-            smallest += s->sums[p + u->target + part] * DBL_EPSILON;
         }
     }
     fit->info.objective = value / count;
-    fit->info.dual_gap = wf_relative_gap(value, bound, smallest, noise, fit->options.tol);
+    fit->info.dual_gap = wf_relative_gap(value, bound, noise, fit->options.tol);
     fit->info.converged = fit->info.dual_gap <= fit->options.tol;
     fit->needs_pass = 0;
 }

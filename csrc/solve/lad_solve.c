@@ -181,7 +181,7 @@ wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *c
             unit->value = result.primal;
             memcpy(unit->best, unit->centre, size);
         }
-        const double enough = fmax(fit->options.tol * unit->bound, unit->noise);
+        const double enough = fmax(fit->options.tol * unit->bound - unit->noise, unit->noise);
         unit->state = unit->value - unit->bound <= enough ? WF_UNIT_DONE : WF_UNIT_WAITING;
     }
     free(z);

@@ -259,9 +259,8 @@ static void measure(wf_fit *fit, const double *rss, const double *gradient)
     }
     const double count = (double)fit->options.n_rows * (double)m;
     fit->info.objective = total / count;
-    fit->info.dual_gap =
-        wf_relative_gap(total / count, (total - fabs(above)) / count, DBL_EPSILON * scale / count,
-                        4 * DBL_EPSILON * scale / count, fit->options.tol);
+    fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count,
+                                         4 * DBL_EPSILON * scale / count, fit->options.tol);
     fit->info.converged = fit->info.dual_gap <= fit->options.tol;
     fit->needs_pass = 0;
 }
