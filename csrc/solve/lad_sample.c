@@ -9,8 +9,8 @@
 #include "solve/ipm.h"
 #include "solve/lad.h"
 
-/* Standard errors of the sample's solution that a band is made for. */
-static const double BAND_ERRORS = 4;
+/* Standard errors of the sample's solution that a band is made for: seldom a second band then. */
+static const double BAND_ERRORS = 6;
 
 void wf_sample_sums(wf_fit *fit)
 {
