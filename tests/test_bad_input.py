@@ -358,3 +358,12 @@ def test_misaligned_arrays_work():
 def test_show_config_mode():
     with pytest.raises(ValueError, match="mode is 'json'"):
         wfcast.show_config(mode="json")
+
+
+@pytest.mark.parametrize(("loss", "scale"), [("squared_error", 1e200), ("absolute_error", 1e-310)])
+def test_data_beyond_the_range_of_float64(loss, scale):
+    rng = np.random.default_rng(0)
+    f = wfcast.Farcaster(loss=loss)
+    with pytest.raises(wfcast.ConvergenceError, match="leave the range of float64: scale X and Y"):
+        f.fit(rng.normal(size=(50, 2)) * scale, rng.normal(size=(50, 2)) * scale)
+    assert not hasattr(f, "coef_")

@@ -154,6 +154,11 @@ def solve(
         raise
     except ValueError as error:
         raise WfcastError(f"{prefix}{error}") from error
+    if math.isnan(result["dual_gap"]):
+        raise ConvergenceError(
+            f"{prefix}the data or their squares leave the range of float64: scale X and Y alike "
+            "by a power of two"
+        )
     if not result["converged"] or not result["dual_gap"] <= params["tol"]:
         raise ConvergenceError(
             f"{prefix}the fit ended after {result['n_passes']} passes with a "

@@ -24,6 +24,10 @@ void WF_BLAS(dsyrk_)(const char *uplo, const char *trans, const int *n, const in
 void WF_BLAS(dpotrf_)(const char *uplo, const int *n, double *a, const int *lda, int *info, size_t);
 void WF_BLAS(dpotrs_)(const char *uplo, const int *n, const int *nrhs, const double *a,
                       const int *lda, double *b, const int *ldb, int *info, size_t);
+void WF_BLAS(dpocon_)(const char *uplo, const int *n, const double *a, const int *lda,
+                      const double *anorm, double *rcond, double *work, int *iwork, int *info,
+                      size_t);
+void WF_BLAS(dpotri_)(const char *uplo, const int *n, double *a, const int *lda, int *info, size_t);
 void WF_BLAS(dgesv_)(const int *n, const int *nrhs, double *a, const int *lda, int *pivots,
                      double *b, const int *ldb, int *info);
 void WF_BLAS(dgeqp3_)(const int *m, const int *n, double *a, const int *lda, int *pivots,

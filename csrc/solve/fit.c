@@ -2,6 +2,7 @@
 #include "solve/fit.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,16 @@ const char *wf_blas_config(void)
 {
     return WF_BLAS(openblas_get_config)();
 }
+
+/* One BLAS thread inside each of ours. The library is a private copy: nobody else's setting
+ * changes.
+ */
+static void set_blas(void)
+{
+    WF_BLAS(openblas_set_num_threads)(1);
+}
+
+static pthread_once_t blas_is_set = PTHREAD_ONCE_INIT;
 
 double wf_relative_gap(double value, double bound, double noise, double tol)
 {
@@ -38,9 +49,7 @@ wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out)
     if (S) {
         memcpy(first_update, options->first_update, S * sizeof *first_update);
     }
-    /* One BLAS thread inside each of ours. The library is a private copy: nobody else's setting
-     * changes. */
-    WF_BLAS(openblas_set_num_threads)(1);
+    pthread_once(&blas_is_set, set_blas);
     status = options->loss == WF_ABSOLUTE_ERROR ? wf_lad_new(fit) : wf_least_squares_new(fit);
     if (status == WF_OK) {
         *out = fit;

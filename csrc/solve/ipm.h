@@ -38,7 +38,8 @@ typedef struct {
 typedef struct {
     double *z;     /* parts x q; caller's */
     double primal; /* F(z) */
-    double bound;  /* <= min F, from multipliers that balance */
+    double bound;  /* <= min F, from multipliers that balance to rounding, less what that rounding
+                      may cost (doubt() in ipm_finish.c) */
 } wf_ipm_result;
 
 /* `stop` (may be NULL) is read between iterations: nonzero ends with WF_INTERRUPTED. */

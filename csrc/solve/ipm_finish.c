@@ -90,9 +90,9 @@ static double balance(wf_ipm_state *s)
     return value;
 }
 
-/* What the imbalance zeta can take from the bound, |zeta'z*|. A minimiser z* is no further away
- * than z is, or than the whole of F goes when every (whitened) row moves by a twentieth of it on
- * average. */
+/* What the imbalance zeta, which is of rounding size, can take from the bound, |zeta'z*|. How far a
+ * minimiser z* can be is an estimate with much room, no proof: no further than z is, or than the
+ * whole of F goes when every (whitened) row moves by a twentieth of it on average. */
 static double doubt(const wf_ipm_state *s, double primal)
 {
     double rows = 1, total = 0;

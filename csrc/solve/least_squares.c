@@ -164,64 +164,120 @@ static const double *join_lanes(wf_least_squares *s, ptrdiff_t p)
     return total;
 }
 
-/* The inverse of gram + alpha I through the eigenvectors of its scaling to unit diagonal, leaving
- * out directions that rounding cannot tell from zero; those are kept in `null`. Small p: the cost
- * does not show. */
+/* Into `inverse`, whose scaled matrix has full rank beyond doubt: 0, else nonzero. `matrix` (p x p)
+ * is overwritten. */
+static int invert_by_cholesky(wf_least_squares *s, int p, double *matrix, const double *scale,
+                              double *work, int *integers)
+{
+    double norm = 0, rcond;
+    int info;
+    for (int k = 0; k < p; k++) {
+        norm = fmax(norm, wf_k->sum_abs(p, matrix + k * p));
+    }
+    WF_BLAS(dpotrf_)("L", &p, matrix, &p, &info, 1);
+    if (info != 0) {
+        return info;
+    }
+    WF_BLAS(dpocon_)("L", &p, matrix, &p, &norm, &rcond, work, integers, &info, 1);
+    if (info != 0 || !(rcond > 1e-6)) {
+        return 1;
+    }
+    WF_BLAS(dpotri_)("L", &p, matrix, &p, &info, 1);
+    for (int k = 0; k < p; k++) {
+        for (int l = k; l < p; l++) {
+            s->inverse[k * p + l] = s->inverse[l * p + k] = matrix[k * p + l] * scale[k] * scale[l];
+        }
+    }
+    return info;
+}
+
+/* Directions that rounding cannot tell from zero, back in the unscaled space, into `null`, made
+ * orthonormal. */
+static void add_null(wf_least_squares *s, int p, const double *vector, const double *scale)
+{
+    double *null = s->null + s->n_null * p;
+    for (int k = 0; k < p; k++) {
+        null[k] = vector[k] * (scale[k] > 0 ? scale[k] : 1);
+    }
+    for (ptrdiff_t j = 0; j < s->n_null; j++) {
+        const double along = wf_k->dot(p, null, s->null + j * p);
+        wf_k->axpy(p, -along, s->null + j * p, null);
+    }
+    const double size = sqrt(wf_k->dot(p, null, null));
+    for (int k = 0; k < p && size > 0; k++) {
+        null[k] /= size;
+    }
+    s->n_null += size > 0;
+}
+
+/* The same through the eigenvectors, leaving out the null space. */
+static void invert_by_eigenvectors(wf_least_squares *s, int p, double *vectors, double *values,
+                                   const double *scale, double *work, int lwork)
+{
+    int info, kept = 0;
+    WF_BLAS(dsyev_)("V", "U", &p, vectors, &p, values, work, &lwork, &info, 1, 1);
+    const double least = info == 0 ? fmax(values[p - 1], 0) * 16 * p * DBL_EPSILON : INFINITY;
+    for (int t = 0; t < p; t++) {
+        if (!(values[t] > least)) {
+            add_null(s, p, vectors + t * p, scale);
+            continue;
+        }
+        double *column = vectors + kept++ * p; /* at or before the one that is read */
+        for (int k = 0; k < p; k++) {
+            column[k] = vectors[t * p + k] * scale[k] / sqrt(values[t]);
+        }
+    }
+    const double one = 1, zero = 0;
+    if (kept) {
+        WF_BLAS(dsyrk_)("L", "N", &p, &kept, &one, vectors, &p, &zero, s->inverse, &p, 1, 1);
+    }
+    for (int k = 0; k < p; k++) {
+        for (int l = k + 1; l < p; l++) {
+            s->inverse[l * p + k] = s->inverse[k * p + l];
+        }
+    }
+}
+
+static void scaled_gram(const wf_fit *fit, const double *scale, double *matrix)
+{
+    const ptrdiff_t p = fit->options.p;
+    for (ptrdiff_t k = 0; k < p; k++) {
+        for (ptrdiff_t l = 0; l < p; l++) {
+            const double ridge = k == l ? fit->options.alpha : 0;
+            matrix[k * p + l] = (fit->least_squares->gram[k * p + l] + ridge) * scale[k] * scale[l];
+        }
+    }
+}
+
+/* The inverse of gram + alpha I, scaled to unit diagonal meanwhile. */
 static wf_status invert(wf_fit *fit)
 {
     wf_least_squares *s = fit->least_squares;
     const int p = (int)fit->options.p;
-    wf_status status = WF_NO_MEMORY;
     const int lwork = 8 * p + 64;
-    double *vectors = malloc((size_t)(p * p + 2 * p + lwork) * sizeof *vectors);
-    if (!vectors) {
-        return status;
+    double *matrix = malloc((size_t)(p * p + 2 * p + lwork) * sizeof *matrix);
+    int *integers = malloc((size_t)p * sizeof *integers);
+    wf_status status = WF_NO_MEMORY;
+    if (!matrix || !integers) {
+        goto done;
     }
-    double *values = vectors + p * p, *scale = values + p, *work = scale + p;
-    int info;
+    double *values = matrix + p * p, *scale = values + p, *work = scale + p;
     for (int k = 0; k < p; k++) {
         const double size = s->gram[k * p + k] + fit->options.alpha;
         scale[k] = size > 0 ? 1 / sqrt(size) : 0;
     }
-    for (int k = 0; k < p; k++) {
-        for (int l = 0; l < p; l++) {
-            const double ridge = k == l ? fit->options.alpha : 0;
-            vectors[k * p + l] = (s->gram[k * p + l] + ridge) * scale[k] * scale[l];
-        }
-    }
-    WF_BLAS(dsyev_)("V", "U", &p, vectors, &p, values, work, &lwork, &info, 1, 1);
-    status = WF_OK;
-    const double least = fmax(values[p - 1], 0) * 16 * p * DBL_EPSILON;
-    memset(s->inverse, 0, (size_t)(p * p) * sizeof *s->inverse);
     s->n_null = 0;
-    for (int t = 0; t < p; t++) {
-        const double *vector = vectors + t * p;
-        if (values[t] > least) {
-            for (int k = 0; k < p; k++) {
-                for (int l = 0; l < p; l++) {
-                    s->inverse[k * p + l] +=
-                        vector[k] * scale[k] * vector[l] * scale[l] / values[t];
-                }
-            }
-            continue;
-        }
-        double *null = s->null + s->n_null * p,
-               size = 0; /* back to the unscaled space, made orthonormal */
-        for (int k = 0; k < p; k++) {
-            null[k] = vector[k] * (scale[k] > 0 ? scale[k] : 1);
-        }
-        for (ptrdiff_t j = 0; j < s->n_null; j++) {
-            const double along = wf_k->dot(p, null, s->null + j * p);
-            wf_k->axpy(p, -along, s->null + j * p, null);
-        }
-        size = sqrt(wf_k->dot(p, null, null));
-        for (int k = 0; k < p && size > 0; k++) {
-            null[k] /= size;
-        }
-        s->n_null += size > 0;
+    scaled_gram(fit, scale, matrix);
+    if (invert_by_cholesky(s, p, matrix, scale, work, integers) != 0) {
+        memset(s->inverse, 0, (size_t)(p * p) * sizeof *s->inverse);
+        scaled_gram(fit, scale, matrix);
+        invert_by_eigenvectors(s, p, matrix, values, scale, work, lwork);
     }
     fit->info.rank = p - s->n_null;
-    free(vectors);
+    status = WF_OK;
+done:
+    free(matrix);
+    free(integers);
     return status;
 }
 
