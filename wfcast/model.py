@@ -318,9 +318,9 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         if step is None and len(self.targets_) == 1:
             step = self.targets_[0]
         if step not in self.targets_:
+            given = "no step is given" if step is None else f"step is {step!r}"
             raise WfcastError(
-                f"step is {step!r}, expected one of the targets "
-                f"{', '.join(map(str, self.targets_))}"
+                f"{given}, expected one of the targets {', '.join(map(str, self.targets_))}"
             )
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
