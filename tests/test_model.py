@@ -315,7 +315,7 @@ def test_bad_predictions(runs):
     mf.fit(runs)
     with pytest.raises(wfcast.WfcastError, match="step is 4, expected one of the targets 3, 5"):
         mf.predict(runs[0], 4)
-    with pytest.raises(wfcast.WfcastError, match="step is None"):
+    with pytest.raises(wfcast.WfcastError, match="no step is given, expected one of"):
         mf.predict(runs[0])
     with pytest.raises(wfcast.CheckpointError, match="the run lacks step 2; it has 0"):
         mf.predict({0: runs[0][0]}, 3)
