@@ -5,7 +5,7 @@ Variables: coefficients of the m targets, then |residual| (N m), |difference| (N
 
 import numpy as np
 from scipy.optimize import linprog
-from scipy.sparse import block_diag, coo_matrix, eye_array, hstack, vstack
+from scipy.sparse import block_diag, coo_array, eye_array, hstack, vstack
 
 
 def optimum(X, Y, groups=None, first_update=None, beta=0.0, fit_intercept=True):
@@ -16,14 +16,14 @@ def optimum(X, Y, groups=None, first_update=None, beta=0.0, fit_intercept=True):
     q = rows.shape[1]
     s = len(first_update) if beta else 0
     d = n if beta else 0
-    fit = block_diag([rows] * m, format="coo")
+    fit = block_diag([coo_array(rows)] * m, format="coo")
     size = n * m
 
     def padded(left, residual, difference, excess):
         return hstack([left, residual, difference, excess])
 
     def zeros(height, width):
-        return coo_matrix((height, width))
+        return coo_array((height, width))
 
     A, b = [], []
     y = Y.T.ravel()
@@ -31,11 +31,11 @@ def optimum(X, Y, groups=None, first_update=None, beta=0.0, fit_intercept=True):
         A.append(padded(sign * fit, -eye_array(size), zeros(size, d), zeros(size, s)))
         b.append(sign * y)
     if beta:
-        move = hstack([zeros(n, q * (m - 2)), coo_matrix(-rows), coo_matrix(rows)])
+        move = hstack([zeros(n, q * (m - 2)), coo_array(-rows), coo_array(rows)])
         for sign in (1, -1):
             A.append(padded(sign * move, zeros(n, size), -eye_array(n), zeros(n, s)))
             b.append(np.zeros(n))
-        member = coo_matrix((np.ones(n), (np.asarray(groups), np.arange(n))), shape=(s, n))
+        member = coo_array((np.ones(n), (np.asarray(groups), np.arange(n))), shape=(s, n))
         A.append(padded(zeros(s, q * m), zeros(s, size), member, -eye_array(s)))
         b.append(np.asarray(first_update, float))
     cost = np.concatenate(

@@ -26,9 +26,9 @@ def widen(column):
     """A column in float64: exact."""
     column = np.asarray(column)
     if column.dtype == np.uint16:
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            return bfloat16_to_float32(column).astype(np.float64)
-    return column.astype(np.float64)
+        column = bfloat16_to_float32(column)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return column.astype(np.float64)
 
 
 def narrow(values, dtype):
