@@ -56,7 +56,9 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
     objective_ : float
         F at the solution.
     dual_gap_ : float
-        A certified upper bound on ``(F - F*) / max(F*, scale of Y * eps)``.
+        A certified upper bound on ``(F - F*) / max(F*, scale of Y * eps)``. Where F and its bound
+        differ by less than double precision resolves in F, as they do for data that the model
+        explains exactly, that quotient has no meaning and `dual_gap_` is at most `tol`.
     n_passes_ : int
         Full passes over the data that the fit took.
     n_features_in_ : int
@@ -285,8 +287,9 @@ def _r2(forecast: Array, truth: Array, n_threads: int) -> float:
     sums = _core.error_sums(forecast, truth, n_threads)
     if sums["n_nonfinite"]:
         raise WfcastError("the forecast or Y contains NaN or infinity: there is no R^2")
-    total = sums["sum_true_sq"] - sums["sum_true"] ** 2 / sums["n"]
-    if total <= 0:
+    n, mean = sums["n"], sums["sum_true"] / sums["n"]
+    total = _core.error_sums(truth, np.broadcast_to(mean, truth.shape), n_threads)["sum_sq"]
+    if total <= n * (n * np.finfo(float).eps * mean) ** 2:  # constant, as far as the mean can tell
         return 1.0 if sums["sum_sq"] == 0 else 0.0
     return float(1 - sums["sum_sq"] / total)
 
@@ -331,7 +334,7 @@ def _check_hinge(
                 f"groups holds {one} (row {row}), expected ids 0..{norms.size - 1}: "
                 f"first_update has {norms.size} trajectories"
             )
-    return np.ascontiguousarray(ids, dtype=np.int64).reshape(x.shape), norms
+    return ids.astype(np.int64, copy=False).reshape(x.shape), norms
 
 
 def _plain_array(value: Any, name: str) -> npt.NDArray[Any]:
