@@ -350,3 +350,39 @@ def test_features_can_be_switched_off():
     for name in everything[1:-1]:
         assert name not in available(name)
     assert available(",".join(everything)) == ["scalar", "scalar"]
+
+
+def test_what_was_switched_off_is_what_the_environment_said_at_import(monkeypatch):
+    before = _core.config()
+    monkeypatch.setenv("WFCAST_DISABLE_CPU_FEATURES", "avx512,avx2")
+    assert _core.config() == before
+    run = subprocess.run(
+        [sys.executable, "-c", "from wfcast import _core; print(_core.config())"],
+        env={os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()}
+        | {b"WFCAST_DISABLE_CPU_FEATURES": b"\xff"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "'disabled': '\\udcff'" in run.stdout
+
+
+def test_a_fit_serves_one_thread_at_a_time():
+    """Every call but one is refused while a pass is under way."""
+    n = 2**27
+    x = [np.broadcast_to(np.float32(1), (n,))]
+    solver = _core.Fit(1, 1, n_rows=n, n_threads=1)
+    worker = threading.Thread(target=solver.accumulate, args=(x, x))
+    worker.start()
+    refused = False
+    while worker.is_alive() and not refused:
+        try:
+            solver.needs_pass()
+        except RuntimeError:  # now the pass is under way
+            refused = True
+            for call in (solver.needs_pass, solver.advance, solver.result):
+                with pytest.raises(RuntimeError, match="in use by another thread"):
+                    call()
+    worker.join()
+    assert refused
+    assert solver.needs_pass()
