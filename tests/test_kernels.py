@@ -84,6 +84,18 @@ def test_apply_mixes_dtypes(isa, first, second, to):
                 np.testing.assert_array_equal(got, want)
 
 
+def test_float64_gives_the_same_bits_on_every_set(isa):
+    rng = np.random.default_rng(11)
+    for n in LENGTHS:
+        coef, intercept = operator(rng, 3, 4)
+        x = [column(rng, n, np.float64) for _ in range(4)]
+        got = run(x, [np.zeros(n) for _ in range(3)], coef, intercept)
+        _core.set_isa("scalar")
+        want = run(x, [np.zeros(n) for _ in range(3)], coef, intercept)
+        _core.set_isa(isa)
+        np.testing.assert_array_equal(got, want)
+
+
 def layouts():
     """Names, and functions that give a C-ordered array another layout."""
 
