@@ -172,7 +172,7 @@ class BuildExt(build_ext):
             os.utime(path, ns=(started, started))  # a source edited meanwhile is newer
             stamp.write_text(key)
 
-        jobs = int(os.environ.get("WFCAST_BUILD_JOBS", 0)) or len(os.sched_getaffinity(0))
+        jobs = int(os.environ.get("WFCAST_BUILD_JOBS") or 0) or cpu_count()
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(compile_one, (obj for obj in objects if obj in build)))
         return objects
@@ -211,6 +211,13 @@ class BuildExt(build_ext):
 
     def get_outputs(self) -> list[str]:
         return [*super().get_outputs(), *map(str, self.bundled_files().values())]
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_same_file(a: Path, b: Path) -> bool:

@@ -48,6 +48,21 @@ def narrow(values, dtype):
     return float32_to_bfloat16(bits.view(np.float32)).reshape(values.shape)
 
 
+def placed(values, step, offset):
+    """The same values in memory of their own: `step` items apart, `offset` bytes off alignment."""
+    item = values.dtype.itemsize
+    room = np.zeros((len(values) * abs(step) + 2) * item + 64, np.uint8)
+    view = np.ndarray(
+        values.shape,
+        values.dtype,
+        room[offset:],
+        offset=(len(values) - 1) * item * abs(step) if step < 0 and len(values) else 0,
+        strides=(step * item,),
+    )
+    view[...] = values
+    return view
+
+
 def fma32(a, b, c):
     """float32 a * b + c rounded once: exact product in float64, the sum rounded to odd there."""
     a, b, c = (np.asarray(v, np.float64) for v in (a, b, c))

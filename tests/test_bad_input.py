@@ -117,6 +117,9 @@ def test_dtype_errors_are_type_errors_and_value_errors():
         ({"n_threads": -1}, "n_threads is -1"),
         ({"n_threads": 1.5}, "n_threads is 1.5"),
         ({"n_threads": True}, "n_threads is True"),
+        ({"n_threads": 2**31}, "n_threads is 2147483648, expected None or an integer from 1 to"),
+        ({"beta": 10**400}, "expected a finite number not below 0"),
+        ({"tol": 10**400}, "expected a finite number above 0"),
     ],
 )
 def test_parameters(params, message):

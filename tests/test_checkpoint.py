@@ -269,6 +269,14 @@ def test_writer_wants_every_tensor(tmp_path):
     assert files(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["__metadata__", "lone \ud800 surrogate"])
+def test_names_that_the_format_cannot_hold(tmp_path, name):
+    run = {t: {name: np.ones(3)} for t in (0, 4)}
+    with pytest.raises(wfcast.CheckpointError, match="cannot be the name of a tensor"):
+        wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "out")
+    assert files(tmp_path) == []
+
+
 def test_output_that_cannot_be(pair, tmp_path):
     with pytest.raises(wfcast.CheckpointError, match="there is no folder"):
         wfcast.forecast_checkpoint(LINE, pair, 8, tmp_path / "nowhere" / "x.safetensors")
@@ -370,14 +378,6 @@ def test_bfloat16_needs_neither_torch_nor_ml_dtypes(pair, tmp_path):
     assert "tensor 'half' of step 4" in printed
     assert "install ml_dtypes or torch, or forecast file to file" in printed
     np.testing.assert_array_equal(load_file(out)["half"], LINE.predict(pair)["half"])
-
-
-def test_import_is_light():
-    code = """
-        import sys, wfcast
-        print([m for m in ("torch", "ml_dtypes", "matplotlib", "transformers") if m in sys.modules])
-    """
-    assert run_apart(code).strip() == "[]"
 
 
 @pytest.mark.memory

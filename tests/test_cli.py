@@ -204,6 +204,19 @@ def test_text_output(folder: Path, farcaster: Path) -> None:
         assert word in done.stdout
 
 
+def test_inspect_shows_a_checkpoint_without_weights(tmp_path: Path) -> None:
+    save_file({"ids": np.arange(3)}, tmp_path / "x.safetensors")
+    (tensor,) = ok("inspect", "x.safetensors", cwd=tmp_path)["tensors"]
+    assert (tensor["name"], tensor["rms"]) == ("ids", None)
+
+
+def test_fit_looks_at_its_output_before_it_reads_the_runs(folder: Path, tmp_path: Path) -> None:
+    done = wf("fit", "run-0", "--inputs", "0,20", "--targets", "30,40", "-o", "no/f", cwd=folder)
+    assert done.returncode == 1
+    assert "there is no folder 'no'" in done.stderr
+    assert "tensor/s" not in done.stderr  # no bar was begun
+
+
 def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
     save_file(
         {"w": np.array([1, np.nan, -np.inf, 2], np.float32), "i": np.arange(3)},

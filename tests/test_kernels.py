@@ -24,21 +24,6 @@ def column(rng, n, dtype, scale=1.0):
     return reference.narrow(values, dtype)
 
 
-def placed(values, step, offset):
-    """The same values in memory of their own: `step` items apart, `offset` bytes off alignment."""
-    item = values.dtype.itemsize
-    room = np.zeros((len(values) * abs(step) + 2) * item + 64, np.uint8)
-    view = np.ndarray(
-        values.shape,
-        values.dtype,
-        room[offset:],
-        offset=(len(values) - 1) * item * abs(step) if step < 0 and len(values) else 0,
-        strides=(step * item,),
-    )
-    view[...] = values
-    return view
-
-
 def operator(rng, m, p):
     return rng.normal(size=(m, p)), rng.normal(size=m)
 
@@ -64,8 +49,8 @@ def test_apply_every_length(isa, dtype, step):
         for p, m in [(1, 1), (2, 1), (3, 2), (2, 5), (5, 3), (7, 4)]:
             coef, intercept = operator(rng, m, p)
             offset = int(rng.integers(0, 9)) if n % 3 == 0 else 0
-            x = [placed(column(rng, n, dtype), step, offset) for _ in range(p)]
-            outs = [placed(np.zeros(n, dtype), step, offset) for _ in range(m)]
+            x = [reference.placed(column(rng, n, dtype), step, offset) for _ in range(p)]
+            outs = [reference.placed(np.zeros(n, dtype), step, offset) for _ in range(m)]
             run(x, outs, coef, intercept)
             for got, want in zip(
                 outs, reference.apply(x, coef, intercept, [dtype] * m), strict=True
@@ -97,6 +82,18 @@ def test_apply_mixes_dtypes(isa, first, second, to):
                 )
             else:
                 np.testing.assert_array_equal(got, want)
+
+
+def test_float64_gives_the_same_bits_on_every_set(isa):
+    rng = np.random.default_rng(11)
+    for n in LENGTHS:
+        coef, intercept = operator(rng, 3, 4)
+        x = [column(rng, n, np.float64) for _ in range(4)]
+        got = run(x, [np.zeros(n) for _ in range(3)], coef, intercept)
+        _core.set_isa("scalar")
+        want = run(x, [np.zeros(n) for _ in range(3)], coef, intercept)
+        _core.set_isa(isa)
+        np.testing.assert_array_equal(got, want)
 
 
 def layouts():

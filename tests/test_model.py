@@ -228,6 +228,9 @@ def test_load_refuses_other_files(tmp_path):
     (tmp_path / "bad").write_bytes(b"short")
     with pytest.raises(wfcast.CheckpointError, match="cannot be read"):
         wfcast.load(tmp_path / "bad")
+    save_file({"coef": np.ones(1)}, tmp_path / "deep", metadata={"wfcast": "[" * 200_000})
+    with pytest.raises(wfcast.CheckpointError, match="cannot be used"):
+        wfcast.load(tmp_path / "deep")
 
 
 # ---- bad runs ---------------------------------------------------------------------------------
@@ -341,6 +344,16 @@ def test_other_shapes_than_fitted_are_a_warning(runs):
     mf = wfcast.ModelFarcaster((0, 2), (3, 5), by="all").fit(runs)
     with pytest.warns(UserWarning, match="'w' first: the forecast goes beyond"):
         mf.predict({t: {"w": np.ones(2)} for t in (0, 2)}, 3)
+
+
+def test_operators_take_any_iterable_of_steps():
+    w = {t: {"w": np.arange(3.0) * t} for t in (0, 1)}
+    for made in (
+        wfcast.linear_trend(iter((0, 1)), iter((2,))),
+        wfcast.linear_trend(range(2), [2]),
+    ):
+        np.testing.assert_allclose(made.predict(w)["w"], [0, 2, 4])
+    assert wfcast.average(iter((0, 1))).inputs == (0, 1)
 
 
 def test_operators_refuse_bad_steps():

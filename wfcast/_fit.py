@@ -58,8 +58,7 @@ def check_parameters(
     if loss not in LOSSES:
         raise WfcastError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
     for name, value, low in (("beta", beta, "0"), ("alpha", alpha, "0"), ("tol", tol, "above 0")):
-        good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value < 0 or (name == "tol" and value == 0):
+        if not _is_finite(value) or value < 0 or (name == "tol" and value == 0):
             raise WfcastError(
                 f"{name} is {value!r}, expected a finite number "
                 f"{low if name == 'tol' else 'not below 0'}"
@@ -81,12 +80,24 @@ def check_parameters(
         )
 
 
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
 def threads(n_threads: Any) -> int:
     """The core's thread count: 0 stands for all CPUs that this process may use."""
     if n_threads is None:
         return 0
-    if not isinstance(n_threads, Integral) or isinstance(n_threads, bool) or n_threads < 1:
-        raise WfcastError(f"n_threads is {n_threads!r}, expected None or an integer of at least 1")
+    good = isinstance(n_threads, Integral) and not isinstance(n_threads, bool)
+    if not good or not 1 <= n_threads < 2**31:
+        raise WfcastError(
+            f"n_threads is {n_threads!r}, expected None or an integer from 1 to 2^31 - 1"
+        )
     return int(n_threads)
 
 

@@ -217,11 +217,13 @@ _Result = tuple[dict[str, Any], str]
 
 def _fit(args: argparse.Namespace) -> _Result:
     from .checkpoint import open_checkpoint
+    from .checkpoint._atomic import check_target
     from .model import ModelFarcaster
     from .report import describe
 
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
+    check_target(args.out)
     runs = [_run_in(folder) for folder in args.folders]
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
     hinge = args.loss == "absolute_error" and len(args.targets) > 1
@@ -273,13 +275,13 @@ def _inspect(args: argparse.Namespace) -> _Result:
     from . import load
     from ._persist import KEY
     from .checkpoint import open_checkpoint
-    from .report import compare_checkpoints, describe, kind_of
+    from .report import describe, kind_of, sums_of
 
     checkpoint = open_checkpoint(args.path)
     if KEY in checkpoint.metadata:
         document = {"path": str(args.path), "what": "farcaster", **describe(load(args.path))}
         return document, _farcaster_text(document)
-    sums = compare_checkpoints(checkpoint, checkpoint)
+    sums = sums_of(checkpoint)
     tensors: list[dict[str, Any]] = [
         {
             "name": t.name,

@@ -286,8 +286,9 @@ def _r2(forecast: Array, truth: Array, n_threads: int) -> float:
     sums = _core.error_sums(forecast, truth, n_threads)
     if sums["n_nonfinite"]:
         raise WfcastError("the forecast or Y contains NaN or infinity: there is no R^2")
-    total = sums["sum_true_sq"] - sums["sum_true"] ** 2 / sums["n"]
-    if total <= 0:
+    n, mean = sums["n"], sums["sum_true"] / sums["n"]
+    total = _core.error_sums(truth, np.broadcast_to(mean, truth.shape), n_threads)["sum_sq"]
+    if total <= n * (n * np.finfo(float).eps * mean) ** 2:  # constant, as far as the mean can tell
         return 1.0 if sums["sum_sq"] == 0 else 0.0
     return float(1 - sums["sum_sq"] / total)
 
@@ -332,7 +333,7 @@ def _check_hinge(
                 f"groups holds {one} (row {row}), expected ids 0..{norms.size - 1}: "
                 f"first_update has {norms.size} trajectories"
             )
-    return np.ascontiguousarray(ids, dtype=np.int64).reshape(x.shape), norms
+    return ids.astype(np.int64, copy=False).reshape(x.shape), norms
 
 
 def _plain_array(value: Any, name: str) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,23 +11,18 @@ from ._runs import steps
 from .model import ALL, ModelFarcaster, Vector
 
 
-def _ready(inputs: Sequence[int], targets: Sequence[int], coef: Vector) -> ModelFarcaster:
+def _ready(inputs: tuple[int, ...], targets: tuple[int, ...], coef: Vector) -> ModelFarcaster:
     mf = ModelFarcaster(inputs, targets, by="all", beta=0.0)
-    mf._set(
-        steps(inputs, "inputs"),
-        steps(targets, "targets"),
-        {ALL: np.ascontiguousarray(coef, dtype=np.float64)},
-        {ALL: np.zeros(len(targets))},
-    )
+    mf._set(inputs, targets, {ALL: coef}, {ALL: np.zeros(len(targets))})
     return mf
 
 
-def persistence(inputs: Sequence[int], targets: Sequence[int]) -> ModelFarcaster:
+def persistence(inputs: Iterable[int], targets: Iterable[int]) -> ModelFarcaster:
     """The last input, unchanged, at every target: ``A[k] = 1`` for the last k, else 0.
 
     Parameters
     ----------
-    inputs, targets : sequence of int
+    inputs, targets : iterable of int
         Increasing steps.
 
     Returns
@@ -35,13 +30,13 @@ def persistence(inputs: Sequence[int], targets: Sequence[int]) -> ModelFarcaster
     ModelFarcaster
         Ready to predict, for any tensor names.
     """
-    p = len(steps(inputs, "inputs"))
-    coef = np.zeros((len(steps(targets, "targets")), p))
+    observed, ahead = steps(inputs, "inputs"), steps(targets, "targets")
+    coef = np.zeros((len(ahead), len(observed)))
     coef[:, -1] = 1
-    return _ready(inputs, targets, coef)
+    return _ready(observed, ahead, coef)
 
 
-def linear_trend(inputs: Sequence[int], targets: Sequence[int]) -> ModelFarcaster:
+def linear_trend(inputs: Iterable[int], targets: Iterable[int]) -> ModelFarcaster:
     """The least-squares line through each weight's inputs, read off at the targets.
 
     ``A[k, j] = 1/p + (t_k - mean t) (T_j - mean t) / sum_k (t_k - mean t)^2`` with the input steps
@@ -49,7 +44,7 @@ def linear_trend(inputs: Sequence[int], targets: Sequence[int]) -> ModelFarcaste
 
     Parameters
     ----------
-    inputs, targets : sequence of int
+    inputs, targets : iterable of int
         Increasing steps; at least two inputs.
 
     Returns
@@ -57,22 +52,21 @@ def linear_trend(inputs: Sequence[int], targets: Sequence[int]) -> ModelFarcaste
     ModelFarcaster
         Ready to predict, for any tensor names.
     """
-    t = np.array(steps(inputs, "inputs"), dtype=np.float64)
-    ahead = np.array(steps(targets, "targets"), dtype=np.float64)
-    if t.size < 2:
-        raise WfcastError(f"inputs is {tuple(inputs)}, expected at least two steps for a line")
-    centred = t - t.mean()
-    return _ready(
-        inputs, targets, 1 / t.size + np.outer(ahead - t.mean(), centred) / (centred @ centred)
-    )
+    observed, ahead = steps(inputs, "inputs"), steps(targets, "targets")
+    if len(observed) < 2:
+        raise WfcastError(f"inputs is {observed}, expected at least two steps for a line")
+    t = np.array(observed, dtype=np.float64)
+    centred, later = t - t.mean(), np.array(ahead, dtype=np.float64) - t.mean()
+    coef = 1 / t.size + np.outer(later, centred) / (centred @ centred)
+    return _ready(observed, ahead, coef)
 
 
-def average(inputs: Sequence[int]) -> ModelFarcaster:
+def average(inputs: Iterable[int]) -> ModelFarcaster:
     """The mean of the inputs: ``A[k] = 1/p``. Its single target is the last input's step.
 
     Parameters
     ----------
-    inputs : sequence of int
+    inputs : iterable of int
         Increasing steps.
 
     Returns
@@ -80,5 +74,5 @@ def average(inputs: Sequence[int]) -> ModelFarcaster:
     ModelFarcaster
         Ready to predict, for any tensor names; `predict` needs no step.
     """
-    found = steps(inputs, "inputs")
-    return _ready(inputs, found[-1:], np.full((1, len(found)), 1 / len(found)))
+    observed = steps(inputs, "inputs")
+    return _ready(observed, observed[-1:], np.full((1, len(observed)), 1 / len(observed)))

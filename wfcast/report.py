@@ -14,9 +14,18 @@ from typing import Any
 from . import _core
 from ._errors import CheckpointError
 from ._fit import threads
-from .checkpoint import open_checkpoint, role
+from .checkpoint import Checkpoint, open_checkpoint, role
 
-__all__ = ["KINDS", "Errors", "by_kind", "compare_checkpoints", "describe", "kind_of", "total"]
+__all__ = [
+    "KINDS",
+    "Errors",
+    "by_kind",
+    "compare_checkpoints",
+    "describe",
+    "kind_of",
+    "sums_of",
+    "total",
+]
 
 KINDS = ("embedding", "attention", "feed-forward", "layer norm", "bias", "head", "other")
 """The kinds of tensors that a report tells apart, in the order in which it shows them."""
@@ -134,9 +143,7 @@ def compare_checkpoints(
         open_checkpoint(predicted, "the first checkpoint"),
         open_checkpoint(true, "the second checkpoint"),
     )
-    shapes_a, shapes_b = (
-        {n: t.shape for n, t in c.tensors.items() if role(t.dtype) == "forecast"} for c in (a, b)
-    )
+    shapes_a, shapes_b = ({n: c.tensors[n].shape for n in _floating(c)} for c in (a, b))
     for one, other, where in ((shapes_a, shapes_b, a.what), (shapes_b, shapes_a, b.what)):
         only = sorted(one.keys() - other.keys())
         if only:
@@ -157,6 +164,19 @@ def compare_checkpoints(
         if progress is not None:
             progress(name, result[name].n)
     return result
+
+
+def sums_of(checkpoint: Checkpoint) -> dict[str, Errors]:
+    """The sums over the weights of every floating tensor: its errors against itself, by name."""
+    result = {}
+    for name in _floating(checkpoint):
+        array = checkpoint.column(name).array
+        result[name] = Errors(**_core.error_sums(array, array))
+    return result
+
+
+def _floating(checkpoint: Checkpoint) -> list[str]:
+    return [n for n, t in checkpoint.tensors.items() if role(t.dtype) == "forecast"]
 
 
 def total(errors: Iterable[Errors]) -> Errors:

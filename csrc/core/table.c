@@ -160,10 +160,9 @@ static void extent(const wf_table *table, ptrdiff_t c, uintptr_t *low, uintptr_t
     *high = (uintptr_t)column->data + (uintptr_t)above;
 }
 
-/* Two columns with the same strides, the outermost of which keep rows apart, as columns of one 2-D
- * array do: they never meet when their distance is not a possible sum of strides. Checked for one
- * and two dimensions by the residue of the distance modulo the greatest common divisor of all
- * strides. */
+/* Columns whose extents overlap but that never meet, as columns of one 2-D array: every address of
+ * a column is its start plus a multiple of the greatest common divisor of both columns' strides, so
+ * their distance modulo it says how near two elements can come. */
 static int interleaved(const wf_table *table, const wf_column *a, const wf_column *b)
 {
     ptrdiff_t divisor = 0;

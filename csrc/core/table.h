@@ -17,9 +17,7 @@ void wf_table_coalesce(wf_table *table);
 /* Every column is one contiguous run of its own dtype, aligned to it (after coalescing). */
 int wf_table_contiguous(const wf_table *table);
 
-/* Calls run(context, done, pointer, stride, count) for each run of constant stride that rows
- * [start, start + n) of a column fall into; done counts the rows before the run. Written as an
- * iterator so that packing loops stay inline. */
+/* Walks the runs of constant stride that rows [start, start + n) of a column fall into. */
 typedef struct {
     const wf_table *table;
     const wf_column *column;

@@ -71,10 +71,11 @@ static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrd
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;
-    wf_dtype dtype = WF_I64;
-    const int known =
-        groups ? (PyArray_TYPE(array) == NPY_INT64 ? 0 : -1) : dtype_of(array, &dtype);
-    if (known != 0) {
+    wf_dtype dtype = WF_I64; /* long or long long: two type numbers of one size */
+    const int known = groups
+                          ? PyTypeNum_ISSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8
+                          : dtype_of(array, &dtype) == 0;
+    if (!known) {
         PyErr_Format(
             PyExc_TypeError, "%s %zd has dtype %R, expected %s", what, index, PyArray_DESCR(array),
             groups ? "int64" : "float64, float32, float16 or uint16 (the bits of bfloat16)");

@@ -16,6 +16,7 @@
 typedef struct {
     PyObject *nonfinite; /* exception: (kind, column, row) */
     PyObject *fit_type;
+    PyObject *disabled; /* str: the instruction sets that were asked to be off at import */
 } wf_module_state;
 
 extern PyModuleDef wf_module;

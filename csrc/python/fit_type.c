@@ -5,7 +5,8 @@
 #include <time.h>
 
 typedef struct {
-    PyObject_HEAD wf_fit *fit;
+    PyObject_HEAD
+    wf_fit *fit;
     ptrdiff_t p, m, n_groups;
     int busy; /* a call is under way with the GIL released */
 } fit_object;
@@ -105,10 +106,17 @@ static void fit_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static int enter(fit_object *self)
+static int is_busy(const fit_object *self)
 {
     if (self->busy) {
         PyErr_SetString(PyExc_RuntimeError, "this Fit is in use by another thread");
+    }
+    return self->busy;
+}
+
+static int enter(fit_object *self)
+{
+    if (is_busy(self)) {
         return -1;
     }
     if (!wf_fit_needs_pass(self->fit)) {
@@ -122,7 +130,8 @@ static int enter(fit_object *self)
 static PyObject *fit_needs_pass(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    return PyBool_FromLong(wf_fit_needs_pass(((fit_object *)object)->fit));
+    const fit_object *self = (fit_object *)object;
+    return is_busy(self) ? NULL : PyBool_FromLong(wf_fit_needs_pass(self->fit));
 }
 
 /* Trajectories of a segment: one number, an array, or None where the fit has none. */
@@ -177,9 +186,10 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
     }
     wf_fault fault = {0, 0};
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
-    Py_END_ALLOW_THREADS result =
-        status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
+    Py_END_ALLOW_THREADS
+    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
 done:
     self->busy = 0;
     wf_arrays_release(&arrays);
@@ -230,6 +240,9 @@ static PyObject *fit_result(PyObject *object, PyObject *unused)
 {
     (void)unused;
     fit_object *self = (fit_object *)object;
+    if (is_busy(self)) {
+        return NULL;
+    }
     if (wf_fit_needs_pass(self->fit)) {
         PyErr_SetString(PyExc_RuntimeError, "this Fit needs another pass before it has a result");
         return NULL;

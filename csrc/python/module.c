@@ -64,14 +64,11 @@ static PyObject *core_apply(PyObject *module, PyObject *args)
     if (!intercept || check_overlap(&arrays.table, p) != 0) {
         goto done;
     }
-    Py_INCREF(coef_object);
-    Py_INCREF(intercept_object);
     wf_fault fault = {0, 0};
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
-    Py_END_ALLOW_THREADS Py_DECREF(coef_object);
-    Py_DECREF(intercept_object);
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
+    Py_END_ALLOW_THREADS
     if (status == WF_NONFINITE_OUT) {
         fault.column -= p;
     }
@@ -92,13 +89,12 @@ static int pair_errors(PyObject *a, PyObject *b, int n_threads, wf_errors *error
         goto done;
     }
     wf_status status;
-    Py_BEGIN_ALLOW_THREADS status = wf_error_sums(&arrays.table, n_threads, errors);
-    Py_END_ALLOW_THREADS if (status == WF_OK)
-    {
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_error_sums(&arrays.table, n_threads, errors);
+    Py_END_ALLOW_THREADS
+    if (status == WF_OK) {
         good = 0;
-    }
-    else
-    {
+    } else {
         PyErr_NoMemory();
     }
 done:
@@ -164,13 +160,14 @@ static PyObject *core_triad(PyObject *module, PyObject *args)
     float *to = PyArray_DATA((PyArrayObject *)out);
     const float *from = PyArray_DATA((PyArrayObject *)a), *other = PyArray_DATA((PyArrayObject *)b);
     const ptrdiff_t n = PyArray_SIZE((PyArrayObject *)out);
-    Py_BEGIN_ALLOW_THREADS wf_triad(to, from, other, (float)scalar, n, n_threads);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    wf_triad(to, from, other, (float)scalar, n, n_threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static PyObject *core_config(PyObject *module, PyObject *unused)
 {
-    (void)module;
     (void)unused;
     PyObject *available = PyList_New(0);
     for (const char *const *name = wf_isa_available(); available && *name; name++) {
@@ -183,9 +180,8 @@ static PyObject *core_config(PyObject *module, PyObject *unused)
     if (!available) {
         return NULL;
     }
-    const char *disabled = getenv("WFCAST_DISABLE_CPU_FEATURES");
-    return Py_BuildValue("{sssNsssssi}", "isa", wf_isa(), "available", available, "disabled",
-                         disabled ? disabled : "", "blas", wf_blas_config(), "n_threads",
+    return Py_BuildValue("{sssNsOsssi}", "isa", wf_isa(), "available", available, "disabled",
+                         wf_state_of(module)->disabled, "blas", wf_blas_config(), "n_threads",
                          wf_cpu_count());
 }
 
@@ -217,13 +213,15 @@ static PyMethodDef functions[] = {
 static int start(PyObject *module)
 {
     import_array1(-1);
-    wf_setup(getenv("WFCAST_DISABLE_CPU_FEATURES"));
+    const char *disabled = getenv("WFCAST_DISABLE_CPU_FEATURES");
+    wf_setup(disabled);
     wf_module_state *state = wf_state_of(module);
+    state->disabled = PyUnicode_DecodeFSDefault(disabled ? disabled : "");
     state->nonfinite = PyErr_NewExceptionWithDoc(
         "wfcast._core.NonFinite", "(kind, column, row) of the first value that is not finite.",
         PyExc_ValueError, NULL);
     state->fit_type = wf_fit_type_new(module);
-    if (!state->nonfinite || !state->fit_type ||
+    if (!state->disabled || !state->nonfinite || !state->fit_type ||
         PyModule_AddObjectRef(module, "NonFinite", state->nonfinite) != 0 ||
         PyModule_AddObjectRef(module, "Fit", state->fit_type) != 0) {
         return -1;
@@ -236,6 +234,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg)
     wf_module_state *state = wf_state_of(module);
     Py_VISIT(state->nonfinite);
     Py_VISIT(state->fit_type);
+    Py_VISIT(state->disabled);
     return 0;
 }
 
@@ -244,6 +243,7 @@ static int clear(PyObject *module)
     wf_module_state *state = wf_state_of(module);
     Py_CLEAR(state->nonfinite);
     Py_CLEAR(state->fit_type);
+    Py_CLEAR(state->disabled);
     return 0;
 }
 

@@ -12,6 +12,16 @@ from typing import BinaryIO
 from .._errors import CheckpointError
 
 
+def check_target(target: Path) -> None:
+    """Raise CheckpointError where `target` cannot be a file: to know before long work."""
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
+        )
+    if target.is_dir():
+        raise CheckpointError(f"cannot write {str(target)!r}: it is a folder, expected a file name")
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `target` when the block ends without an error.
@@ -27,11 +37,8 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     OSError
         The disk is full, the folder read-only, or the like.
     """
+    check_target(target)
     folder = target.parent
-    if not folder.is_dir():
-        raise CheckpointError(f"cannot write {str(target)!r}: there is no folder {str(folder)!r}")
-    if target.is_dir():
-        raise CheckpointError(f"cannot write {str(target)!r}: it is a folder, expected a file name")
     temporary = folder / f".{target.name[:200]}.{secrets.token_hex(6)}.tmp"
     descriptor = os.open(
         temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666

@@ -52,6 +52,7 @@ DTYPES = {
     "F6_E3M2": ("float6_e3m2fn", 6),
     "F4": ("float4_e2m1fn", 4),
 }
+METADATA = "__metadata__"  # the header's entry that is no tensor
 _CODES = {name: code for code, (name, _) in DTYPES.items()}
 _BITS = dict(DTYPES.values())
 
@@ -169,6 +170,11 @@ class SafetensorsWriter:
         It appears when the ``with`` block ends without an error, and is untouched otherwise.
     tensors : iterable of Tensor
     metadata : mapping of str to str
+
+    Raises
+    ------
+    CheckpointError
+        The format cannot hold a tensor of that name.
     """
 
     def __init__(
@@ -176,6 +182,11 @@ class SafetensorsWriter:
     ) -> None:
         # the order that the library writes: wide dtypes first, so that every tensor is aligned
         self._tensors = sorted(tensors, key=lambda t: (-_BITS[t.dtype], t.name))
+        for tensor in self._tensors:
+            if tensor.name == METADATA or not _is_utf8(tensor.name):
+                raise CheckpointError(
+                    f"{tensor.name!r} cannot be the name of a tensor in a safetensors file"
+                )
         self.order = tuple(t.name for t in self._tensors)
         self.target = target
         self._header = _header(self._tensors, metadata)
@@ -209,8 +220,16 @@ class SafetensorsWriter:
         self._atomic.__exit__(kind, value, trace)
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for tensor in tensors:
         stop = start + tensor.size * _BITS[tensor.dtype] // 8
