@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wfcast._terminal import table  # noqa: F401  for the programs that import this module
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 PACKAGES = (
@@ -214,21 +216,6 @@ def print_targets(targets: Iterable[Target]) -> None:
 
 
 # ---- output -----------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Columns as wide as their widest cell; the first `left` of them flush left, the rest right."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if k < left else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
 
 
 def number(value: float | None, form: str = ".3g", missing: str = "-") -> str:

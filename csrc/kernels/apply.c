@@ -237,8 +237,7 @@ static ptrdiff_t row_at(const wf_table *table, ptrdiff_t column, const char *poi
     return 0;
 }
 
-/* From what a sweep flagged to the first value at fault, inputs before outputs; WF_OK when a flag
- * was raised by an unused lane only. */
+/* From what a sweep flagged to the first value at fault, inputs before outputs. */
 static wf_status locate(wf_status status, const apply_job *job, const wf_table *given, ptrdiff_t p,
                         wf_fault *fault)
 {

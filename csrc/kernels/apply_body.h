@@ -1,7 +1,7 @@
 /* Stamps one apply kernel. The includer defines NAME(x) to suffix names, T the element type, C the
  * compute type, V its vector and W the elements in it, TILE the running sums to have at a time,
- * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), STORE and STREAM (of an R), and BAD,
- * NOTE and ANY, which gather whether an R held NaN or infinity.
+ * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), STORE, STREAM and RELOAD (of an R), and
+ * BAD, NOTE and ANY, which gather whether an R held NaN or infinity.
  *
  * One look at the outputs sees the inputs too: whatever the coefficients, one NaN or infinity among
  * the terms of a sum makes the sum NaN or infinite. */
@@ -25,11 +25,11 @@ static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T
     }
     BAD bad = {0};
     for (int j = 0; j < r; j++) {
-        const R rounded = ROUND(acc[j]);
-        T out[W];
-        STORE(out, rounded);
-        memcpy(y[j] + at, out, (size_t)part * sizeof(T));
-        bad = NOTE(bad, rounded); /* unused lanes: b_j, see locate() */
+        T out[W], used[W] = {0}; /* unused lanes hold b_j, which is nobody's result */
+        STORE(out, ROUND(acc[j]));
+        memcpy(used, out, (size_t)part * sizeof(T));
+        memcpy(y[j] + at, used, (size_t)part * sizeof(T));
+        bad = NOTE(bad, RELOAD(used));
     }
     finite->bad |= ANY(bad);
 }
@@ -191,3 +191,4 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
 #undef ANY
 #undef STORE
 #undef STREAM
+#undef RELOAD

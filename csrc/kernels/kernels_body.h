@@ -33,6 +33,7 @@
 #define ANY vf_any
 #define STORE vf_store_f32
 #define STREAM vf_stream_f32
+#define RELOAD vf_load_f32
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, f16, kernel)
@@ -51,6 +52,7 @@
 #define ANY vh_any
 #define STORE vh_store
 #define STREAM vh_stream
+#define RELOAD vh_load
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, bf16, kernel)
@@ -69,6 +71,7 @@
 #define ANY vb_any
 #define STORE vb_store
 #define STREAM vb_stream
+#define RELOAD vb_load
 #include "kernels/apply_body.h"
 
 #define NAME(x) PASTE(x, f64, kernel)
@@ -87,6 +90,7 @@
 #define ANY vd_any
 #define STORE vd_store_f64
 #define STREAM vd_stream_f64
+#define RELOAD vd_load_f64
 #include "kernels/apply_body.h"
 
 /* -- conversions of contiguous runs, unaligned allowed -- */
@@ -146,14 +150,14 @@ static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, flo
 {
     ptrdiff_t i = 0;
     for (; i < n && (uintptr_t)(out + i) % (FW * sizeof(float)); i++) {
-        out[i] = a[i] + scalar * b[i];
+        out[i] = __builtin_fmaf(scalar, b[i], a[i]);
     }
     const vf s = vf_set1(scalar);
     for (; i + FW <= n; i += FW) {
         vf_stream_f32(out + i, vf_fma(s, vf_load_f32(b + i), vf_load_f32(a + i)));
     }
     for (; i < n; i++) {
-        out[i] = a[i] + scalar * b[i];
+        out[i] = __builtin_fmaf(scalar, b[i], a[i]);
     }
 }
 

@@ -33,6 +33,9 @@ static int listed(const char *list, const char *name)
 
 void wf_setup(const char *disabled)
 {
+    if (names[0]) { /* a second module object must not change kernels that may be running */
+        return;
+    }
     const wf_kernels *found[MOST];
     int n = 0;
 #if defined(WF_X86)

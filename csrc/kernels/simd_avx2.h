@@ -61,6 +61,10 @@ static inline int vh_any(vh_bad bad)
 {
     return _mm_movemask_epi8(_mm_cmpgt_epi16(bad, _mm_set1_epi16(0x7bff))) != 0;
 }
+static inline vh vh_load(const uint16_t *p)
+{
+    return _mm_loadu_si128((const __m128i *)p);
+}
 static inline void vh_store(uint16_t *p, vh x)
 {
     _mm_storeu_si128((__m128i *)p, x);
@@ -107,6 +111,10 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi16(bad, _mm256_set1_epi16(0x7f7f))) != 0;
+}
+static inline vb vb_load(const uint16_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

@@ -61,6 +61,10 @@ static inline int vh_any(vh_bad bad)
 {
     return _mm256_cmpge_epu16_mask(bad, _mm256_set1_epi16(0x7c00)) != 0;
 }
+static inline vh vh_load(const uint16_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
 static inline void vh_store(uint16_t *p, vh x)
 {
     _mm256_storeu_si256((__m256i *)p, x);
@@ -107,6 +111,10 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return _mm512_cmpge_epu16_mask(bad, _mm512_set1_epi16(0x7f80)) != 0;
+}
+static inline vb vb_load(const uint16_t *p)
+{
+    return _mm512_loadu_si512(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

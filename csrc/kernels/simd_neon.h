@@ -61,6 +61,10 @@ static inline int vh_any(vh_bad bad)
 {
     return vmaxv_u16(bad) >= 0x7c00;
 }
+static inline vh vh_load(const uint16_t *p)
+{
+    return vld1_u16(p);
+}
 static inline void vh_store(uint16_t *p, vh x)
 {
     vst1_u16(p, x);
@@ -108,6 +112,10 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return vmaxvq_u16(bad) >= 0x7f80;
+}
+static inline vb vb_load(const uint16_t *p)
+{
+    return vld1q_u16(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

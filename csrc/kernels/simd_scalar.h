@@ -67,6 +67,10 @@ static inline int vh_any(vh_bad bad)
 {
     return bad;
 }
+static inline vh vh_load(const uint16_t *p)
+{
+    return load_16(p);
+}
 static inline void vh_store(uint16_t *p, vh x)
 {
     *p = x;
@@ -103,6 +107,10 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return bad;
+}
+static inline vb vb_load(const uint16_t *p)
+{
+    return load_16(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {
