@@ -217,6 +217,21 @@ def test_a_large_hinge_solution_cannot_be_improved(beta):
     assert_no_step_improves(rng, got, X, Y, groups, first_update, beta)
 
 
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.1), (0, 0.6), (0, 0.9), (4, 0.9)])
+def test_hinge_on_rows_of_many_orders_of_magnitude(seed, share):
+    """A few rows decide; the others must not hold up the interior point method."""
+    rng = np.random.default_rng(seed)
+    X, Y = fits.trajectories(rng, 20_000, 2, 2, np.float64)
+    size = 10.0 ** rng.uniform(-8, 8, (len(X), 1))
+    X, Y = X * size, Y * size
+    groups, first_update = np.zeros(len(X), int), np.array([np.abs(np.diff(Y)).sum() * share])
+    got = fits.fit(X, Y, groups, first_update, 1e-2)
+    value = reference.objective(X, Y, got["coef"], got["intercept"], groups, first_update, 1e-2)
+    np.testing.assert_allclose(got["objective"], value, rtol=1e-9)
+    assert got["converged"]
+    assert got["dual_gap"] <= 1e-9
+
+
 @settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),

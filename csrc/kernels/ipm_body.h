@@ -1,50 +1,43 @@
 /* The row loops of the interior point method (solve/ipm.c, where the formulas come from), written
  * as plain loops over independent rows, which the compiler turns into vectors. */
 
-/* What both directions need of a row, from the current point. */
-typedef struct {
-    double kp, km; /* mu/sp - rp, mu/sm - rm */
-    double alpha, gamma, w;
-} ipm_terms;
-
-static inline __attribute__((always_inline)) ipm_terms
-ipm_terms_of(double rp, double rm, double sp, double sm, double extra_p, double extra_m)
-{
-    const double ip = 1 / sp, im = 1 / sm;
-    ipm_terms r;
-    r.alpha = rp * ip;
-    r.gamma = rm * im;
-    r.w = 1 / (r.alpha + r.gamma);
-    r.kp = extra_p * ip - rp;
-    r.km = extra_m * im - rm;
-    return r;
-}
-
-static void ipm_weights(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, double target,
-                        int corrected, double *restrict w, double *restrict e)
-{
-    const double *rp = rows->rp + at, *rm = rows->rm + at, *sp = rows->sp + at, *sm = rows->sm + at;
-    const double *rho = rows->rho + at, *cp = rows->drp + at, *cm = rows->drm + at;
-    if (corrected) {
-        for (ptrdiff_t i = 0; i < n; i++) {
-            const ipm_terms r =
-                ipm_terms_of(rp[i], rm[i], sp[i], sm[i], target - cp[i], target - cm[i]);
-            w[i] = r.w;
-            e[i] = (r.kp - r.km + rho[i]) * r.w;
-        }
-    } else {
-        for (ptrdiff_t i = 0; i < n; i++) {
-            const ipm_terms r = ipm_terms_of(rp[i], rm[i], sp[i], sm[i], 0, 0);
-            w[i] = r.w;
-            e[i] = (r.kp - r.km + rho[i]) * r.w;
-        }
-    }
-}
-
 /* The larger of two, the second where the first is NaN. */
 static inline double larger(double a, double b)
 {
     return a > b ? a : b;
+}
+
+static inline double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
+/* With D = rp sm + rm sp the weight 1 / (rp / sp + rm / sm) is sp sm / D, and there is one division
+ * to make. Divisions are what these loops wait for. */
+static inline __attribute__((always_inline)) void
+ipm_weights_of(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, double target, int corrected,
+               double *restrict w, double *restrict e)
+{
+    const double *rp = rows->rp + at, *rm = rows->rm + at, *sp = rows->sp + at, *sm = rows->sm + at;
+    const double *rho = rows->rho + at, *cp = rows->drp + at, *cm = rows->drm + at;
+    const double *weight = rows->weight + at;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const double both = sp[i] * sm[i], inverse = 1 / (rp[i] * sm[i] + rm[i] * sp[i]);
+        const double mu = target * weight[i];
+        const double more = corrected ? (mu - cp[i]) * sm[i] - (mu - cm[i]) * sp[i] : 0;
+        w[i] = both * inverse;
+        e[i] = ((rho[i] - rp[i] + rm[i]) * both + more) * inverse;
+    }
+}
+
+static void ipm_weights(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, double target,
+                        int corrected, double *w, double *e)
+{
+    if (corrected) {
+        ipm_weights_of(n, rows, at, target, 1, w, e);
+    } else {
+        ipm_weights_of(n, rows, at, 0, 0, w, e);
+    }
 }
 
 static double largest(ptrdiff_t n, const double *x)
@@ -73,24 +66,26 @@ ipm_direction_of(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const doubl
 {
     const double *restrict rp = rows->rp + at, *restrict rm = rows->rm + at;
     const double *restrict sp = rows->sp + at, *restrict sm = rows->sm + at;
-    const double *restrict rho = rows->rho + at;
+    const double *restrict rho = rows->rho + at, *restrict weight = rows->weight + at;
     double *restrict da = rows->da + at, *restrict drp = rows->drp + at,
                      *restrict drm = rows->drm + at;
-    double decrease[4][WF_IPM_CHUNK], sums[3][WF_IPM_CHUNK];
+    double primal[WF_IPM_CHUNK], dual[WF_IPM_CHUNK], sums[3][WF_IPM_CHUNK];
     INDEPENDENT
     for (ptrdiff_t i = 0; i < n; i++) {
-        const ipm_terms r =
-            ipm_terms_of(rp[i], rm[i], sp[i], sm[i], corrected ? target - drp[i] : 0,
-                         corrected ? target - drm[i] : 0);
-        const double change =
-            r.w * (t[i] - (r.kp - r.km) - rho[i] + (r.alpha - r.gamma) * dlambda[i]);
+        const double both = sp[i] * sm[i], inverse = 1 / both;
+        const double ip = sm[i] * inverse, im = sp[i] * inverse;
+        const double kp = corrected ? target * weight[i] - drp[i] : 0;
+        const double km = corrected ? target * weight[i] - drm[i] : 0;
+        const double change = ((t[i] - rho[i] + rp[i] - rm[i]) * both - (kp * sm[i] - km * sp[i]) +
+                               (rp[i] * sm[i] - rm[i] * sp[i]) * dlambda[i]) /
+                              (rp[i] * sm[i] + rm[i] * sp[i]);
         const double dsp = dlambda[i] - change, dsm = dlambda[i] + change;
-        const double dp = r.kp - r.alpha * dsp, dm = r.km - r.gamma * dsm;
-        decrease[0][i] = -dp / rp[i];
-        decrease[1][i] = -dm / rm[i];
-        decrease[2][i] = -dsp / sp[i];
-        decrease[3][i] = -dsm / sm[i];
+        const double dp = (kp - rp[i] * dsp) * ip - rp[i], dm = (km - rm[i] * dsm) * im - rm[i];
         const double product_p = dp * dsp, product_m = dm * dsm;
+        const double across = corrected ? 1 / (rp[i] * rm[i]) : 0;
+        primal[i] = corrected ? larger(-dp * rm[i] * across, -dm * rp[i] * across)
+                              : 1 + larger(dsp * ip, dsm * im);
+        dual[i] = larger(-dsp * ip, -dsm * im);
         sums[0][i] = rp[i] * dsp + rm[i] * dsm;
         sums[1][i] = sp[i] * dp + sm[i] * dm;
         sums[2][i] = product_p + product_m;
@@ -98,10 +93,8 @@ ipm_direction_of(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const doubl
         drp[i] = corrected ? dp : product_p;
         drm[i] = corrected ? dm : product_m;
     }
-    for (int k = 0; k < 2; k++) {
-        direction->primal = larger(largest(n, decrease[k]), direction->primal);
-        direction->dual = larger(largest(n, decrease[2 + k]), direction->dual);
-    }
+    direction->primal = larger(largest(n, primal), direction->primal);
+    direction->dual = larger(largest(n, dual), direction->dual);
     for (int k = 0; k < 3; k++) {
         direction->sums[k] += sum(n, sums[k]);
     }
@@ -118,18 +111,29 @@ static void ipm_direction(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, co
     }
 }
 
+/* A product that has fallen below `least` of its share of mu would have its row leap from bound to
+ * bound: rp and rm rise together, as only their difference is bound, to no more than that share on
+ * the other side. */
 static void ipm_move(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at,
-                     const double *restrict dlambda, double primal, double dual)
+                     const double *restrict dlambda, double primal, double dual, double mu,
+                     double least)
 {
     double *restrict rp = rows->rp + at, *restrict rm = rows->rm + at;
     double *restrict sp = rows->sp + at, *restrict sm = rows->sm + at;
     const double *restrict da = rows->da + at, *restrict drp = rows->drp + at,
-                           *restrict drm = rows->drm + at;
+                           *restrict drm = rows->drm + at, *restrict weight = rows->weight + at;
     INDEPENDENT
     for (ptrdiff_t i = 0; i < n; i++) {
-        rp[i] += primal * drp[i];
-        rm[i] += primal * drm[i];
-        sp[i] += dual * (dlambda[i] - da[i]);
-        sm[i] += dual * (dlambda[i] + da[i]);
+        const double up = rp[i] + primal * drp[i], um = rm[i] + primal * drm[i];
+        const double vp = sp[i] + dual * (dlambda[i] - da[i]);
+        const double vm = sm[i] + dual * (dlambda[i] + da[i]);
+        const double inverse = mu * weight[i] / (vp * vm);
+        const double wp = vm * inverse, wm = vp * inverse; /* of rp and rm on the central path */
+        const double missing = larger(least * wp - up, least * wm - um);
+        const double rise = larger(smaller(missing, smaller(wp, wm)), 0);
+        rp[i] = up + rise;
+        rm[i] = um + rise;
+        sp[i] = vp;
+        sm[i] = vm;
     }
 }

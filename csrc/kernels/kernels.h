@@ -33,6 +33,7 @@ enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit 
 
 typedef struct {
     double *rp, *rm, *sp, *sm;
+    double *weight;         /* on the central path rp sp = rm sm = weight * mu */
     double *rho;            /* what the row equation misses */
     double *da, *drp, *drm; /* step; after the first direction drp and drm hold the second-order
                                corrections of the two products, which the second one reads */
@@ -80,8 +81,9 @@ typedef struct {
     void (*ipm_direction)(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const double *t,
                           const double *dlambda, double target, int corrected,
                           wf_ipm_direction *direction);
+    /* Takes the steps, and lifts products below `least` of weight * mu. */
     void (*ipm_move)(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, const double *dlambda,
-                     double primal, double dual);
+                     double primal, double dual, double mu, double least);
 } wf_kernels;
 
 /* The table in use. Set once by wf_setup, and by wf_isa_select in tests. */

@@ -9,6 +9,8 @@
 
 enum { MOST_ITERATIONS = 120, PATIENCE = 12 };
 
+static const double LEAST = 0.5; /* of its share of mu, for a product of a row */
+
 /* -- products with the rows -- */
 
 /* Two parts are held as z_1 and z_0 - z_1: where the hinge presses the difference to zero, its
@@ -148,8 +150,9 @@ static void gather_hinges(wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptrd
     for (ptrdiff_t i = i0; i < i0 + n; i++) {
         const double ip = 1 / r->sp[i], im = 1 / r->sm[i];
         const double alpha = r->rp[i] * ip, gamma = r->rm[i] * im, w = 1 / (alpha + gamma);
-        const double kp = (corrected ? (target - r->drp[i]) * ip : 0) - r->rp[i];
-        const double km = (corrected ? (target - r->drm[i]) * im : 0) - r->rm[i];
+        const double mu = target * r->weight[i];
+        const double kp = (corrected ? (mu - r->drp[i]) * ip : 0) - r->rp[i];
+        const double km = (corrected ? (mu - r->drm[i]) * im : 0) - r->rm[i];
         const int32_t j = b->group[i];
         h->phi[j] += kp + km - (alpha - gamma) * e[i - i0];
         if (matrix) {
@@ -316,7 +319,7 @@ static wf_ipm_direction expand(wf_ipm_state *s, double target, int corrected, do
     return d;
 }
 
-static void move(wf_ipm_state *s, double primal, double dual, double *dlambda)
+static void move(wf_ipm_state *s, double primal, double dual, double mu, double *dlambda)
 {
     for (int k = 0; k < s->Q; k++) {
         s->z[k] += primal * s->dz[k];
@@ -333,7 +336,8 @@ static void move(wf_ipm_state *s, double primal, double dual, double *dlambda)
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             spread(s, b, i0, n, dlambda);
-            wf_k->ipm_move(n, &b->rows, i0, dlambda, primal, dual);
+            /* difference rows enter their hinge by rp + rm, which must not change by itself */
+            wf_k->ipm_move(n, &b->rows, i0, dlambda, primal, dual, mu, b->kind == 2 ? 0 : LEAST);
         }
     }
 }
@@ -363,10 +367,7 @@ static double complementarity(const wf_ipm_state *s, double *value)
 
 static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, double *room)
 {
-    double pairs = 2.0 * (double)s->hinge.n;
-    for (int blk = 0; blk < s->n_blocks; blk++) {
-        pairs += 2.0 * (double)s->block[blk].n;
-    }
+    const double pairs = s->pairs;
     double best = INFINITY, size_g = 1;
     int waited = 0;
     for (int iteration = 0; iteration < MOST_ITERATIONS; iteration++) {
@@ -423,7 +424,9 @@ static wf_status iterate(wf_ipm_state *s, int (*stop)(void *), void *context, do
         if (!isfinite(full.sums[0] + full.sums[1]) || fmax(primal, dual) < 1e-12) {
             return WF_OK;
         }
-        move(s, primal, dual, room);
+        const double rest =
+            products + dual * full.sums[0] + primal * full.sums[1] + primal * dual * full.sums[2];
+        move(s, primal, dual, fmax(rest, 0) / pairs, room);
     }
     return WF_OK;
 }

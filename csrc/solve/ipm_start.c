@@ -52,6 +52,21 @@ static double residuals(wf_ipm_state *s, wf_block *b, double *room)
     return b->n ? total / (double)b->n : 0;
 }
 
+/* A row weighs what its size is: were all to keep the same distance from their bounds, rows of
+ * little size, which decide nothing, would hold up the others. */
+static void weigh_rows(wf_ipm_state *s, wf_block *b)
+{
+    const double least = 1e-10;
+    for (ptrdiff_t i = 0; i < b->n; i++) {
+        double h2 = 0;
+        for (int k = 0; k < s->q; k++) {
+            h2 += b->x[k * b->n + i] * b->x[k * b->n + i];
+        }
+        b->rows.weight[i] = fmax(sqrt(h2 / s->q), least);
+        s->pairs += 2 * b->rows.weight[i];
+    }
+}
+
 void wf_ipm_start(wf_ipm_state *s, double *room)
 {
     const wf_ipm *problem = s->problem;
@@ -77,6 +92,7 @@ void wf_ipm_start(wf_ipm_state *s, double *room)
         wf_ipm_scatter(s, part, problem->g + part * s->q, s->g);
     }
     wf_hinges *h = &s->hinge;
+    s->pairs = 2 * (double)h->n;
     for (ptrdiff_t j = 0; j < h->n; j++) {
         h->c[j] = problem->c[j] / s->scale;
         h->total[j] = 0;
@@ -86,11 +102,13 @@ void wf_ipm_start(wf_ipm_state *s, double *room)
         wf_block *b = &s->block[blk];
         const double room_at_zero = 0.1 * mean[blk] / s->scale + 1e-3;
         const double lambda = b->kind == 2 ? problem->eta / 2 : 1;
+        weigh_rows(s, b);
         for (ptrdiff_t i = 0; i < b->n; i++) {
             const double e = b->rows.rho[i] / s->scale;
             b->y[i] /= s->scale;
-            b->rows.rp[i] = fmax(e, 0) + room_at_zero;
-            b->rows.rm[i] = fmax(-e, 0) + room_at_zero;
+            const double more = room_at_zero * b->rows.weight[i] + 0.1 * fabs(e);
+            b->rows.rp[i] = fmax(e, 0) + more;
+            b->rows.rm[i] = fmax(-e, 0) + more;
             b->rows.sp[i] = b->rows.sm[i] = lambda;
             if (b->kind == 2) {
                 h->total[b->group[i]] += b->rows.rp[i] + b->rows.rm[i];
@@ -127,7 +145,7 @@ wf_status wf_ipm_allocate(wf_ipm_state *s, double **room)
     }
     rows += problem->difference.n;
     const ptrdiff_t room_size = q * q + 3 * q + (4 + (q > WF_IPM_SMALL_Q ? q : 1)) * WF_IPM_CHUNK;
-    const ptrdiff_t size = 9 * rows + (14 + 2 * q) * S + 6 * Q + 3 * Q * Q + room_size;
+    const ptrdiff_t size = 10 * rows + (14 + 2 * q) * S + 6 * Q + 3 * Q * Q + room_size;
     s->arena = calloc((size_t)size, sizeof *s->arena);
     if (!s->arena) {
         return WF_NO_MEMORY;
@@ -141,8 +159,9 @@ wf_status wf_ipm_allocate(wf_ipm_state *s, double **room)
         wf_block *b = &s->block[s->n_blocks++];
         *b = (wf_block){
             .kind = kind, .n = from->n, .x = from->x, .group = kind == 2 ? problem->group : NULL};
-        double **fields[] = {&b->y,        &b->rows.rp, &b->rows.rm,  &b->rows.sp, &b->rows.sm,
-                             &b->rows.rho, &b->rows.da, &b->rows.drp, &b->rows.drm};
+        double **fields[] = {&b->y,        &b->rows.rp,    &b->rows.rm, &b->rows.sp,
+                             &b->rows.sm,  &b->rows.rho,   &b->rows.da, &b->rows.drp,
+                             &b->rows.drm, &b->rows.weight};
         for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
             *fields[i] = take(&at, b->n);
         }

@@ -47,6 +47,7 @@ typedef struct {
     wf_hinges hinge;
     double scale; /* residuals are held divided by this */
     double constant, noise;
+    double pairs; /* sum of the weights of all complementary pairs */
     double bound; /* best so far, without the constant */
     double *z, *dz, *g, *zeta, *rhs;
     double *M, *factor;
