@@ -234,7 +234,7 @@ def test_blocks_cover_everything_in_order(shape, limit):
     assert sum(seen) == whole.size
 
 
-def test_failed_or_interrupted_fit_changes_nothing(fitted):
+def test_failed_or_interrupted_fit_changes_nothing(fitted, monkeypatch):
     X, Y, *_ = exact(3, p=4)
     before = pickle.dumps(fitted)
     bad = Y.copy()
@@ -243,15 +243,20 @@ def test_failed_or_interrupted_fit_changes_nothing(fitted):
         fitted.fit(X, bad)
     assert pickle.dumps(fitted) == before
 
-    def stop(name, rows):
-        raise KeyboardInterrupt
+    accumulate, left = _fit._accumulate, [1]
 
-    with pytest.raises(KeyboardInterrupt):
-        fitted._fit(X, Y, None, None, progress=stop)
-    assert pickle.dumps(fitted) == before
+    def stop(*args):
+        if not left.pop():
+            raise KeyboardInterrupt
+        accumulate(*args)
+
+    monkeypatch.setattr(_fit, "_accumulate", stop)
     fresh = wfcast.Farcaster()
-    with pytest.raises(KeyboardInterrupt):
-        fresh._fit(X, Y, None, None, progress=stop)
+    for f in (fitted, fresh):
+        left[:] = [0, 1]  # one segment is read, the next one is not
+        with pytest.raises(KeyboardInterrupt):
+            f.fit(*exact(3, n=20_000)[:2])
+    assert pickle.dumps(fitted) == before
     assert vars(fresh) == vars(wfcast.Farcaster())
 
 
@@ -278,8 +283,9 @@ def test_no_convergence(monkeypatch, fitted):
 def test_rank_deficient_squares_warn():
     X, Y, *_ = exact()
     X = np.column_stack([X, X[:, 0] + X[:, 1]])
-    with pytest.warns(wfcast.RankWarning, match="3 columns of rank 2"):
+    with pytest.warns(wfcast.RankWarning, match="3 columns of rank 2") as caught:
         f = wfcast.Farcaster(loss="squared_error").fit(X, Y)
+    assert caught[0].filename == __file__  # it points at the call
     np.testing.assert_allclose(f.predict(X), Y, atol=1e-9)
 
 

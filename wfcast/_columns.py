@@ -164,8 +164,6 @@ def as_ndarray(value: Any, what: str) -> Array:
         raise DtypeError(f"{what} is a masked array, expected a plain one: call .filled()")
     try:
         return np.asarray(value)
-    except WfcastError:
-        raise
     except (TypeError, ValueError) as error:
         raise DtypeError(f"{what} is no array: {error}") from error
 

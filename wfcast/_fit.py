@@ -159,8 +159,6 @@ def solve(
                 _accumulate(fit, segment, p, limit, name, progress)
             fit.advance()
         result: dict[str, Any] = dict(fit.result())
-    except _core.NonFinite:
-        raise
     except WfcastError:
         raise
     except ValueError as error:

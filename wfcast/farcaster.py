@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from . import _core
 from ._columns import Array, Columns, acquire, outputs, shape_text
 from ._errors import DtypeError, RankWarning, WfcastError
-from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, solve, threads
+from ._fit import PARAMETERS, Segment, apply, check_parameters, solve, threads
 
 
 class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
@@ -131,11 +131,6 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
         MemoryError
             No memory for the statistics of the fit.
         """
-        return self._fit(X, Y, groups, first_update)
-
-    def _fit(
-        self, X: Any, Y: Any, groups: Any, first_update: Any, progress: Progress | None = None
-    ) -> Farcaster:
         params = {name: getattr(self, name) for name in PARAMETERS}
         check_parameters(**params)
         if Y is None:
@@ -155,7 +150,7 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
             ids, norms = _check_hinge(groups, first_update, x, m)
         segment = Segment(x.shape, lambda: (x.arrays, y.arrays), ids, x.labels + y.labels)
         names = _feature_names(X)
-        result = solve([segment], p, m, params=params, first_update=norms, progress=progress)
+        result = solve([segment], p, m, params=params, first_update=norms)
         if self.loss == "squared_error" and self.alpha == 0:
             _warn_rank(result["rank"], p, x)
         self.__dict__.pop("feature_names_in_", None)
@@ -351,5 +346,5 @@ def _warn_rank(rank: int, p: int, x: Columns) -> None:
             f"X has {p} columns of rank {rank} (after centring, with an intercept): "
             "the solution of minimum norm was taken",
             RankWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
