@@ -90,6 +90,25 @@ def test_a_pass_must_bring_all_rows():
         solver.result()
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_fit_that_failed_goes_on_with_nothing(loss):
+    """What a pass that broke off has gathered is not whole: to solve it would be to make it up."""
+    x, hinge = [np.arange(3.0)], {}
+    calls = [([np.array([1, np.nan, 2])], x * 2, 0)]
+    if loss == "absolute_error":
+        hinge = {"beta": 1e-3, "first_update": np.ones(2)}
+        calls.append((x, x * 2, np.array([0, 1, 5])))
+    for call in calls:
+        solver = _core.Fit(1, 2, n_rows=3, loss=loss, **hinge)
+        with pytest.raises(ValueError, match=r"input|groups"):
+            solver.accumulate(*call)
+        for again in (solver.advance, lambda s=solver: s.accumulate(x, x * 2, 0)):
+            with pytest.raises(RuntimeError, match="has failed"):
+                again()
+        with pytest.raises(RuntimeError, match="needs another pass"):
+            solver.result()
+
+
 @pytest.mark.parametrize("bad", [-1, 3, 2**40])
 def test_group_out_of_range(bad):
     X, Y = fits.trajectories(np.random.default_rng(3), 100, 2, 2)

@@ -8,7 +8,8 @@ typedef struct {
     PyObject_HEAD
     wf_fit *fit;
     ptrdiff_t p, m, n_groups;
-    int busy; /* a call is under way with the GIL released */
+    int busy;   /* a call is under way with the GIL released */
+    int failed; /* a pass broke off: what is gathered is not whole */
 } fit_object;
 
 static wf_module_state *state_of(PyObject *self)
@@ -119,12 +120,24 @@ static int enter(fit_object *self)
     if (is_busy(self)) {
         return -1;
     }
+    if (self->failed) {
+        PyErr_SetString(PyExc_RuntimeError, "this Fit has failed and takes no further pass");
+        return -1;
+    }
     if (!wf_fit_needs_pass(self->fit)) {
         PyErr_SetString(PyExc_RuntimeError, "this Fit needs no further pass");
         return -1;
     }
     self->busy = 1;
     return 0;
+}
+
+/* What a call into the solver came to: None, or the exception. */
+static PyObject *outcome(fit_object *self, wf_status status, const wf_fault *fault)
+{
+    self->failed = status != WF_OK && status != WF_BAD_SEGMENTS; /* which changes nothing */
+    return status == WF_OK ? Py_NewRef(Py_None)
+                           : wf_raise(state_of((PyObject *)self), status, fault);
 }
 
 static PyObject *fit_needs_pass(PyObject *object, PyObject *unused)
@@ -189,7 +202,7 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
     Py_BEGIN_ALLOW_THREADS
     status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
     Py_END_ALLOW_THREADS
-    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+    result = outcome(self, status, &fault);
 done:
     self->busy = 0;
     wf_arrays_release(&arrays);
@@ -232,8 +245,9 @@ static PyObject *fit_advance(PyObject *object, PyObject *unused)
     context.thread = PyEval_SaveThread();
     const wf_status status = wf_fit_advance(self->fit, interrupted, &context);
     PyEval_RestoreThread(context.thread);
+    PyObject *result = outcome(self, status, &fault);
     self->busy = 0;
-    return status == WF_OK ? Py_NewRef(Py_None) : wf_raise(state_of(object), status, &fault);
+    return result;
 }
 
 static PyObject *fit_result(PyObject *object, PyObject *unused)
