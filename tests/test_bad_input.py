@@ -211,6 +211,31 @@ def test_other_device_than_the_cpu():
         wfcast.Farcaster().fit([torch.ones(20), torch.ones(20).as_subclass(Away)], Y)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("left", [0, 8])
+def test_tensor_whose_storage_was_freed(fitted, dtype, left):
+    """As sharded training frees it: what the tensor covers is no longer its own memory."""
+    torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+    good, freed = torch.zeros(2, 20, dtype=getattr(torch, dtype))
+    freed = freed.clone()
+    freed.untyped_storage().resize_(left)
+    want = f"has lost its memory: its storage holds {left} bytes, expected {20 * freed.itemsize};"
+    with pytest.raises(wfcast.DtypeError, match=f"X: column 1 {want}"):
+        wfcast.Farcaster().fit([good, freed], Y)
+    with pytest.raises(wfcast.DtypeError, match=f"out: column 0 {want}"):
+        fitted.predict([good, good], out=[freed, good, good])
+
+
+def test_counter_whose_storage_was_freed(tmp_path):
+    torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+    state = {"w": torch.ones(3), "counter": torch.ones(20, dtype=torch.int64)}
+    state["counter"].untyped_storage().resize_(0)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(wfcast.DtypeError, match="tensor 'counter' of step 0 has lost its memory"):
+        wfcast.forecast_checkpoint(wfcast.average((0,)), {0: state}, None, out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_fp8_of_ml_dtypes():
     ml_dtypes = pytest.importorskip("ml_dtypes")  # an extra: wfcast itself does without
     for name in ("float8_e4m3fn", "float8_e5m2", "int4"):

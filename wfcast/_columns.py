@@ -133,11 +133,24 @@ def _tensor_column(tensor: Any, what: str) -> Column:
         raise _dtype_error(name, what, ".to(torch.float32)")
     owner = tensor.detach()
     try:
-        if name == "bfloat16":
-            return Column(owner.view(torch.int16).numpy().view(np.uint16), name, owner)
-        return Column(owner.numpy(), name, owner)
+        plain = owner.view(torch.int16) if name == "bfloat16" else owner
+        array = plain.numpy()
     except (RuntimeError, TypeError) as error:
         raise DtypeError(f"{what} has no plain memory that NumPy can see: {error}") from error
+    check_memory(owner, what)
+    return Column(array.view(np.uint16) if name == "bfloat16" else array, name, owner)
+
+
+def check_memory(tensor: Any, what: str) -> None:
+    """Raise DtypeError for a dense tensor that is larger than what is left of its storage."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    held = tensor.untyped_storage().nbytes()
+    if tensor.numel() and end > held:
+        raise DtypeError(
+            f"{what} has lost its memory: its storage holds {held} bytes, expected {end}; "
+            "gather the weights of a sharded model first"
+        )
 
 
 def _array_column(value: Any, what: str) -> Column:

@@ -12,7 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .._columns import FLOATS, Array, Column, as_ndarray, column, dtype_name, is_tensor
+from .._columns import (
+    FLOATS,
+    Array,
+    Column,
+    as_ndarray,
+    check_memory,
+    column,
+    dtype_name,
+    is_tensor,
+)
 from .._errors import CheckpointError, DtypeError, WfcastError
 
 COPIED = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -148,6 +157,7 @@ class MappingCheckpoint(Checkpoint):
                 )
             except (RuntimeError, TypeError) as error:
                 raise WfcastError(f"{self.label(name)} cannot be read: {error}") from error
+            check_memory(self._source[name], self.label(name))
         array = np.asarray(value)
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         return array.reshape(-1).view(np.uint8)
