@@ -16,7 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import wfcast
-from wfcast.checkpoint import SafetensorsWriter, Tensor, _atomic, open_checkpoint
+from wfcast.checkpoint import (
+    Layout,
+    SafetensorsWriter,
+    Tensor,
+    _atomic,
+    create_checkpoint,
+    open_checkpoint,
+)
+from wfcast.checkpoint._base import BITS
 from wfcast.checkpoint._safetensors import DTYPES
 
 ml_dtypes = pytest.importorskip("ml_dtypes")  # an extra: wfcast itself does without
@@ -94,11 +102,11 @@ def known(dtype, path):
 
 def test_every_dtype_of_the_library_has_its_size(tmp_path):
     """The offsets follow from shapes and dtypes: each is compared with the library's own bytes."""
-    names = [d for d, (_, bits) in DTYPES.items() if bits % 8 == 0 and known(d, tmp_path / "one")]
+    names = [d for d, t in DTYPES.items() if BITS[t] % 8 == 0 and known(d, tmp_path / "one")]
     assert len(names) >= 16
     header, start = {}, 0
     for name in names:
-        length = 3 * DTYPES[name][1] // 8
+        length = 3 * BITS[DTYPES[name]] // 8
         header[name] = {"dtype": name, "shape": [3], "data_offsets": [start, start + length]}
         start += length
     text = json.dumps(header).encode()
@@ -112,11 +120,13 @@ def test_every_dtype_of_the_library_has_its_size(tmp_path):
     assert not checkpoint.column("F64").array.flags.aligned or len(text) % 8 == 0
 
 
-def test_dtypes_that_can_neither_be_forecast_nor_copied(tmp_path):
-    path = tmp_path / "f8.safetensors"
-    path.write_bytes(packed({"w": entry([4], 0, 4, "F8_E4M3")}, b"\0" * 4))
-    with pytest.raises(wfcast.DtypeError, match=r"'w' of step 0 .* has dtype float8_e4m3fn"):
-        wfcast.persistence((0,), (1,)).predict({0: path})
+def test_float8_is_copied_and_listed(tmp_path):
+    path, out = tmp_path / "f8.safetensors", tmp_path / "out.safetensors"
+    path.write_bytes(packed({"w": entry([4], 0, 4, "F8_E4M3")}, b"abcd"))
+    report = wfcast.forecast_checkpoint(wfcast.persistence((0,), (1,)), {0: path}, 1, out)
+    assert report.copied == ("w",)
+    assert out.read_bytes().endswith(b"abcd")
+    assert open_checkpoint(out).tensors["w"].dtype == "float8_e4m3fn"
 
 
 def test_forecast_file_to_file(pair, tmp_path):
@@ -148,11 +158,11 @@ def test_forecast_file_to_file(pair, tmp_path):
 def test_large_tensors_go_in_blocks(pair, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     wfcast.forecast_checkpoint(LINE, pair, 8, whole)
-    monkeypatch.setattr("wfcast.forecast.BLOCK_ROWS", 7)
+    monkeypatch.setattr("wfcast.forecast.BLOCK_BYTES", 28)
     seen = []
     wfcast.forecast_checkpoint(LINE, pair, 8, cut, progress=lambda n, r: seen.append(r))
-    assert max(seen) <= 7
-    assert sum(seen) == 30 + 5 + 30 + 1
+    assert max(seen) <= 14
+    assert sum(seen) == 30 + 5 + 30 + 1 + 5 + 2
     assert cut.read_bytes() == whole.read_bytes()
     bad = tensors(4)
     bad["layer.weight"][4, 2] = np.nan
@@ -261,11 +271,12 @@ def test_interrupt_leaves_nothing(pair, tmp_path):
 
 
 def test_writer_wants_every_tensor(tmp_path):
+    tensors = [Tensor(n, (1,), "float32") for n in "ab"]
     with (
         pytest.raises(AssertionError, match="'b' was not written"),
-        SafetensorsWriter(tmp_path / "x", [Tensor(n, (1,), "float32") for n in "ab"], {}) as w,
+        create_checkpoint(tmp_path / "x", Layout(), tensors, {}, {}) as writer,
     ):
-        w.write("a", [np.zeros(1, np.float32)])
+        writer.write("a", [np.zeros(1, np.float32)])
     assert files(tmp_path) == []
 
 
@@ -342,7 +353,7 @@ def test_bad_files(tmp_path, content):
 
 def test_things_that_are_no_checkpoint(tmp_path):
     keep = wfcast.persistence((0,), (1,))
-    with pytest.raises(wfcast.CheckpointError, match=r"is a folder, expected a .safetensors file"):
+    with pytest.raises(wfcast.CheckpointError, match=r"holds no finished checkpoint"):
         keep.predict({0: tmp_path})
     with pytest.raises(wfcast.DtypeError, match="step 0 is a ndarray, expected a mapping"):
         keep.predict({0: np.ones(3)})

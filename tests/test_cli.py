@@ -237,7 +237,8 @@ def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
         ("fit", "run-0", "--inputs", "zero", "--targets", "30"),
         ("fit", "run-0", "--inputs", "0", "--targets", "30", "--by", "layer"),
         ("fit", "--run", "no-step.safetensors", "--inputs", "0", "--targets", "30"),
-        ("forecast", "20", "--farcaster", "f", "-o", "x"),
+        ("forecast", "20=", "--farcaster", "f", "-o", "x"),
+        ("forecast", "a", "b", "--farcaster", "f", "-o", "x", "--shard-size", "5 apples"),
         ("forecast", "0=a"),
         ("compare", "only-one"),
         ("inspect",),
@@ -255,7 +256,7 @@ def test_failures_exit_1_with_one_line(folder: Path, farcaster: Path, tmp_path: 
     out = tmp_path / "x.safetensors"
     steps = ("--inputs", "0,20", "--targets", "30,40", "-o", out)
     assert "nowhere" in failed("fit", "nowhere", *steps, cwd=folder)
-    assert "no step-N.safetensors" in failed("fit", tmp_path, *steps, cwd=folder)
+    assert "holds no checkpoints" in failed("fit", tmp_path, *steps, cwd=folder)
     assert "lacks step 50" in failed(
         "fit", "run-0", "--inputs", "0,20", "--targets", "50", "-o", out, cwd=folder
     )

@@ -87,6 +87,12 @@ def is_tensor(value: object) -> bool:
     return tensor is not None and isinstance(value, tensor)
 
 
+def is_module(value: object) -> bool:
+    """Whether `value` is a torch module (without importing torch)."""
+    nn = getattr(sys.modules.get("torch"), "nn", None)
+    return nn is not None and isinstance(value, nn.Module)
+
+
 def is_arraylike(value: object) -> bool:
     """Whether `value` is an array of its own: a column when it stands in a sequence."""
     if isinstance(value, np.ndarray) or is_tensor(value):

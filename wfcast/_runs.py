@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import operator
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from ._columns import FLOATS
 from ._errors import CheckpointError, DtypeError, WfcastError
-from .checkpoint import Checkpoint, Tensor, open_checkpoint, role
+from .checkpoint import Checkpoint, Tensor, is_forecast, open_checkpoint, steps_in
 
 SHOWN = 5
 
@@ -35,7 +39,13 @@ def steps(values: Any, name: str) -> tuple[int, ...]:
 
 
 def check_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Any]:
-    """The checkpoints of a run by step, in the order of steps; `needed` are among them."""
+    """The checkpoints of a run by step, in the order of steps; `needed` are among them.
+
+    A path leads to a folder of checkpoints, of which those that cannot be opened are left out with
+    a warning.
+    """
+    if isinstance(run, str | os.PathLike):
+        run = _run_in(Path(run), what)
     if not isinstance(run, Mapping):
         raise DtypeError(f"{what} is a {type(run).__name__}, expected {{step: checkpoint}}")
     found: dict[int, Any] = {}
@@ -56,6 +66,24 @@ def check_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Any]:
     return {s: found[s] for s in sorted(found)}
 
 
+def _run_in(folder: Path, what: str) -> dict[int, Checkpoint]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{what}: there is no folder {str(folder)!r}")
+    found: dict[int, Checkpoint] = {}
+    checkpoints = steps_in(folder)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{what}: {str(folder)!r} holds no checkpoints, expected names that end in a step, "
+            "such as checkpoint-500 or step-500.safetensors"
+        )
+    for step, path in checkpoints.items():
+        try:
+            found[step] = open_checkpoint(path, f"{what}, step {step}")
+        except CheckpointError as error:
+            warnings.warn(f"left out, as if it were not there: {error}", stacklevel=2)
+    return found
+
+
 def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint]:
     """Open the needed checkpoints of a run."""
     run = check_run(run, needed, what)
@@ -66,6 +94,11 @@ def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint
 def check_alike(reference: Checkpoint, other: Checkpoint) -> None:
     """Raise CheckpointError, with a diff, where two checkpoints do not hold the same tensors."""
     a, b = reference.tensors, other.tensors
+    if None not in (reference.base, other.base) and reference.base != other.base:
+        raise CheckpointError(
+            f"adapters of different base models do not go together: {reference.what} adapts "
+            f"{reference.base!r}, {other.what} adapts {other.base!r}"
+        )
     lines = []
     for here, names in ((reference, a.keys() - b.keys()), (other, b.keys() - a.keys())):
         if names:
@@ -82,27 +115,18 @@ def check_alike(reference: Checkpoint, other: Checkpoint) -> None:
 
 
 def forecastable(checkpoint: Checkpoint) -> list[Tensor]:
-    """The tensors to forecast; integers and bools are left out.
+    """The tensors to forecast; integers, bools, float8 and buffers are left out."""
+    return [t for t in checkpoint.tensors.values() if is_forecast(t)]
 
-    Raises
-    ------
-    DtypeError
-        A tensor of a dtype that can neither be forecast nor copied.
-    """
-    for tensor in checkpoint.tensors.values():
-        if role(tensor.dtype) == "refuse":
-            raise DtypeError(
-                f"{checkpoint.label(tensor.name)} has dtype {tensor.dtype}; wfcast "
-                "forecasts float64, float32, float16 and bfloat16, and copies "
-                "integers and bools"
-            )
-    return [t for t in checkpoint.tensors.values() if role(t.dtype) == "forecast"]
+
+def has(checkpoint: Checkpoint, tensor: Tensor) -> bool:
+    """Whether a checkpoint has a tensor of that name, shape and kind of dtype."""
+    found = checkpoint.tensors.get(tensor.name)
+    return found is not None and _same(found, tensor)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (
-        a.dtype == b.dtype or role(a.dtype) == role(b.dtype) == "forecast"
-    )
+    return a.shape == b.shape and (a.dtype == b.dtype or {a.dtype, b.dtype} <= set(FLOATS))
 
 
 def _form(tensor: Tensor) -> str:

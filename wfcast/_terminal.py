@@ -16,8 +16,11 @@ def log(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def bar(total: int, what: str, unit: str) -> Any:
-    """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only."""
+def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
+    """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only.
+
+    `scale` shows thousands and millions of the unit.
+    """
     interval = 0.1 if sys.stderr.isatty() else 5.0
     return tqdm(
         total=total,
@@ -28,6 +31,7 @@ def bar(total: int, what: str, unit: str) -> Any:
         maxinterval=max(10.0, interval),
         dynamic_ncols=True,
         smoothing=0.1,
+        unit_scale=scale,
     )
 
 

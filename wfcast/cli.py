@@ -11,18 +11,16 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._errors import CheckpointError, WfcastError
-from ._terminal import FitBar, log, table
+from ._terminal import FitBar, bar, log, table
 from ._version import __version__
 
 __all__ = ["main"]
-
-_FILE = re.compile(r"(?:.*\D)?(\d+)\.safetensors")
-_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], tuple[dict[str, Any], str]] = args.command
     try:
-        document, text = command(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: log(f"wfcast: warning: {message}")
+            document, text = command(args)
         print(json.dumps(document, indent=2, allow_nan=False) if args.json else text, flush=True)
     except KeyboardInterrupt:
         print("wfcast: interrupted", file=sys.stderr)
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run",
         nargs="+",
         action="append",
-        type=_step_path,
+        type=_step_and_path,
         default=[],
         metavar="STEP=PATH",
         help="a run, checkpoint by checkpoint; may be given several times",
@@ -114,10 +114,44 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     forecast = add("forecast", _forecast, "Forecast a checkpoint from observed ones, file to file.")
-    forecast.add_argument("checkpoints", nargs="+", type=_step_path, metavar="STEP=PATH")
+    forecast.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=_step_path,
+        metavar="[STEP=]PATH",
+        help="file or folder; without STEP they are the farcaster's inputs in order",
+    )
     forecast.add_argument("--farcaster", type=Path, required=True, help="what fit has saved")
     forecast.add_argument("--step", type=int, help="one of the targets of the fit")
     forecast.add_argument("-o", "--out", type=Path, required=True, help="checkpoint to write")
+    forecast.add_argument(
+        "--include", nargs="+", metavar="PATTERN", help="tensors to forecast (all); * for anything"
+    )
+    forecast.add_argument(
+        "--exclude", nargs="+", metavar="PATTERN", default=[], help="tensors to copy"
+    )
+    forecast.add_argument(
+        "--norms", choices=("forecast", "copy"), default="forecast", help="layer norms (forecast)"
+    )
+    forecast.add_argument(
+        "--nonfinite",
+        choices=("error", "copy"),
+        default="error",
+        help="tensors with NaN or infinity (error)",
+    )
+    forecast.add_argument(
+        "--partial", action="store_true", help="copy tensors that not all checkpoints have alike"
+    )
+    forecast.add_argument(
+        "--format", choices=("safetensors", "torch", "dcp"), help="(the last checkpoint's)"
+    )
+    forecast.add_argument(
+        "--shard-size", type=_size, metavar="SIZE", help="such as 5GB: write shards of that size"
+    )
+    forecast.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, a folder, with everything in it"
+    )
+    forecast.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
     inspect = add("inspect", _inspect, "Show what a farcaster or a checkpoint holds.")
     inspect.add_argument("path", type=Path)
@@ -171,11 +205,31 @@ def _steps(text: str) -> tuple[int, ...]:
     return steps
 
 
-def _step_path(text: str) -> tuple[int, Path]:
+def _step_path(text: str) -> tuple[int | None, Path]:
     step, equals, path = text.partition("=")
-    if not (equals and step.isascii() and step.isdigit() and path):
+    if equals and step.isascii() and step.isdigit() and path:
+        return int(step), Path(path)
+    if not text or (equals and not Path(text).exists()):
         raise argparse.ArgumentTypeError(f"{text!r} is not STEP=PATH, such as 500=run/model.st")
-    return int(step), Path(path)
+    return None, Path(text)
+
+
+def _step_and_path(text: str) -> tuple[int, Path]:
+    step, path = _step_path(text)
+    if step is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not STEP=PATH, such as 500=run/model.st")
+    return step, path
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKmMgG]?[bB]?)", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return int(float(match[1]) * unit)
 
 
 def _run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
@@ -187,27 +241,19 @@ def _run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
     return dict(sorted(run.items()))
 
 
-def _run_in(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, which is the last number of a name."""
-    if not folder.is_dir():
+def _observed(given: Sequence[tuple[int | None, Path]], inputs: Sequence[int]) -> dict[int, Path]:
+    """The checkpoints by step; those without one are the inputs in order."""
+    named = [(step, path) for step, path in given if step is not None]
+    if len(named) == len(given):
+        return _run_of(named, "the run")
+    if named:
+        raise CheckpointError("give all checkpoints as STEP=PATH, or none of them")
+    if len(given) != len(inputs):
         raise CheckpointError(
-            f"there is no folder {str(folder)!r}; give single files as --run STEP=PATH"
+            f"{len(given)} checkpoints are given, but the farcaster's inputs are the "
+            f"{len(inputs)} steps {', '.join(map(str, inputs))}"
         )
-    pairs = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and (match := _FOLDER.fullmatch(path.name)):
-            path = path / "model.safetensors"
-        else:
-            match = _FILE.fullmatch(path.name)
-        if match and path.is_file():
-            pairs.append((int(match[1]), path))
-    if not pairs:
-        raise CheckpointError(
-            f"{str(folder)!r} holds no step-N.safetensors and no checkpoint-N/model.safetensors"
-        )
-    return _run_of(pairs, repr(str(folder)))
+    return dict(zip(inputs, (path for _, path in given), strict=True))
 
 
 # ---- commands: each returns its JSON document and its text --------------------------------------
@@ -216,6 +262,7 @@ _Result = tuple[dict[str, Any], str]
 
 
 def _fit(args: argparse.Namespace) -> _Result:
+    from ._runs import check_run
     from .checkpoint import open_checkpoint
     from .checkpoint._atomic import check_target
     from .model import ModelFarcaster
@@ -224,7 +271,7 @@ def _fit(args: argparse.Namespace) -> _Result:
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
     check_target(args.out)
-    runs = [_run_in(folder) for folder in args.folders]
+    runs: list[Any] = list(args.folders)
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
     hinge = args.loss == "absolute_error" and len(args.targets) > 1
     farcaster = ModelFarcaster(
@@ -238,8 +285,14 @@ def _fit(args: argparse.Namespace) -> _Result:
         tol=args.tol,
         n_threads=args.threads,
     )
-    first = open_checkpoint(next(iter(runs[0].values())), "run 0")
-    with FitBar(len(first.tensors) if args.by == "tensor" else 1, "fit") as progress:
+    runs = [check_run(run, (), f"run {i}") for i, run in enumerate(runs)]
+    first: Any = next((c for run in runs for c in run.values()), None)
+    tensors = (
+        len(open_checkpoint(first, "run 0").tensors)
+        if first is not None and args.by == "tensor"
+        else 1
+    )
+    with FitBar(tensors, "fit") as progress:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
@@ -254,21 +307,59 @@ def _fit(args: argparse.Namespace) -> _Result:
 
 def _forecast(args: argparse.Namespace) -> _Result:
     from . import forecast_checkpoint, load
+    from .checkpoint import open_checkpoint
 
-    run = _run_of(args.checkpoints, "the run")
     farcaster = load(args.farcaster)
-    with FitBar(max(len(farcaster.tensors_), 1), "forecast") as progress:
-        done = forecast_checkpoint(farcaster, run, args.step, out=args.out, progress=progress)
+    if args.threads is not None:
+        farcaster.set_params(n_threads=args.threads)
+    run = _observed(args.checkpoints, farcaster.inputs_)
+    tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors
+    with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
+
+        def progress(name: str, rows: int) -> None:
+            shown.update(rows * tensors[name].nbytes // tensors[name].size if rows else 0)
+
+        done = forecast_checkpoint(
+            farcaster,
+            run,
+            args.step,
+            out=args.out,
+            include=args.include,
+            exclude=args.exclude,
+            norms=args.norms,
+            nonfinite=args.nonfinite,
+            partial=args.partial,
+            format=args.format,
+            shard_size=args.shard_size,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
     document = {
         "path": str(done.path),
         "step": done.step,
         "forecast": list(done.forecast),
         "copied": list(done.copied),
+        "carried": list(done.carried),
+        "left": list(done.left),
+        "moves": _plain(done.moves),
     }
-    return document, (
+    lines = [
         f"wrote {done.path}: step {done.step}, {len(done.forecast)} tensors forecast, "
         f"{len(done.copied)} copied"
-    )
+    ]
+    for title, names in (
+        ("copied", done.copied),
+        ("carried along", done.carried),
+        ("left out, for it belongs to the training", done.left),
+    ):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            lines.append(f"{title}: {', '.join(names[:8])}{more}")
+    largest = sorted(done.moves.items(), key=lambda move: -move[1])[:5]
+    if largest:
+        rows = [(name, f"{move:.3g}") for name, move in largest]
+        lines.append("\n" + table(("largest moves", "|forecast - last| / |last|"), rows))
+    return document, "\n".join(lines)
 
 
 def _inspect(args: argparse.Namespace) -> _Result:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from . import _core
 from ._columns import Array, blocks
-from ._fit import Progress
+from ._errors import CheckpointError, WfcastError
+from ._fit import Progress, threads
 from ._version import __version__
-from .checkpoint import FileCheckpoint, create_checkpoint
+from .checkpoint import (
+    PROVENANCE,
+    FileCheckpoint,
+    Layout,
+    Tensor,
+    create_checkpoint,
+    output_layout,
+)
 from .model import ModelFarcaster, Plan
+from .report import kind_of
 
-BLOCK_ROWS = 1 << 23
-PROVENANCE = "wfcast.forecast"
+BLOCK_BYTES = 1 << 24
+"""The most bytes of the output that are computed in one piece."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +45,24 @@ class ForecastReport:
     Attributes
     ----------
     path : Path
-        The file that was written.
+        The file or folder that was written.
     step : int
     forecast, copied : tuple of str
         The names of the tensors.
+    carried, left : tuple of str
+        The names beside the weights that went along, and those that did not: what belongs to the
+        training and not to the model.
+    moves : dict of str to float
+        ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast.
     """
 
     path: Path
     step: int
     forecast: tuple[str, ...]
     copied: tuple[str, ...]
+    carried: tuple[str, ...]
+    left: tuple[str, ...]
+    moves: dict[str, float]
 
 
 def forecast_checkpoint(
@@ -47,6 +72,14 @@ def forecast_checkpoint(
     out: str | os.PathLike[str],
     check_finite: bool = True,
     *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    norms: str = "forecast",
+    nonfinite: str = "error",
+    partial: bool = False,
+    format: str | None = None,
+    shard_size: int | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ForecastReport:
     """Forecast checkpoint files into a new one: `ModelFarcaster.predict` from disk to disk.
@@ -59,15 +92,33 @@ def forecast_checkpoint(
     mf : ModelFarcaster
         Fitted or ready-made.
     run : {step: path}
-        The inputs: single safetensors files, or mappings.
+        The inputs: safetensors files, files of ``torch.save``, indexes of shards, folders of a
+        Hugging Face trainer or of torch.distributed.checkpoint; or mappings, or modules.
     step : int or None
         One of the targets; None where there is but one.
     out : path
-        The safetensors file to write. It appears complete or not at all, and may be one of the
-        inputs. Names, shapes, dtypes and metadata are the last input's; the forecast's provenance
-        is added to the metadata.
+        The file or folder to write, with the names, shapes, dtypes, metadata, format and sharding
+        of the last input; the forecast's provenance is added to the metadata. It appears complete
+        or not at all, and may be one of the inputs.
     check_finite : bool, default=True
         Whether NaN and infinity, in the inputs or by overflow, are an error.
+    include, exclude : sequence of str
+        Patterns of tensor names (``*`` stands for anything): what to forecast, all by default,
+        and what not. The rest is copied from the last input.
+    norms : {"forecast", "copy"}, default="forecast"
+        What to do with the weights of layer norms.
+    nonfinite : {"error", "copy"}, default="error"
+        What to do with a tensor that holds NaN or infinity in one of the inputs.
+    partial : bool, default=False
+        Whether tensors that not all inputs have alike, or that the fit does not know, are copied
+        from the last input instead of being an error.
+    format : {"safetensors", "torch", "dcp"}, optional
+        Another format than the last input's.
+    shard_size : int, optional
+        Write a folder of safetensors shards of at most so many bytes.
+    overwrite : bool, default=False
+        Whether a folder that is there, and not empty, is replaced with everything in it. A file is
+        replaced anyway.
     progress : callable, optional
         Called as ``progress(name, rows)`` after each block.
 
@@ -82,32 +133,75 @@ def forecast_checkpoint(
     OSError
         The output cannot be written; nothing is left behind then.
     """
-    plan = mf._plan(run, step)
+    for name, value, known in (
+        ("norms", norms, ("forecast", "copy")),
+        ("nonfinite", nonfinite, ("error", "copy")),
+    ):
+        if value not in known:
+            raise WfcastError(f"{name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
+    plan = mf._plan(run, step, partial)
+    wanted = [t.name for t in plan.forecast if _is_wanted(t, include, exclude, norms)]
+    if nonfinite == "copy":
+        wanted = [name for name in wanted if _is_finite(mf, plan, name)]
+    latest = plan.latest
+    target = Path(out)
+    tensors = list(latest.tensors.values())
+    layout = output_layout(latest.layout, target, tensors, format, shard_size)
+    _check_target(target, layout, overwrite)
+    moves: dict[str, float] = {}
+    computed = _computed(mf, plan, set(wanted), check_finite, progress, moves)
+    with create_checkpoint(
+        target, layout, tensors, _metadata(mf, plan, layout), latest.tied
+    ) as writer:
+        pieces = _ahead(computed(writer.order))
+        for name, group in groupby(pieces, key=itemgetter(0)):
+            writer.write(name, (piece for _, piece in group))
+    chosen = set(wanted)
+    return ForecastReport(
+        target,
+        mf.targets_[plan.horizon],
+        tuple(n for n in latest.tensors if n in chosen),
+        tuple(n for n in latest.tensors if n not in chosen),
+        tuple(path.name for path in layout.carried),
+        layout.left,
+        moves,
+    )
+
+
+# ---- what ---------------------------------------------------------------------------------------
+
+
+def _is_wanted(
+    tensor: Tensor, include: Sequence[str] | None, exclude: Sequence[str], norms: str
+) -> bool:
+    name = tensor.name
+    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
+        return False
+    if any(fnmatchcase(name, pattern) for pattern in exclude):
+        return False
+    return norms == "forecast" or kind_of(name) != "layer norm"
+
+
+def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:
+    arrays = (c.column(name).array for c in plan.inputs.values())
+    return all(not _core.error_sums(a, a, threads(mf.n_threads))["n_nonfinite"] for a in arrays)
+
+
+def _check_target(target: Path, layout: Layout, overwrite: bool) -> None:
+    if layout.folder and target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: it is a folder with something in it; overwrite=True "
+            "(--overwrite) replaces it with everything in it"
+        )
+
+
+def _metadata(mf: ModelFarcaster, plan: Plan, layout: Layout) -> dict[str, str]:
     latest = plan.latest
     metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(mf, plan))}
-    forecast = {t.name for t in plan.forecast}
-    with create_checkpoint(Path(out), latest.tensors.values(), metadata) as writer:
-        for name in writer.order:
-            if name in forecast:
-                writer.write(name, _blocks(mf, plan, name, check_finite, progress))
-            else:
-                writer.write(name, iter([latest.raw(name)]))
-    names = [tuple(t.name for t in part) for part in (plan.forecast, plan.copied)]
-    return ForecastReport(Path(out), mf.targets_[plan.horizon], *names)
-
-
-def _blocks(
-    mf: ModelFarcaster, plan: Plan, name: str, check_finite: bool, progress: Progress | None
-) -> Iterator[Array]:
-    columns = [c.column(name) for c in plan.inputs.values()]
-    last = columns[-1].array
-    for index, start, size in blocks(last.shape, BLOCK_ROWS):
-        x = [c.array[index] for c in columns]
-        y = np.empty(x[-1].shape, last.dtype)
-        mf._apply(plan, name, x, y, check_finite, start)
-        yield y
-        if progress is not None:
-            progress(name, size)
+    if layout.format == "safetensors" and latest.layout.format != "safetensors":
+        # what safetensors.torch writes: who made it, and tied names by the name that is kept
+        metadata = {"format": "pt", **latest.tied, **metadata}
+    return metadata
 
 
 def _provenance(mf: ModelFarcaster, plan: Plan) -> dict[str, Any]:
@@ -122,3 +216,65 @@ def _provenance(mf: ModelFarcaster, plan: Plan) -> dict[str, Any]:
         "wfcast": __version__,
         "numpy": np.__version__,
     }
+
+
+# ---- computing ----------------------------------------------------------------------------------
+
+
+def _computed(
+    mf: ModelFarcaster,
+    plan: Plan,
+    wanted: set[str],
+    check_finite: bool,
+    progress: Progress | None,
+    moves: dict[str, float],
+) -> Any:
+    """A function of the order of names that yields (name, piece) in it.
+
+    A piece is overwritten when the one after the next is asked for.
+    """
+    rooms = [np.empty(BLOCK_BYTES, np.uint8) for _ in range(2)]
+    turn = 0
+
+    def forecast(name: str) -> Iterator[Array]:
+        nonlocal turn
+        columns = [c.column(name) for c in plan.inputs.values()]
+        last = columns[-1].array
+        sums = np.zeros(2)
+        for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
+            x = [c.array[index] for c in columns]
+            turn = 1 - turn
+            y = rooms[turn][: size * last.itemsize].view(last.dtype).reshape(x[-1].shape)
+            mf._apply(plan, name, x, y, check_finite, start)
+            errors = _core.error_sums(y, x[-1], threads(mf.n_threads))
+            sums += errors["sum_sq"], errors["sum_true_sq"]
+            yield y
+            if progress is not None:
+                progress(name, size)
+        moves[name] = math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
+
+    def copied(name: str) -> Iterator[Array]:
+        raw = plan.latest.raw(name)
+        if not raw.size:
+            yield raw
+        for start in range(0, raw.size, BLOCK_BYTES):
+            yield raw[start : start + BLOCK_BYTES]
+        if progress is not None:
+            progress(name, plan.latest.tensors[name].size)
+
+    def all_pieces(order: Iterable[str]) -> Iterator[tuple[str, Array]]:
+        for name in order:
+            for piece in forecast(name) if name in wanted else copied(name):
+                yield name, piece
+
+    return all_pieces
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, of which the next is computed while one is in use."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="wfcast") as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item

@@ -17,7 +17,7 @@ from . import _core
 from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, solve, threads
-from ._runs import check_alike, check_run, forecastable, open_run, steps
+from ._runs import check_alike, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, Tensor, open_checkpoint
 
 ALL = "*"
@@ -311,9 +311,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             fresh = new_like(columns[-1], plan.latest.label(name))
             self._apply(plan, name, [c.array for c in columns], fresh.array, check_finite)
             result[name] = fresh.owner
+        result.update({alias: result[name] for alias, name in plan.latest.tied.items()})
         return result
 
-    def _plan(self, run: Any, step: int | None) -> Plan:
+    def _plan(self, run: Any, step: int | None, partial: bool = False) -> Plan:
         check_is_fitted(self)
         if step is None and len(self.targets_) == 1:
             step = self.targets_[0]
@@ -324,14 +325,22 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             )
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
-        for checkpoint in inputs.values():
-            check_alike(latest, checkpoint)
         wanted = forecastable(latest)
-        self._check_known(latest, wanted)
+        if partial:
+            wanted = [
+                t for t in wanted if self._knows(t) and all(has(c, t) for c in inputs.values())
+            ]
+        else:
+            for checkpoint in inputs.values():
+                check_alike(latest, checkpoint)
+            self._check_known(latest, wanted)
         forecast = [t for t in wanted if t.size]
         known = {t.name for t in forecast}
         copied = [t for n, t in latest.tensors.items() if n not in known]
         return Plan(inputs, forecast, copied, self.targets_.index(step))
+
+    def _knows(self, tensor: Tensor) -> bool:
+        return ALL in self.coef_ or tensor.name in self.coef_
 
     def _check_known(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
         if ALL not in self.coef_:

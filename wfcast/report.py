@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _core
+from ._columns import FLOATS
 from ._errors import CheckpointError
 from ._fit import threads
-from .checkpoint import Checkpoint, open_checkpoint, role
+from .checkpoint import Checkpoint, open_checkpoint
 
 __all__ = [
     "KINDS",
@@ -176,7 +177,7 @@ def sums_of(checkpoint: Checkpoint) -> dict[str, Errors]:
 
 
 def _floating(checkpoint: Checkpoint) -> list[str]:
-    return [n for n, t in checkpoint.tensors.items() if role(t.dtype) == "forecast"]
+    return [n for n, t in checkpoint.tensors.items() if t.dtype in FLOATS]
 
 
 def total(errors: Iterable[Errors]) -> Errors:

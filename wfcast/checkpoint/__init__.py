@@ -1,36 +1,76 @@
 """Checkpoints: names -> tensors, read lazily and written safely. No forecasting here.
 
-A format is one module with a reader (a `FileCheckpoint`) and, where wfcast writes it, a writer (a
-`CheckpointWriter`). To add one, write its module, put its reader into `_READERS`, from which
-`open_checkpoint` takes the first that recognizes what is there, and choose its writer in
-`create_checkpoint`.
+Reading: `open_checkpoint` looks at what is there (a mapping, a module, a file, an index, a folder)
+and returns a `Checkpoint`, whose `layout` says how it lies on disk. A format is one module with a
+reader, and `_open_file` or `_open_folder` chooses it.
+
+Writing: `create_checkpoint` writes tensor after tensor in a given layout; what it makes appears
+complete or not at all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
-from ._base import Checkpoint, CheckpointWriter, FileCheckpoint, MappingCheckpoint, Tensor, role
+from . import _dcp, _torch
+from ._atomic import atomic_file, atomic_folder, synced_file
+from ._base import (
+    Checkpoint,
+    CheckpointWriter,
+    FileCheckpoint,
+    Layout,
+    MappingCheckpoint,
+    Tensor,
+    is_forecast,
+)
+from ._dcp import DistributedCheckpoint
+from ._folder import WEIGHTS, adapted_model, companions, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
+from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
+from ._torch import Stage, TorchCheckpoint
 
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "DistributedCheckpoint",
     "FileCheckpoint",
+    "Layout",
     "MappingCheckpoint",
     "SafetensorsCheckpoint",
     "SafetensorsWriter",
+    "ShardedCheckpoint",
     "Tensor",
+    "TorchCheckpoint",
     "create_checkpoint",
+    "is_forecast",
     "open_checkpoint",
-    "role",
+    "output_layout",
+    "steps_in",
 ]
 
-_READERS: tuple[type[FileCheckpoint], ...] = (SafetensorsCheckpoint,)
+PROVENANCE = "wfcast.forecast"
+"""The key of a forecast's provenance in its metadata."""
+
+FORMATS = ("safetensors", "torch", "dcp")
+_SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".bin": "torch",
+    ".ckpt": "torch",
+}
+
+
+# ---- reading ------------------------------------------------------------------------------------
 
 
 def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
@@ -38,8 +78,9 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
 
     Parameters
     ----------
-    source : mapping of names to arrays or tensors, path, or Checkpoint
-        A path leads to a single safetensors file.
+    source : mapping of names to arrays or tensors, torch.nn.Module, path, or Checkpoint
+        A path leads to a safetensors file, a file of ``torch.save``, an index of shards, or a
+        folder with one of them or of torch.distributed.checkpoint.
     what : str
         What a message calls it ("run 0, step 500").
 
@@ -50,6 +91,8 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
     """
     if isinstance(source, Checkpoint):
         return source
+    if is_module(source):
+        source = source.state_dict()
     if isinstance(source, Mapping):
         return MappingCheckpoint(source, what)
     if not isinstance(source, str | os.PathLike):
@@ -60,24 +103,195 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
     path = Path(source)
     if not path.exists():
         raise CheckpointError(f"{what}: there is no file {str(path)!r}")
-    for reader in _READERS:
-        if reader.recognizes(path):
-            return reader(path, what)
-    kind = "a folder" if path.is_dir() else "no regular file"
-    raise CheckpointError(f"{what}: {str(path)!r} is {kind}, expected a .safetensors file")
+    if path.is_dir():
+        return _open_folder(path, what)
+    if not path.is_file():
+        raise CheckpointError(f"{what}: {str(path)!r} is no regular file")
+    return _open_file(path, what)
 
 
+def _open_file(path: Path, what: str) -> FileCheckpoint:
+    if path.name.endswith(INDEX):
+        return ShardedCheckpoint(path, what, _open_file)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise CheckpointError(f"{what}: {str(path)!r} cannot be read: {error}") from error
+    # a zip file, as of torch.save, or a pickle, as of the torch before 1.6
+    if start == b"PK" or (start[:1] == b"\x80" and path.suffix != ".safetensors"):
+        return TorchCheckpoint(path, what)
+    return SafetensorsCheckpoint(path, what)
+
+
+def _open_folder(folder: Path, what: str) -> FileCheckpoint:
+    weights = weights_in(folder)
+    if weights is None:
+        try:
+            run = steps_in(folder)
+        except CheckpointError:
+            run = {}
+        if run:
+            raise CheckpointError(
+                f"{what}: {str(folder)!r} is a folder of checkpoints "
+                f"({', '.join(p.name for p in list(run.values())[:3])}, ...), expected one of them"
+            )
+        raise CheckpointError(
+            f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
+            "is there"
+        )
+    checkpoint = (
+        DistributedCheckpoint(folder, what) if weights == folder else _open_file(weights, what)
+    )
+    own = {weights.name, *(checkpoint.layout.shards or {}).values()}
+    if weights == folder:
+        own = {p.name for p in folder.iterdir() if p.name == _dcp.METADATA or p.suffix == ".distcp"}
+    carried, left = companions(folder, own)
+    checkpoint.layout = replace(
+        checkpoint.layout,
+        folder=True,
+        weights=weights.name,
+        carried=carried,
+        left=(*checkpoint.layout.left, *left),
+    )
+    checkpoint.base = adapted_model(folder, what)
+    return checkpoint
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def output_layout(
+    like: Layout,
+    target: Path,
+    tensors: Iterable[Tensor],
+    format: str | None = None,
+    shard_size: int | None = None,
+) -> Layout:
+    """The layout of an output: that of the last input, unless something else is asked for.
+
+    Parameters
+    ----------
+    like : Layout
+    target : Path
+        Where `format` is not given, a name that ends in .safetensors, .pt, .pth, .bin or .ckpt
+        asks for a single file of that format.
+    tensors : iterable of Tensor
+    format : {"safetensors", "torch", "dcp"}, optional
+    shard_size : int, optional
+        Bytes; asks for a folder of safetensors shards no larger than that.
+    """
+    asked = _SUFFIXES.get(target.suffix)
+    if format is None and shard_size is None and asked is not None and not target.is_dir():
+        layout = replace(like, format=asked, folder=False, shards=None, carried=())
+        return layout if asked == like.format else replace(layout, keys=(), prefix="")
+    if format is not None and format != like.format:
+        folder = format == "dcp" or (asked is None and like.folder)
+        weights = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
+        like = replace(
+            like,
+            format=format,
+            folder=folder,
+            weights=weights.get(format, ""),
+            shards=None,
+            keys=(),
+            prefix="",
+        )
+    if shard_size is not None:
+        if like.format != "safetensors":
+            raise CheckpointError(f"shards are written as safetensors, not as {like.format}")
+        stem = like.weights.removesuffix(INDEX).removesuffix(".safetensors")
+        stem = stem if like.folder else "model"
+        shards = split(tensors, shard_size, stem)
+        several = len(set(shards.values())) > 1
+        like = replace(
+            like,
+            folder=True,
+            weights=f"{stem}.safetensors{INDEX}" if several else f"{stem}.safetensors",
+            shards=shards if several else None,
+        )
+    elif like.shards is not None and like.format == "torch":
+        # one file: torch writes what it is given at once
+        like = replace(like, shards=None, weights=like.weights.removesuffix(INDEX))
+    return like
+
+
+@contextmanager
 def create_checkpoint(
-    target: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]
-) -> CheckpointWriter:
-    """A writer for `target`, which appears when the writer's ``with`` block ends without an error.
+    target: Path,
+    layout: Layout,
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+    tied: Mapping[str, str],
+) -> Iterator[CheckpointWriter]:
+    """A writer for `target`, which appears when the ``with`` block ends without an error.
 
     Parameters
     ----------
     target : Path
-        A single safetensors file, in a folder that is there.
+        A file or a folder, in a folder that is there.
+    layout : Layout
+        How it is to lie on disk.
     tensors : iterable of Tensor
         What will be written, in any order; the writer's `order` says in which.
     metadata : mapping of str to str
+        Kept in safetensors; of torch's formats only the entry `PROVENANCE` is.
+    tied : mapping of str to str
+        Further names of tensors -> the name among `tensors`.
     """
-    return SafetensorsWriter(target, tensors, metadata)
+    tensors = list(tensors)
+    if not layout.folder:
+        with (
+            atomic_file(target) as file,
+            _file_writer(file, target.parent, layout, tensors, metadata, tied) as writer,
+        ):
+            yield writer
+        return
+    with atomic_folder(target) as folder:
+        for path in layout.carried:
+            with open(path, "rb") as source, synced_file(folder / path.name) as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        if layout.shards is not None:
+            shards = ShardedWriter(folder, layout.weights, layout.shards, tensors, metadata)
+            try:
+                yield shards
+                shards.finish()
+            except BaseException:
+                shards.abandon()
+                raise
+        elif layout.format == "dcp":
+            with _stage(folder.parent, tensors) as stage:
+                yield stage
+                _dcp.save(folder, stage, tied, metadata[PROVENANCE])
+        else:
+            with (
+                synced_file(folder / layout.weights) as file,
+                _file_writer(file, folder.parent, layout, tensors, metadata, tied) as writer,
+            ):
+                yield writer
+
+
+@contextmanager
+def _file_writer(
+    file: Any,
+    folder: Path,
+    layout: Layout,
+    tensors: list[Tensor],
+    metadata: Mapping[str, str],
+    tied: Mapping[str, str],
+) -> Iterator[CheckpointWriter]:
+    if layout.format == "torch":
+        with _stage(folder, tensors) as stage:
+            yield stage
+            torch = _torch.import_torch("a torch file")
+            torch.save(_torch.state_dict(stage, layout, tied, metadata[PROVENANCE]), file)
+        return
+    writer = SafetensorsWriter(file, tensors, metadata)
+    yield writer
+    writer.finish()
+
+
+@contextmanager
+def _stage(folder: Path, tensors: list[Tensor]) -> Iterator[Stage]:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield Stage(file, tensors)

@@ -1,10 +1,20 @@
-"""Files that appear complete or not at all."""
+"""Files and folders that appear complete or not at all.
+
+Both are made under a temporary name beside the target, ``.NAME.<12 hex digits>.tmp``, and hold a
+lock while they are being made. Who finds such a name without a lock has found what a killed process
+left behind, and removes it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +38,8 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
 
     It is written under a temporary name in the same folder, synced, renamed over `target`, and
     the folder is synced. Whatever goes wrong before, Ctrl-C included, removes it and leaves
-    `target` as it was. The file has the mode of the target it replaces, or the usual one.
+    `target` as it was. The file has the mode of the target it replaces, or the usual one. A
+    symbolic link stays, and what it leads to is replaced.
 
     Raises
     ------
@@ -37,32 +48,179 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     OSError
         The disk is full, the folder read-only, or the like.
     """
+    target = _resolve(target)
     check_target(target)
-    folder = target.parent
-    temporary = folder / f".{target.name[:200]}.{secrets.token_hex(6)}.tmp"
-    descriptor = os.open(
-        temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666
-    )
+    temporary, descriptor = _begin(target, _new_file)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             with suppress(FileNotFoundError):
                 os.chmod(temporary, target.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(folder)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target`, and of all in it, when the block ends.
+
+    Yields its temporary path; what is written there is to be synced (`synced_file` does). Where
+    the system can exchange two names, `target` is at every moment the old folder or the new one;
+    elsewhere there is a moment at which it is missing. Whatever goes wrong before removes the new
+    folder and leaves `target` as it was.
+
+    Raises
+    ------
+    CheckpointError
+        The folder that is to hold it is not there, or `target` is a file.
+    OSError
+        The disk is full, the folder read-only, or the like.
+    """
+    target = _resolve(target)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"cannot write {str(target)!r}: it is a file, expected a folder name")
+    temporary, descriptor = _begin(target, _new_folder)
+    try:
+        with suppress(FileNotFoundError):
+            os.chmod(temporary, target.stat().st_mode & 0o777)
+        yield temporary
+        sync_folder(temporary)
+        _replace_folder(temporary, target)
+    finally:
+        # the new folder after an error, else the old one, if any
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def synced_file(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that is on the disk when the block ends."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _resolve(target: Path) -> Path:
+    target = Path(os.path.realpath(target))
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
+        )
+    return target
+
+
+# ---- temporary names ----------------------------------------------------------------------------
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    os.mkdir(path)
+    return os.open(path, os.O_RDONLY)
+
+
+def _begin(target: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
+    """A new, locked temporary beside `target`, and what was left behind there removed."""
+    stem = f".{target.name[:200]}."
+    _sweep(target.parent, stem)
+    while True:
+        path = target.parent / f"{stem}{secrets.token_hex(6)}.tmp"
+        descriptor = create(path)
+        if _lock(descriptor) is not False and _is_at(descriptor, path):
+            return path, descriptor
+        os.close(descriptor)  # someone took it for left behind, between its making and its lock
+
+
+def _sweep(folder: Path, stem: str) -> None:
+    pattern = re.compile(re.escape(stem) + r"[0-9a-f]{12}\.tmp")
+    with os.scandir(folder) as entries:
+        left = [Path(e.path) for e in entries if pattern.fullmatch(e.name) and not e.is_symlink()]
+    for path in left:
+        with suppress(OSError):  # gone, or not ours to remove
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(descriptor) is True and _is_at(descriptor, path):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock was free and is ours now; None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        here = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), here)
+
+
+# ---- putting a folder in place ------------------------------------------------------------------
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Give `new` the name of `target`, and what was there, if anything, the name of `new`."""
+    while True:
+        try:
+            os.rename(new, target)
+            return
+        except OSError as error:  # something is there
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        try:
+            _exchange(new, target)
+            return
+        except FileNotFoundError:
+            continue  # no longer
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EINVAL):
+                raise
+        aside = new.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+        os.rename(target, aside)
+        os.rename(new, target)
+        os.rename(aside, new)
+        return
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two names in one step (Linux: renameat2 with RENAME_EXCHANGE)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    at_cwd, exchange = -100, 2
+    paths = os.fsencode(a), os.fsencode(b)
+    if renameat2(at_cwd, paths[0], at_cwd, paths[1], exchange) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(a), None, str(b))

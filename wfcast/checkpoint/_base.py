@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,12 +25,46 @@ from .._columns import (
 )
 from .._errors import CheckpointError, DtypeError, WfcastError
 
-COPIED = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+BITS = {
+    "complex128": 128,
+    "complex64": 64,
+    "float64": 64,
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int64": 64,
+    "int32": 32,
+    "int16": 16,
+    "int8": 8,
+    "uint64": 64,
+    "uint32": 32,
+    "uint16": 16,
+    "uint8": 8,
+    "bool": 8,
+    "float8_e4m3fn": 8,
+    "float8_e5m2": 8,
+    "float8_e4m3fnuz": 8,
+    "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+    "float4_e2m1fn": 4,
+    "float4_e2m1fn_x2": 8,
+}
+"""Bits per element of every dtype that can be in a checkpoint, by torch's name of it."""
 
 
-def role(dtype: str) -> str:
-    """What becomes of a tensor: "forecast", "copy" (integers, bools) or "refuse" (the rest)."""
-    return "forecast" if dtype in FLOATS else "copy" if dtype in COPIED else "refuse"
+_BUFFER = re.compile(
+    r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias)$"
+)
+
+
+def is_forecast(tensor: Tensor) -> bool:
+    """Whether a tensor is forecast; integers, bools, float8 and buffers are copied.
+
+    A buffer is told by its name: what BatchNorm counts, and the tables of rotary embeddings.
+    """
+    return tensor.dtype in FLOATS and _BUFFER.search(tensor.name) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +80,45 @@ class Tensor:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes on disk."""
+        return self.size * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a checkpoint lies on disk, so that another one can be written like it.
+
+    Attributes
+    ----------
+    format : str
+        "safetensors", "torch" or "dcp" (torch.distributed.checkpoint).
+    folder : bool
+        Whether it is a folder, with the weights and what is carried along.
+    weights : str
+        The name of the weights in the folder: a file, or the index of the shards.
+    shards : dict of str to str, or None
+        Tensor name -> file name; None where there is but one file.
+    keys : tuple of str
+        Torch files: the keys that lead to the state dict.
+    prefix : str
+        Torch files: what all names begin with there ("module."), which `tensors` leaves out.
+    carried : tuple of Path
+        Files beside the weights that belong to the model: configuration, tokenizer.
+    left : tuple of str
+        Names beside the weights that belong to the training: optimizer, scheduler, random state.
+    """
+
+    format: str = "safetensors"
+    folder: bool = False
+    weights: str = "model.safetensors"
+    shards: Mapping[str, str] | None = None
+    keys: tuple[str, ...] = ()
+    prefix: str = ""
+    carried: tuple[Path, ...] = ()
+    left: tuple[str, ...] = ()
+
 
 class Checkpoint(ABC):
     """Names -> tensors, of which at most one is touched at a time.
@@ -57,11 +131,25 @@ class Checkpoint(ABC):
         In the order in which reading them is cheapest.
     metadata : dict of str to str
         Free text that the format keeps beside the tensors.
+    tied : dict of str to str
+        Names that share the memory of another tensor -> that tensor's name, the first of them.
+        They are not in `tensors`.
+    layout : Layout
+    base : str or None
+        Adapters: the model that they adapt.
     """
 
     what: str
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    tied: dict[str, str]
+    layout: Layout
+    base: str | None
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.tensors, self.metadata, self.tied = {}, {}, {}
+        self.layout, self.base = Layout(), None
 
     @abstractmethod
     def column(self, name: str) -> Column:
@@ -91,43 +179,39 @@ class FileCheckpoint(Checkpoint):
     path: Path
 
     def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{what} ({str(path)!r})")
         self.path = path
-        self.what = f"{what} ({str(path)!r})"
-
-    @staticmethod
-    @abstractmethod
-    def recognizes(path: Path) -> bool:
-        """Whether `path`, which exists, may be a checkpoint of this format."""
 
 
 class CheckpointWriter(Protocol):
-    """Writes tensors one after the other; the target appears complete or not at all."""
+    """Writes tensors one after the other."""
 
     order: tuple[str, ...]
     """The order in which the tensors are to be written."""
-
-    def __enter__(self) -> CheckpointWriter: ...
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None: ...
 
     def write(self, name: str, pieces: Iterable[Array]) -> None:
         """Write one tensor: C-contiguous pieces that follow each other in C order."""
 
 
-class MappingCheckpoint(Checkpoint):
-    """A mapping of names to arrays or tensors, such as a state_dict."""
+class TensorCheckpoint(Checkpoint):
+    """Names -> arrays or tensors in memory, or mapped by the library that read them."""
 
-    def __init__(self, source: Mapping[str, Any], what: str) -> None:
-        self.what = what
-        self.metadata = {}
-        self.tensors = {}
-        self._source = source
+    _source: dict[str, Any]
+
+    def _take(self, source: Mapping[str, Any]) -> None:
+        self._source = {}
+        first: dict[Any, str] = {}
         for name, value in source.items():
             if not isinstance(name, str):
-                raise CheckpointError(f"{what} has the key {name!r}, expected tensor names")
-            self.tensors[name] = self._describe(name, value)
+                raise CheckpointError(f"{self.what} has the key {name!r}, expected tensor names")
+            tensor = self._describe(name, value)
+            place = _place(value)
+            if place is not None and first.setdefault(place, name) != name:
+                self.tied[name] = first[place]
+                continue
+            self.tensors[name], self._source[name] = tensor, value
         if not self.tensors:
-            raise CheckpointError(f"{what} holds no tensors")
+            raise CheckpointError(f"{self.what} holds no tensors")
 
     def _describe(self, name: str, value: Any) -> Tensor:
         if is_tensor(value):
@@ -149,15 +233,34 @@ class MappingCheckpoint(Checkpoint):
     def raw(self, name: str) -> Array:
         value = self._source[name]
         if is_tensor(value):
+            import torch
+
+            if value.layout is torch.strided and value.device.type == "cpu":
+                check_memory(value, self.label(name))
             try:
-                value = (
-                    value.detach().cpu().numpy()
-                    if role(self.tensors[name].dtype) == "copy"
-                    else self.column(name).array
-                )
+                value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             except (RuntimeError, TypeError) as error:
                 raise WfcastError(f"{self.label(name)} cannot be read: {error}") from error
-            check_memory(self._source[name], self.label(name))
+            return np.asarray(value)
         array = np.asarray(value)
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         return array.reshape(-1).view(np.uint8)
+
+
+def _place(value: Any) -> Any:
+    """What two tied tensors have in common; None where it cannot be told, as on no real device."""
+    if not is_tensor(value) or value.device.type == "meta" or value.numel() == 0:
+        return None
+    try:
+        where = value.data_ptr()
+    except RuntimeError:
+        return None
+    return value.device, where, value.dtype, tuple(value.shape), tuple(value.stride())
+
+
+class MappingCheckpoint(TensorCheckpoint):
+    """A mapping of names to arrays or tensors, such as a state_dict."""
+
+    def __init__(self, source: Mapping[str, Any], what: str) -> None:
+        super().__init__(what)
+        self._take(source)

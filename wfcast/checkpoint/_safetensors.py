@@ -15,7 +15,6 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,45 +23,41 @@ from safetensors import SafetensorError, safe_open
 
 from .._columns import Array, Column, empty_bfloat16
 from .._errors import CheckpointError, DtypeError
-from ._atomic import atomic_file
-from ._base import FileCheckpoint, Tensor
+from ._base import BITS, FileCheckpoint, Tensor
 
-# the format's name of a dtype: torch's name, bits per element
+# the format's name of a dtype -> torch's
 DTYPES = {
-    "F64": ("float64", 64),
-    "F32": ("float32", 32),
-    "F16": ("float16", 16),
-    "BF16": ("bfloat16", 16),
-    "I64": ("int64", 64),
-    "I32": ("int32", 32),
-    "I16": ("int16", 16),
-    "I8": ("int8", 8),
-    "U64": ("uint64", 64),
-    "U32": ("uint32", 32),
-    "U16": ("uint16", 16),
-    "U8": ("uint8", 8),
-    "BOOL": ("bool", 8),
-    "C64": ("complex64", 64),
-    "F8_E4M3": ("float8_e4m3fn", 8),
-    "F8_E5M2": ("float8_e5m2", 8),
-    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
-    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
-    "F8_E8M0": ("float8_e8m0fnu", 8),
-    "F6_E2M3": ("float6_e2m3fn", 6),
-    "F6_E3M2": ("float6_e3m2fn", 6),
-    "F4": ("float4_e2m1fn", 4),
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F6_E2M3": "float6_e2m3fn",
+    "F6_E3M2": "float6_e3m2fn",
+    "F4": "float4_e2m1fn",
 }
 METADATA = "__metadata__"  # the header's entry that is no tensor
-_CODES = {name: code for code, (name, _) in DTYPES.items()}
-_BITS = dict(DTYPES.values())
+_CODES = {name: code for code, name in DTYPES.items()}
+MAX_HEADER = 100_000_000
+"""The library's limit for the bytes of a header."""
 
 
 class SafetensorsCheckpoint(FileCheckpoint):
     """A single safetensors file, mapped tensor by tensor."""
-
-    @staticmethod
-    def recognizes(path: Path) -> bool:
-        return path.is_file()
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
@@ -70,6 +65,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
             with open(path, "rb") as file:
                 self._identity = _identity(file)
                 size = os.fstat(file.fileno()).st_size
+                _check_keys(file, size)
             with safe_open(path, framework="numpy") as header:
                 self.metadata = dict(header.metadata() or {})
                 entries = [(name, header.get_slice(name)) for name in header.offset_keys()]
@@ -78,7 +74,6 @@ class SafetensorsCheckpoint(FileCheckpoint):
             raise CheckpointError(
                 f"{self.what} cannot be read as a safetensors file: {error}"
             ) from error
-        self.tensors = {}
         self._spans: dict[str, tuple[int, int]] = {}
         start = 0
         for name, shape, code in described:
@@ -87,12 +82,10 @@ class SafetensorsCheckpoint(FileCheckpoint):
                     f"{self.label(name)} has the dtype {code}, which this "
                     "version of wfcast does not know"
                 )
-            dtype, bits = DTYPES[code]
-            tensor = Tensor(name, shape, dtype)
+            tensor = Tensor(name, shape, DTYPES[code])
             self.tensors[name] = tensor
-            length = tensor.size * bits // 8
-            self._spans[name] = (start, length)
-            start += length
+            self._spans[name] = (start, tensor.nbytes)
+            start += tensor.nbytes
         self._base = size - start  # the library allows no gap: the data end with the file
         if self._base < 8:
             raise CheckpointError(f"{self.what} changed while its header was read")
@@ -161,46 +154,54 @@ def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 
+def _check_keys(file: BinaryIO, size: int) -> None:
+    """Raise ValueError for a name that stands twice in the header; the library takes the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+            raise ValueError(f"its header has the key {twice!r} twice")
+        return found
+
+    length = int.from_bytes(file.read(8), "little")
+    if length <= min(size - 8, MAX_HEADER):  # else the library says what is wrong
+        try:
+            json.loads(file.read(length), object_pairs_hook=unique)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            return
+
+
+def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """In the order that the library writes: wide dtypes first, so that every tensor is aligned."""
+    return sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
+
+
 class SafetensorsWriter:
     """Writes a single safetensors file tensor by tensor, in constant memory.
 
     Parameters
     ----------
-    target : Path
-        It appears when the ``with`` block ends without an error, and is untouched otherwise.
+    file : binary file
+        Empty; it is neither synced nor closed.
     tensors : iterable of Tensor
     metadata : mapping of str to str
 
     Raises
     ------
     CheckpointError
-        The format cannot hold a tensor of that name.
+        The format cannot hold a tensor of that name or dtype.
     """
 
     def __init__(
-        self, target: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]
+        self, file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str]
     ) -> None:
-        # the order that the library writes: wide dtypes first, so that every tensor is aligned
-        self._tensors = sorted(tensors, key=lambda t: (-_BITS[t.dtype], t.name))
-        for tensor in self._tensors:
-            if tensor.name == METADATA or not _is_utf8(tensor.name):
-                raise CheckpointError(
-                    f"{tensor.name!r} cannot be the name of a tensor in a safetensors file"
-                )
+        self._tensors = ordered(tensors)
         self.order = tuple(t.name for t in self._tensors)
-        self.target = target
-        self._header = _header(self._tensors, metadata)
         self._remaining: Iterator[Tensor] = iter(self._tensors)
-        self._atomic: AbstractContextManager[BinaryIO] = atomic_file(target)
-
-    def __enter__(self) -> SafetensorsWriter:
-        self._file = self._atomic.__enter__()
-        try:
-            self._file.write(self._header)
-        except BaseException as error:
-            self._atomic.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
+        self._file = file
+        file.write(_header(self._tensors, metadata))
 
     def write(self, name: str, pieces: Iterable[Array]) -> None:
         """Write the tensor whose turn it is: C-contiguous pieces in C order."""
@@ -209,15 +210,12 @@ class SafetensorsWriter:
         written = 0
         for piece in pieces:
             written += self._file.write(piece.reshape(-1).view(np.uint8).data)
-        assert written == tensor.size * _BITS[tensor.dtype] // 8
+        assert written == tensor.nbytes
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+    def finish(self) -> None:
+        """Make sure that every tensor was written."""
         left = next(self._remaining, None)
-        if kind is None and left is not None:
-            value = AssertionError(f"tensor {left.name!r} was not written")
-            self._atomic.__exit__(type(value), value, None)
-            raise value
-        self._atomic.__exit__(kind, value, trace)
+        assert left is None, f"tensor {left and left.name!r} was not written"
 
 
 def _is_utf8(name: str) -> bool:
@@ -232,7 +230,15 @@ def _header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for tensor in tensors:
-        stop = start + tensor.size * _BITS[tensor.dtype] // 8
+        if tensor.name == METADATA or not _is_utf8(tensor.name):
+            raise CheckpointError(
+                f"{tensor.name!r} cannot be the name of a tensor in a safetensors file"
+            )
+        if tensor.dtype not in _CODES:
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has dtype {tensor.dtype}, which safetensors does not have"
+            )
+        stop = start + tensor.nbytes
         header[tensor.name] = {
             "dtype": _CODES[tensor.dtype],
             "shape": list(tensor.shape),

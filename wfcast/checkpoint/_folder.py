@@ -1,0 +1,95 @@
+"""Folders: which file in them holds the weights, what belongs to them, and runs of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from .._errors import CheckpointError
+from ._dcp import METADATA
+from ._sharded import INDEX
+
+WEIGHTS = tuple(
+    name
+    for stem, torch_stem in (
+        ("model", "pytorch_model"),
+        ("adapter_model", "adapter_model"),
+        ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    )
+    for name in (
+        f"{stem}.safetensors{INDEX}",
+        f"{stem}.safetensors",
+        f"{torch_stem}.bin{INDEX}",
+        f"{torch_stem}.bin",
+    )
+)
+"""The file names that Hugging Face's libraries give to weights; the first that is there counts."""
+
+_CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".tiktoken", ".yaml"}
+_TRAINING = {"trainer_state.json", "training_args.json"}
+_STEP_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
+_STEP_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:safetensors|pt|pth|bin|ckpt)")
+
+
+def weights_in(folder: Path) -> Path | None:
+    """What holds the weights of a checkpoint folder: the folder itself for a distributed one."""
+    if (folder / METADATA).is_file():
+        return folder
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def companions(folder: Path, own: set[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """The files beside the weights that belong to the model, and the names of all others.
+
+    Configuration, tokenizer, model card and code belong to the model, told by their endings;
+    optimizer, scheduler, random state and what else a trainer keeps do not.
+
+    Parameters
+    ----------
+    folder : Path
+    own : set of str
+        The weights' own file names.
+    """
+    carried, left = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name in own:
+            continue
+        plain = path.is_file() and path.suffix in _CARRIED and path.name not in _TRAINING
+        if plain and not path.name.endswith(INDEX):
+            carried.append(path)
+        else:
+            left.append(path.name)
+    return tuple(carried), tuple(left)
+
+
+def adapted_model(folder: Path, what: str) -> str | None:
+    """The base model of a PEFT adapter; None where the folder holds none."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{what}: {str(path)!r} names no base_model_name_or_path: {error!r}"
+        ) from error
+    return None if found is None else str(found)
+
+
+def steps_in(folder: Path) -> dict[int, Path]:
+    """What looks like a checkpoint in a run folder, by step: the last number of its name."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        match = (_STEP_FOLDER if path.is_dir() else _STEP_FILE).fullmatch(path.name)
+        if match is None or (path.is_dir() and not any(path.iterdir())):
+            continue
+        step = int(match[1])
+        if step in found:
+            raise CheckpointError(
+                f"{str(folder)!r} has step {step} twice: {found[step].name} and {path.name}"
+            )
+        found[step] = path
+    return dict(sorted(found.items()))

@@ -1,0 +1,197 @@
+"""Several files and an index: ``{"metadata": {...}, "weight_map": {tensor: file}}``.
+
+The layout of Hugging Face, for safetensors and for torch files alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .._columns import Array, Column
+from .._errors import CheckpointError
+from ._atomic import synced_file
+from ._base import FileCheckpoint, Layout, Tensor
+from ._safetensors import MAX_HEADER, SafetensorsWriter, ordered
+
+INDEX = ".index.json"
+
+
+class ShardedCheckpoint(FileCheckpoint):
+    """The shards that an index names, each opened by the reader of its format.
+
+    Parameters
+    ----------
+    path : Path
+        The index.
+    what : str
+    open_shard : callable
+        Opens one file as ``open_shard(path, what)``.
+    """
+
+    def __init__(
+        self, path: Path, what: str, open_shard: Callable[[Path, str], FileCheckpoint]
+    ) -> None:
+        super().__init__(path, what)
+        self._file_of = self._read_index()
+        self._shards: dict[str, FileCheckpoint] = {}
+        for file in dict.fromkeys(self._file_of.values()):
+            shard = open_shard(self._inside(file), what)
+            self._shards[file] = shard
+            self._check(file, shard)
+            self.metadata = {**shard.metadata, **self.metadata}
+            self.tensors.update(shard.tensors)
+            self.tied.update(shard.tied)
+        formats = {shard.layout.format for shard in self._shards.values()}
+        if len(formats) > 1:
+            raise CheckpointError(f"{self.what} names shards of different formats")
+        self.layout = Layout(
+            format=formats.pop(), folder=True, weights=path.name, shards=self._file_of
+        )
+
+    def _read_index(self) -> dict[str, str]:
+        try:
+            if self.path.stat().st_size > MAX_HEADER:
+                raise ValueError("it is larger than 100 MB")
+            index = json.loads(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.what} cannot be read as an index: {error}") from error
+        found = index.get("weight_map") if isinstance(index, dict) else None
+        if (
+            not isinstance(found, dict)
+            or not found
+            or not all(isinstance(file, str) for file in found.values())
+        ):
+            raise CheckpointError(
+                f"{self.what} is no index of shards: it has no weight_map of names to files"
+            )
+        return found
+
+    def _inside(self, file: str) -> Path:
+        if file != Path(file).name or file in ("", ".", ".."):
+            raise CheckpointError(
+                f"{self.what} names the shard {file!r}, expected a file name in its own folder"
+            )
+        path = self.path.parent / file
+        if not path.is_file():
+            raise CheckpointError(f"{self.what} names the shard {file!r}, which is not there")
+        return path
+
+    def _check(self, file: str, shard: FileCheckpoint) -> None:
+        named = {name for name, where in self._file_of.items() if where == file}
+        present = shard.tensors.keys() | shard.tied.keys()
+        lost, extra = sorted(named - present), sorted(present - named)
+        if lost:
+            raise CheckpointError(
+                f"{self.what} names {len(lost)} tensors, {lost[0]!r} first, that are not in "
+                f"{file!r}"
+            )
+        if extra:
+            raise CheckpointError(
+                f"{shard.what} holds {len(extra)} tensors, {extra[0]!r} first, that the index "
+                f"{self.path.name!r} does not name there"
+            )
+
+    def column(self, name: str) -> Column:
+        return self._shards[self._file_of[name]].column(name)
+
+    def value(self, name: str) -> Any:
+        return self._shards[self._file_of[name]].value(name)
+
+    def raw(self, name: str) -> Array:
+        return self._shards[self._file_of[name]].raw(name)
+
+
+class ShardedWriter:
+    """Writes safetensors shards one after the other, and the index at the end.
+
+    Parameters
+    ----------
+    folder : Path
+        A new folder.
+    index : str
+        The file name of the index.
+    file_of : mapping of str to str
+        Tensor name -> file name.
+    tensors : iterable of Tensor
+    metadata : mapping of str to str
+        Goes into every shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: str,
+        file_of: Mapping[str, str],
+        tensors: Iterable[Tensor],
+        metadata: Mapping[str, str],
+    ) -> None:
+        self._folder, self._index, self._metadata = folder, index, metadata
+        self._file_of = file_of
+        self._shards: dict[str, list[Tensor]] = {}
+        for tensor in tensors:
+            self._shards.setdefault(file_of[tensor.name], []).append(tensor)
+        self._shards = {file: ordered(self._shards[file]) for file in sorted(self._shards)}
+        self.order = tuple(t.name for shard in self._shards.values() for t in shard)
+        self._coming: Iterator[str] = iter(self._shards)
+        self._open = ExitStack()
+        self._writer: SafetensorsWriter | None = None
+        self._left = 0
+
+    def write(self, name: str, pieces: Iterable[Array]) -> None:
+        """Write the tensor whose turn it is: C-contiguous pieces in C order."""
+        if self._left == 0:
+            self._next_shard()
+        assert self._writer is not None
+        self._writer.write(name, pieces)
+        self._left -= 1
+
+    def _next_shard(self) -> None:
+        self._close_shard()
+        file = next(self._coming)
+        handle = self._open.enter_context(synced_file(self._folder / file))
+        self._writer = SafetensorsWriter(handle, self._shards[file], self._metadata)
+        self._left = len(self._shards[file])
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+        self._open.close()
+
+    def finish(self) -> None:
+        """Close the last shard and write the index."""
+        self._close_shard()
+        left = next(self._coming, None)
+        assert left is None, f"shard {left!r} was not written"
+        total = sum(t.nbytes for shard in self._shards.values() for t in shard)
+        names = {name: self._file_of[name] for name in sorted(self.order)}
+        document = {"metadata": {"total_size": total}, "weight_map": names}
+        with synced_file(self._folder / self._index) as file:
+            file.write((json.dumps(document, indent=2) + "\n").encode())
+
+    def abandon(self) -> None:
+        """Close what is open."""
+        self._open.close()
+
+
+def split(tensors: Iterable[Tensor], limit: int, stem: str) -> dict[str, str]:
+    """Tensor name -> shard, filled one after the other up to `limit` bytes, as Hugging Face does.
+
+    A tensor larger than `limit` has a shard of its own.
+    """
+    shards: list[list[str]] = [[]]
+    room = limit
+    for tensor in tensors:
+        if shards[-1] and tensor.nbytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor.name)
+        room -= tensor.nbytes
+    return {
+        name: f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i, shard in enumerate(shards, 1)
+        for name in shard
+    }
