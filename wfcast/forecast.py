@@ -30,7 +30,7 @@ from .checkpoint import (
     output_layout,
 )
 from .model import ModelFarcaster, Plan
-from .report import kind_of
+from .report import is_norm
 
 BLOCK_BYTES = 1 << 24
 """The most bytes of the output that are computed in one piece."""
@@ -106,7 +106,7 @@ def forecast_checkpoint(
         Patterns of tensor names (``*`` stands for anything): what to forecast, all by default,
         and what not. The rest is copied from the last input.
     norms : {"forecast", "copy"}, default="forecast"
-        What to do with the weights of layer norms.
+        What to do with the tensors of normalization layers.
     nonfinite : {"error", "copy"}, default="error"
         What to do with a tensor that holds NaN or infinity in one of the inputs.
     partial : bool, default=False
@@ -179,7 +179,7 @@ def _is_wanted(
         return False
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return False
-    return norms == "forecast" or kind_of(name) != "layer norm"
+    return norms == "forecast" or not is_norm(name)
 
 
 def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:

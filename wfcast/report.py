@@ -23,6 +23,7 @@ __all__ = [
     "by_kind",
     "compare_checkpoints",
     "describe",
+    "is_norm",
     "kind_of",
     "sums_of",
     "total",
@@ -49,6 +50,11 @@ _PATTERNS = tuple(
 def kind_of(name: str) -> str:
     """The kind of a tensor, guessed from the name that common Transformers give it."""
     return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
+
+
+def is_norm(name: str) -> bool:
+    """Whether a tensor belongs to a normalization layer, the head's own included."""
+    return dict(_PATTERNS)["layer norm"].search(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

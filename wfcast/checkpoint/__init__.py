@@ -182,6 +182,10 @@ def output_layout(
         Bytes; asks for a folder of safetensors shards no larger than that.
     """
     asked = _SUFFIXES.get(target.suffix)
+    if shard_size is not None:
+        if format not in (None, "safetensors"):
+            raise CheckpointError(f"shards are written as safetensors, not as {format}")
+        format = "safetensors"
     if format is None and shard_size is None and asked is not None and not target.is_dir():
         layout = replace(like, format=asked, folder=False, shards=None, carried=())
         return layout if asked == like.format else replace(layout, keys=(), prefix="")
@@ -198,8 +202,6 @@ def output_layout(
             prefix="",
         )
     if shard_size is not None:
-        if like.format != "safetensors":
-            raise CheckpointError(f"shards are written as safetensors, not as {like.format}")
         stem = like.weights.removesuffix(INDEX).removesuffix(".safetensors")
         stem = stem if like.folder else "model"
         shards = split(tensors, shard_size, stem)

@@ -22,13 +22,15 @@ from typing import BinaryIO
 from .._errors import CheckpointError
 
 
-def check_target(target: Path) -> None:
-    """Raise CheckpointError where `target` cannot be a file: to know before long work."""
+def check_target(target: Path, *, folder: bool = False) -> None:
+    """Raise CheckpointError where `target` cannot be written: to know before long work."""
     if not target.parent.is_dir():
         raise CheckpointError(
             f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
         )
-    if target.is_dir():
+    if folder and target.exists() and not target.is_dir():
+        raise CheckpointError(f"cannot write {str(target)!r}: it is a file, expected a folder name")
+    if not folder and target.is_dir():
         raise CheckpointError(f"cannot write {str(target)!r}: it is a folder, expected a file name")
 
 
@@ -48,7 +50,7 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     OSError
         The disk is full, the folder read-only, or the like.
     """
-    target = _resolve(target)
+    target = Path(os.path.realpath(target))
     check_target(target)
     temporary, descriptor = _begin(target, _new_file)
     try:
@@ -82,9 +84,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     OSError
         The disk is full, the folder read-only, or the like.
     """
-    target = _resolve(target)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"cannot write {str(target)!r}: it is a file, expected a folder name")
+    target = Path(os.path.realpath(target))
+    check_target(target, folder=True)
     temporary, descriptor = _begin(target, _new_folder)
     try:
         with suppress(FileNotFoundError):
@@ -115,15 +116,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _resolve(target: Path) -> Path:
-    target = Path(os.path.realpath(target))
-    if not target.parent.is_dir():
-        raise CheckpointError(
-            f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
-        )
-    return target
 
 
 # ---- temporary names ----------------------------------------------------------------------------

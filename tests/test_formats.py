@@ -1,0 +1,394 @@
+"""Checkpoints of every format, written by the real libraries and read back by them."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wfcast
+from wfcast.checkpoint import open_checkpoint
+from wfcast.checkpoint._atomic import atomic_file, atomic_folder
+
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+transformers = pytest.importorskip("transformers")  # the same
+
+STEPS = (0, 500)
+LINE = wfcast.linear_trend(STEPS, (1500,))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(wfcast.__file__).parents[1])}
+
+
+def small(kind):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 64, "intermediate_size": 32, "max_position_embeddings": 16, **sizes}
+    t = transformers
+    torch.manual_seed(0)
+    if kind == "distilbert":
+        config = t.DistilBertConfig(
+            vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
+        )
+        return t.DistilBertForMaskedLM(config)
+    if kind == "bert":
+        return t.BertForMaskedLM(t.BertConfig(**text))
+    if kind == "gpt2":
+        config = t.GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+        return t.GPT2LMHeadModel(config)
+    if kind == "llama":
+        return t.LlamaForCausalLM(t.LlamaConfig(**text, tie_word_embeddings=False))
+    assert kind == "vit"
+    return t.ViTForImageClassification(
+        t.ViTConfig(**sizes, intermediate_size=32, image_size=8, patch_size=4)
+    )
+
+
+class ConvNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+        )
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def move(model, size=0.1):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(size * torch.randn_like(p))
+
+
+def recorded(model, save):
+    """The state at both steps, each saved by `save(step)`."""
+    states = {}
+    for step in STEPS:
+        if step:
+            move(model)
+        states[step] = {name: value.clone() for name, value in model.state_dict().items()}
+        save(step)
+    return states
+
+
+def assert_forecast(got, states, copied=()):
+    """The line at step 1500 is 3 w_500 - 2 w_0; the rest is as at step 500."""
+    for name, value in got.items():
+        last = states[500][name]
+        assert value.dtype == last.dtype
+        if name in copied or not last.is_floating_point():
+            assert torch.equal(value, last)
+        else:
+            wanted = 3 * last.double() - 2 * states[0][name].double()
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "gpt2", "llama", "vit"])
+@pytest.mark.parametrize("shards", ["1KB", "1GB"])
+def test_hugging_face_folders(tmp_path, kind, shards):
+    model = small(kind)
+    paths = {step: tmp_path / f"checkpoint-{step}" for step in STEPS}
+    states = recorded(model, lambda step: model.save_pretrained(paths[step], max_shard_size=shards))
+    ran = tmp_path / "ran"
+    for folder in paths.values():
+        (folder / "optimizer.pt").write_bytes(b"state")
+        (folder / "trainer_state.json").write_text("{}")
+        with open(folder / "training_args.bin", "wb") as file:
+            pickle.dump(Opened(ran), file)
+    out = tmp_path / "out"
+    report = wfcast.forecast_checkpoint(LINE, paths, 1500, out)
+    assert "config.json" in report.carried
+    assert set(report.left) == {"optimizer.pt", "trainer_state.json", "training_args.bin"}
+    assert not ran.exists()
+    for name in report.carried:
+        assert (out / name).read_bytes() == (paths[500] / name).read_bytes()
+    weights = {p.name for p in paths[500].glob("model*")}
+    assert {p.name for p in out.iterdir()} == weights | set(report.carried)
+    loaded = type(model).from_pretrained(out)
+    assert_forecast(loaded.state_dict(), states)
+    if kind in ("distilbert", "bert", "gpt2"):
+        embedding = loaded.get_input_embeddings().weight
+        assert loaded.get_output_embeddings().weight.data_ptr() == embedding.data_ptr()
+
+
+class Opened:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+WRAPS = {
+    "plain": lambda state: state,
+    "model": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+    "lightning": lambda state: {"state_dict": state, "epoch": 3},
+    "parallel": lambda state: {"model": {"module." + k: v for k, v in state.items()}},
+    "compiled": lambda state: {"_orig_mod." + k: v for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_torch_files(tmp_path, wrap, suffix):
+    model = small("bert")
+    paths = {step: tmp_path / f"{step}{suffix}" for step in STEPS}
+    states = recorded(model, lambda step: torch.save(WRAPS[wrap](model.state_dict()), paths[step]))
+    out = tmp_path / f"out{suffix}"
+    report = wfcast.forecast_checkpoint(LINE, paths, 1500, out)
+    assert set(report.left) == {"model": {"optimizer", "epoch"}, "lightning": {"epoch"}}.get(
+        wrap, set()
+    )
+    source = torch.load(paths[500], weights_only=True)
+    got = torch.load(out, weights_only=True)
+    for key in ("model", "state_dict"):
+        if key in got:
+            source, got = source[key], got[key]
+    assert list(got) == list(source)
+    prefix = {"parallel": "module.", "compiled": "_orig_mod."}.get(wrap, "")
+    named = {name.removeprefix(prefix): value for name, value in got.items()}
+    assert_forecast(named, states)
+    model.load_state_dict(named)
+    decoder = named["cls.predictions.decoder.weight"]
+    assert decoder.data_ptr() == named["bert.embeddings.word_embeddings.weight"].data_ptr()
+    assert got._metadata["wfcast.forecast"]["step"] == 1500
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f"0{suffix}", f"500{suffix}", f"out{suffix}"]
+    )
+
+
+def test_distributed_checkpoints(tmp_path):
+    from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+
+    model = ConvNet()
+    paths = {step: tmp_path / f"dcp-{step}" for step in STEPS}
+
+    def save(step):
+        with pytest.warns(UserWarning, match="single process"):
+            state_dict_saver.save(model.state_dict(), checkpoint_id=paths[step], no_dist=True)
+
+    states = recorded(model, save)
+    out = tmp_path / "out"
+    report = wfcast.forecast_checkpoint(LINE, paths, 1500, out)
+    got = {name: torch.empty_like(value) for name, value in states[500].items()}
+    with pytest.warns(UserWarning, match="single process"):
+        state_dict_loader.load(got, checkpoint_id=out, no_dist=True)
+    assert_forecast(got, states, report.copied)
+    assert set(report.copied) == {n for n in got if "running" in n or "batches" in n}
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "made"),
+    [
+        ("f.safetensors", {}, None),
+        ("f.pt", {}, None),
+        ("f", {"format": "dcp"}, {".metadata", "__0_0.distcp"}),
+        ("f", {"shard_size": 10_000}, None),
+    ],
+)
+def test_from_one_format_to_another(tmp_path, out, options, made):
+    model = small("distilbert")
+    paths = {step: tmp_path / f"{step}.pth" for step in STEPS}
+    states = recorded(model, lambda step: torch.save(model.state_dict(), paths[step]))
+    wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **options)
+    if made:
+        assert {p.name for p in (tmp_path / out).iterdir()} == made
+    if "shard_size" in options:
+        index = json.loads((tmp_path / out / "model.safetensors.index.json").read_text())
+        assert len(set(index["weight_map"].values())) > 1
+    checkpoint = open_checkpoint(tmp_path / out)
+    got = {name: torch.as_tensor(checkpoint.value(name)) for name in checkpoint.tensors}
+    assert_forecast(got, states)
+    assert got.keys() | checkpoint.tied.keys() >= states[500].keys() - {"vocab_projector.weight"}
+
+
+def test_a_live_module():
+    """BatchNorm's running statistics and counters are copied, tied weights stay one tensor."""
+    net, language = ConvNet(), small("gpt2")
+    got = LINE.predict({0: net, 500: net})
+    assert got.keys() == net.state_dict().keys()
+    assert torch.equal(got["features.1.running_var"], net.features[1].running_var)
+    tied = LINE.predict({0: language, 500: language})
+    assert tied["lm_head.weight"] is tied["transformer.wte.weight"]
+
+
+def test_what_is_forecast_can_be_chosen(tmp_path):
+    model = small("distilbert").bfloat16()
+    paths = {step: tmp_path / f"{step}" for step in STEPS}
+    recorded(model, lambda step: model.save_pretrained(paths[step]))
+
+    def names(**options):
+        out = tmp_path / "out"
+        return set(
+            wfcast.forecast_checkpoint(LINE, paths, 1500, out, overwrite=True, **options).forecast
+        )
+
+    everything = names()
+    attention = {n for n in everything if ".attention." in n}
+    assert attention
+    assert names(include=["*.attention.*"]) == attention
+    assert names(exclude=["*.attention.*"]) == everything - attention
+    assert names(norms="copy") == {n for n in everything if "norm" not in n.lower()}
+    with pytest.raises(wfcast.WfcastError, match="norms is 'keep', expected 'forecast' or 'copy'"):
+        names(norms="keep")
+    with pytest.raises(wfcast.CheckpointError, match=r"something in it; overwrite=True"):
+        wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out")
+
+
+def test_values_and_names_that_differ(tmp_path):
+    run = {t: {"a": torch.ones(3), "b": torch.ones(2), "n": torch.tensor([t])} for t in STEPS}
+    run[0]["b"][1] = float("nan")
+    del run[0]["a"]
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(wfcast.CheckpointError, match=r"only in the run, step 500|only in step 500"):
+        wfcast.forecast_checkpoint(LINE, run, 1500, out)
+    with pytest.raises(wfcast.WfcastError, match=r"'b' of step 0.*nan"):
+        wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True)
+    assert not out.exists()
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True, nonfinite="copy")
+    assert report.forecast == ()
+    assert report.copied == ("a", "b", "n")
+
+
+def test_runs_are_folders_of_checkpoints(tmp_path):
+    model = small("distilbert")
+    run = tmp_path / "run"
+    for step in (0, 10, 20, 30):
+        model.save_pretrained(run / f"checkpoint-{step}", max_shard_size="10KB")
+        move(model)
+    next((run / "checkpoint-30").glob("model-00002*")).unlink()  # as after a crash
+    mf = wfcast.ModelFarcaster(inputs=(0, 10), targets=(20,), beta=0.0)
+    with pytest.warns(UserWarning, match=r"left out.*'model-00002-of.*which is not there"):
+        mf.fit([run])
+    assert mf.coef_
+    with pytest.raises(wfcast.CheckpointError, match=r"'model-00002-of.*which is not there"):
+        open_checkpoint(run / "checkpoint-30")
+    with pytest.raises(wfcast.CheckpointError, match=r"is a folder of checkpoints .checkpoint-0"):
+        open_checkpoint(run)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (b"{", "cannot be read as an index"),
+        (b"[]", "has no weight_map"),
+        (b'{"weight_map": {"a": "../secret"}}', "expected a file name in its own folder"),
+        (b'{"weight_map": {"a": "gone.safetensors"}}', "'gone.safetensors', which is not there"),
+    ],
+)
+def test_bad_indexes(tmp_path, index, message):
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(wfcast.CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "dcp"])
+def test_code_in_a_pickle_does_not_run(tmp_path, name):
+    ran, path = tmp_path / "ran", tmp_path / name
+    if name == "dcp":
+        path.mkdir()
+        (path / ".metadata").write_bytes(pickle.dumps(Opened(ran)))
+    else:
+        torch.save({"w": torch.ones(2), "evil": Opened(ran)}, path)
+    with pytest.raises(wfcast.CheckpointError, match="refused"):
+        open_checkpoint(path)
+    assert not ran.exists()
+
+
+def test_adapters_of_different_bases(tmp_path):
+    from safetensors.torch import save_file
+
+    for step, base in zip(STEPS, ("one", "two"), strict=True):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        save_file({"lora_A": torch.ones(2)}, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    run = {step: tmp_path / str(step) for step in STEPS}
+    with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'|adapts 'two'"):
+        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out")
+    wfcast.forecast_checkpoint(LINE, {0: run[0], 500: run[0]}, 1500, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+
+
+# ---- appearing complete or not at all -----------------------------------------------------------
+
+
+def test_leftovers_go_and_living_ones_stay(tmp_path):
+    target = tmp_path / "out"
+    (tmp_path / ".out.0123456789ab.tmp").mkdir()
+    (tmp_path / ".other.0123456789ab.tmp").touch()
+    with atomic_folder(target) as first, atomic_folder(target) as second:
+        assert {p.name for p in tmp_path.iterdir()} == {
+            first.name,
+            second.name,
+            ".other.0123456789ab.tmp",
+        }
+        (first / "a").touch()
+        (second / "b").touch()
+    assert [p.name for p in target.iterdir()] == ["a"]  # the last to end
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    with atomic_file(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    """SIGKILL leaves the old folder or the new one, and the next run leaves nothing behind."""
+    paths = {step: tmp_path / str(step) for step in STEPS}
+    rng = np.random.default_rng(0)
+    state = {f"w{k}": torch.from_numpy(rng.normal(size=1 << 19).astype("f4")) for k in range(12)}
+    from safetensors.torch import save_file
+
+    for step, path in paths.items():
+        path.mkdir()
+        save_file({k: v + step for k, v in state.items()}, path / "model.safetensors")
+    out = tmp_path / "out"
+    new = wfcast.persistence(STEPS, (1500,))
+    new.save(tmp_path / "persistence.safetensors")
+
+    def forecast(farcaster, *, kill_after=None):
+        command = [sys.executable, "-P", "-m", "wfcast", "forecast", *map(str, paths.values())]
+        command += ["--farcaster", str(farcaster), "--step", "1500", "--out", str(out)]
+        command += ["--overwrite", "--shard-size", "5MB"]
+        process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if kill_after is not None:
+            time.sleep(kill_after)
+            process.send_signal(signal.SIGKILL)
+        return process.wait()
+
+    LINE.save(tmp_path / "line.safetensors")
+    begun = time.monotonic()
+    assert forecast(tmp_path / "line.safetensors") == 0
+    whole = time.monotonic() - begun
+    killed = 0
+    for k in range(20):
+        farcaster = tmp_path / ("persistence" if k % 2 else "line")
+        code = forecast(
+            farcaster.with_suffix(".safetensors"), kill_after=whole * rng.uniform(0.3, 1.1)
+        )
+        killed += code == -signal.SIGKILL
+        checkpoint = open_checkpoint(out)
+        values = [checkpoint.value(name) for name in sorted(state)]
+        is_line = np.allclose(values[0], state["w0"].numpy() + 1500, atol=1e-2)
+        shift = 1500 if is_line else 500
+        for name, value in zip(sorted(state), values, strict=True):
+            np.testing.assert_allclose(value, state[name].numpy() + shift, atol=1e-2)
+    assert killed > 5
+    assert forecast(tmp_path / "line.safetensors") == 0
+    assert not list(tmp_path.glob(".*.tmp"))
