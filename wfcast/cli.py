@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="FOLDER",
-        help="a run: step-000500.safetensors, ..., or checkpoint-500/model.safetensors, ...",
+        help="a run: a folder of checkpoint-0, checkpoint-500, ... or step-500.safetensors, ...",
     )
     fit.add_argument(
         "--run",

@@ -54,8 +54,10 @@ class Plan(NamedTuple):
 class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     r"""Forecast a model's weights: ``what_{step} = sum_k A_k w_{inputs[k]} + b`` for every weight.
 
-    A *run* is ``{step: checkpoint}``; a *checkpoint* is a mapping of names to arrays or tensors,
-    such as a ``state_dict()``, or a path to a safetensors file, which is read tensor by tensor.
+    A *run* is ``{step: checkpoint}``, or the path of a folder of checkpoints whose names end in
+    their steps; a *checkpoint* is a mapping of names to arrays or tensors, such as a
+    ``state_dict()``, a module, or the path of a file or folder, which is read tensor by tensor:
+    safetensors or ``torch.save``, single or in shards, or torch.distributed.checkpoint.
 
     Parameters
     ----------
@@ -137,7 +139,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        runs : sequence of {step: checkpoint}
+        runs : sequence of {step: checkpoint}, or of paths
             Each holds the inputs and the targets, and may hold more steps.
         progress : callable, optional
             Called as ``progress(name, rows)`` after each slice of rows is read.
