@@ -1,5 +1,6 @@
 """Farcaster: forms of input and output, what a fit leaves behind."""
 
+import collections
 import pickle
 import signal
 import threading
@@ -69,6 +70,25 @@ def test_one_dimensional_target():
     assert columns[0].shape == (120,)
     labels = wfcast.Farcaster().fit(X, np.arange(120) % 3)  # as scikit-learn's regressors
     assert labels.coef_.shape == (2,)
+
+
+@pytest.mark.parametrize("kind", [collections.deque, collections.UserList, tuple])
+def test_any_sequence_holds_columns(kind):
+    """NumPy would take a deque of columns for a list of rows."""
+    X, Y, A, _b = exact(n=2, m=2)
+    f = wfcast.Farcaster().fit(kind(X.T), kind(Y.T))
+    np.testing.assert_array_equal(f.coef_, wfcast.Farcaster().fit(list(X.T), list(Y.T)).coef_)
+    assert isinstance(f.predict(kind(X.T)), list)
+    assert f.n_features_in_ == len(A)
+
+
+def test_a_sequence_that_grows_while_it_is_read():
+    class Growing(list):
+        def __iter__(self):
+            yield from [self[0], self[0], self[0]]
+
+    X, Y, *_ = exact()
+    assert wfcast.Farcaster().fit(Growing([X[:, 0]]), Y).n_features_in_ == 3
 
 
 @pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,6 +216,9 @@ def _dtype_error(name: str, what: str, convert: str) -> DtypeError:
 # ---- many columns -----------------------------------------------------------------------------
 
 
+_NO_SEQUENCE = (str, bytes, Mapping, Set, MappingView, Iterator)
+
+
 def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
     """A 2-D array, a DataFrame or a sequence of equally shaped arrays as columns.
 
@@ -233,14 +236,15 @@ def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
         raise WfcastError(
             f"Expected array-like (array or non-string sequence), got None for {name}"
         )
-    if isinstance(data, str | bytes | dict | set) and not _is_sparse(data):
+    if isinstance(data, _NO_SEQUENCE) and not _is_sparse(data):
         raise DtypeError(
             f"{name} is a {type(data).__name__}, expected a 2-D array or a sequence of arrays"
         )
-    if isinstance(data, list | tuple):
-        alike = [is_arraylike(value) for value in data]
+    if isinstance(data, Sequence) and not isinstance(data, memoryview):
+        values = list(data)
+        alike = [is_arraylike(value) for value in values]
         if any(alike):
-            return _sequence(data, alike, name)
+            return _sequence(values, alike, name)
     if hasattr(data, "iloc") and hasattr(data, "columns"):
         return _frame(data, name)
     whole = data if is_tensor(data) else as_ndarray(data, name)
@@ -262,7 +266,7 @@ def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
     return _checked(Columns(views, (whole.shape[0],), both.owner, False, labels), name)
 
 
-def _sequence(data: Sequence[Any], alike: list[bool], name: str) -> Columns:
+def _sequence(data: list[Any], alike: list[bool], name: str) -> Columns:
     if not all(alike):
         k = alike.index(False)
         raise DtypeError(
