@@ -3,15 +3,18 @@
 import collections
 import pickle
 import signal
+import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
+import pandas
 import pytest
 from sklearn.exceptions import NotFittedError
 
 import wfcast
-from wfcast import _fit, farcaster
+from wfcast import _fit, farcaster, model
 from wfcast._columns import acquire, blocks
 
 FLOATS = ["float64", "float32", "float16"]
@@ -278,6 +281,57 @@ def test_failed_or_interrupted_fit_changes_nothing(fitted, monkeypatch):
             f.fit(*exact(3, n=20_000)[:2])
     assert pickle.dumps(fitted) == before
     assert vars(fresh) == vars(wfcast.Farcaster())
+
+
+def state(estimator):
+    return repr(sorted(vars(estimator).items()))
+
+
+def cut_at(line, call):
+    """Ctrl-C at the given line of the estimators that `call` comes to; whether it came so far."""
+    traced = {module.__file__ for module in (farcaster, model, _fit)}
+    left = line
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if frame.f_code.co_filename not in traced:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupt_at_any_line_leaves_the_old_fit_or_the_new_one():
+    X, Y, *_ = exact()
+    frame = pandas.DataFrame(X, columns=["first", "last"])
+    runs = [{t: {"w": X[:, t % 2] * t, "v": Y[:, 0] + t} for t in range(4)}]
+    for make, old, new in (
+        (partial(wfcast.Farcaster, "squared_error"), (frame, Y), (X, Y[:, 0])),
+        (partial(wfcast.ModelFarcaster, (0, 1), (2, 3), beta=0), (runs,), (runs[:1] * 2,)),
+    ):
+        states = [state(make().fit(*data)) for data in (old, new)]
+        assert states[0] != states[1]
+        line, seen, going = 0, set(), True
+        while going:
+            f = make().fit(*old)
+            going = cut_at(line, partial(f.fit, *new))
+            seen.add(states.index(state(f)))
+            line += 1
+        assert seen == {0, 1}
+        assert line > 50
 
 
 def test_no_convergence(monkeypatch, fitted):

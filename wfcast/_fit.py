@@ -177,6 +177,12 @@ def solve(
     return result
 
 
+def set_fitted(estimator: Any, **fitted: Any) -> None:
+    """Replace the attributes of a fit (they end in ``_``) at one stroke, which Ctrl-C can't cut."""
+    kept = {k: v for k, v in vars(estimator).items() if not k.endswith("_")}
+    estimator.__dict__ = kept | fitted
+
+
 def _accumulate(
     fit: Any, segment: Segment, p: int, limit: int, name: str, progress: Progress | None
 ) -> None:

@@ -131,18 +131,20 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
     if unknown:
         raise WfcastError(f"unknown parameters {sorted(unknown)}")
     mf.set_params(**params)
+    numbers: dict[str, Any] = {}
+    for key in _NUMBERS:
+        if key in tensors:
+            kind = int if key == "n_passes" else float
+            numbers[key + "_"] = {n: kind(v) for n, v in zip(names, tensors[key], strict=True)}
     mf._set(
         inputs,
         targets,
         {n: tensors["coef"][i].copy() for i, n in enumerate(names)},
         {n: tensors["intercept"][i].copy() for i, n in enumerate(names)},
+        {
+            n: (tuple(int(d) for d in shape), str(dtype))
+            for n, (shape, dtype) in document["tensors"].items()
+        },
+        **numbers,
     )
-    mf.tensors_ = {
-        n: (tuple(int(d) for d in shape), str(dtype))
-        for n, (shape, dtype) in document["tensors"].items()
-    }
-    for key in _NUMBERS:
-        if key in tensors:
-            kind = int if key == "n_passes" else float
-            setattr(mf, key + "_", {n: kind(v) for n, v in zip(names, tensors[key], strict=True)})
     return mf

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from . import _core
 from ._columns import Array, Columns, acquire, outputs, shape_text
 from ._errors import DtypeError, RankWarning, WfcastError
-from ._fit import PARAMETERS, Segment, apply, check_parameters, solve, threads
+from ._fit import PARAMETERS, Segment, apply, check_parameters, set_fitted, solve, threads
 
 
 class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
@@ -86,6 +86,14 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
     array([[-2.,  3.]])
     """
 
+    n_features_in_: int
+    feature_names_in_: Array
+    coef_: Array
+    intercept_: Any
+    objective_: float
+    dual_gap_: float
+    n_passes_: int
+
     def __init__(
         self,
         loss: str = "absolute_error",
@@ -153,15 +161,16 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
         result = solve([segment], p, m, params=params, first_update=norms)
         if self.loss == "squared_error" and self.alpha == 0:
             _warn_rank(result["rank"], p, x)
-        self.__dict__.pop("feature_names_in_", None)
-        if names is not None:
-            self.feature_names_in_: Array = names
-        self.n_features_in_ = p
-        self.coef_ = result["coef"][0] if y.flat else result["coef"]
-        self.intercept_ = float(result["intercept"][0]) if y.flat else result["intercept"]
-        self.objective_ = float(result["objective"])
-        self.dual_gap_ = float(result["dual_gap"])
-        self.n_passes_ = int(result["n_passes"])
+        set_fitted(
+            self,
+            n_features_in_=p,
+            coef_=result["coef"][0] if y.flat else result["coef"],
+            intercept_=float(result["intercept"][0]) if y.flat else result["intercept"],
+            objective_=float(result["objective"]),
+            dual_gap_=float(result["dual_gap"]),
+            n_passes_=int(result["n_passes"]),
+            **({} if names is None else {"feature_names_in_": names}),
+        )
         return self
 
     def predict(self, X: Any, out: Any = None, check_finite: bool = True) -> Any:
@@ -258,6 +267,8 @@ def _feature_names(X: Any) -> Array | None:
         validate_data(scratch, _named(X), skip_check_array=True, ensure_2d=False)
     except TypeError as error:
         raise DtypeError(f"X: {error}") from error
+    except ValueError as error:
+        raise WfcastError(f"X: {error}") from error
     return getattr(scratch, "feature_names_in_", None)
 
 

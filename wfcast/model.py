@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import _core
 from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
-from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, solve, threads
+from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
 from ._runs import check_alike, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, Tensor, open_checkpoint
 
@@ -110,6 +110,15 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     True
     """
 
+    inputs_: tuple[int, ...]
+    targets_: tuple[int, ...]
+    coef_: dict[str, Vector]
+    intercept_: dict[str, Vector]
+    tensors_: dict[str, tuple[tuple[int, ...], str]]
+    objective_: dict[str, float]
+    dual_gap_: dict[str, float]
+    n_passes_: dict[str, int]
+
     def __init__(
         self,
         inputs: Sequence[int],
@@ -197,11 +206,11 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             targets,
             {k: r["coef"] for k, r in results.items()},
             {k: r["intercept"] for k, r in results.items()},
+            {t.name: (t.shape, t.dtype) for t in wanted},
+            objective_={k: float(r["objective"]) for k, r in results.items()},
+            dual_gap_={k: float(r["dual_gap"]) for k, r in results.items()},
+            n_passes_={k: int(r["n_passes"]) for k, r in results.items()},
         )
-        self.objective_ = {k: float(r["objective"]) for k, r in results.items()}
-        self.dual_gap_ = {k: float(r["dual_gap"]) for k, r in results.items()}
-        self.n_passes_ = {k: int(r["n_passes"]) for k, r in results.items()}
-        self.tensors_ = {t.name: (t.shape, t.dtype) for t in wanted}
         return self
 
     def _check(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -256,20 +265,24 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 ) from error
         return total
 
-    tensors_: dict[str, tuple[tuple[int, ...], str]]
-
     def _set(
         self,
         inputs: tuple[int, ...],
         targets: tuple[int, ...],
         coef: dict[str, Vector],
         intercept: dict[str, Vector],
+        tensors: dict[str, tuple[tuple[int, ...], str]],
+        **numbers: dict[str, float],
     ) -> None:
-        self.inputs_, self.targets_ = inputs, targets
-        self.coef_, self.intercept_ = coef, intercept
-        self.tensors_ = {}
-        for name in ("objective_", "dual_gap_", "n_passes_"):
-            self.__dict__.pop(name, None)
+        set_fitted(
+            self,
+            inputs_=inputs,
+            targets_=targets,
+            coef_=coef,
+            intercept_=intercept,
+            tensors_=tensors,
+            **numbers,
+        )
 
     # ---- forecasting --------------------------------------------------------------------------
 

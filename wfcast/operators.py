@@ -13,7 +13,7 @@ from .model import ALL, ModelFarcaster, Vector
 
 def _ready(inputs: tuple[int, ...], targets: tuple[int, ...], coef: Vector) -> ModelFarcaster:
     mf = ModelFarcaster(inputs, targets, by="all", beta=0.0)
-    mf._set(inputs, targets, {ALL: coef}, {ALL: np.zeros(len(targets))})
+    mf._set(inputs, targets, {ALL: coef}, {ALL: np.zeros(len(targets))}, {})
     return mf
 
 
