@@ -314,6 +314,32 @@ def test_out_that_overlaps_in_part(fitted):
         )
 
 
+def test_out_that_overlaps_itself(fitted):
+    memory = np.arange(100.0)
+    before = memory.copy()
+    for shape, strides in (
+        ((4, 5), (8, 8)),
+        ((4, 5), (-8, 16)),
+        ((4, 5), (32, 8)),
+        ((20,), (4,)),
+        ((2, 2, 5), (16, 80, -16)),
+    ):
+        view = np.lib.stride_tricks.as_strided(memory[40:], shape, strides)
+        x = [X[:, k].reshape(shape) for k in range(2)]
+        with pytest.raises(wfcast.WfcastError, match=r"out 1 .* sliding view: its rows share memory"):
+            fitted.predict(x, out=[np.empty(shape), view, np.empty(shape)])
+        np.testing.assert_array_equal(memory, before)
+
+
+def test_out_of_any_layout_that_does_not(fitted):
+    memory = np.zeros((20, 20, 20))
+    for view in (memory[::-2, 3:5, 7], memory.T[1, ::5, ::-4], memory.reshape(20, -1)[:4, 4::95]):
+        x = [X[:, k].reshape(view.shape) for k in range(2)]
+        out = [view, np.empty(view.shape), np.empty(view.shape)]
+        for got, want in zip(fitted.predict(x, out=out), fitted.predict(x), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 def test_wrong_number_of_columns(fitted):
     with pytest.raises(wfcast.WfcastError, match="X has 3 features, but Farcaster is expecting 2"):
         fitted.predict(Y)

@@ -212,6 +212,27 @@ wf_overlap wf_column_overlap(const wf_table *table, ptrdiff_t a, ptrdiff_t b)
     return interleaved(table, left, right) ? WF_OVERLAP_NONE : WF_OVERLAP_PARTIAL;
 }
 
+int wf_column_overlaps_itself(const wf_table *table, ptrdiff_t c)
+{
+    if (table->n_rows == 0) {
+        return 0;
+    }
+    wf_column column = table->columns[c];
+    wf_table own = *table;
+    own.columns = &column;
+    own.n_columns = 1;
+    wf_table_coalesce(&own); /* the longest stride comes first */
+    ptrdiff_t reach = wf_item_size(column.dtype);
+    for (int d = own.ndim - 1; d >= 0; d--) {
+        const ptrdiff_t stride = column.strides[d] < 0 ? -column.strides[d] : column.strides[d];
+        if (stride < reach) {
+            return 1;
+        }
+        reach += stride * (own.shape[d] - 1);
+    }
+    return 0;
+}
+
 static int finite_at(const char *pointer, wf_dtype dtype)
 {
     uint16_t half;

@@ -66,6 +66,9 @@ typedef enum { WF_OVERLAP_NONE, WF_OVERLAP_SAME, WF_OVERLAP_PARTIAL } wf_overlap
 /* How column a and column b of one shape share memory: not at all, exactly, or in a way that no
  * sweep can serve. */
 wf_overlap wf_column_overlap(const wf_table *table, ptrdiff_t a, ptrdiff_t b);
+/* 1 unless every dimension of a column steps past all that lies inside it: rows may share memory,
+ * as in broadcast and sliding views. */
+int wf_column_overlaps_itself(const wf_table *table, ptrdiff_t c);
 
 /* outputs_j = intercept_j + sum_k coef_jk inputs_k for the first p columns of `table` as inputs and
  * the other n_columns - p as outputs. coef is m x p, row-major. Computed in float32 with fused

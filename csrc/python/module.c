@@ -15,12 +15,11 @@ wf_module_state *wf_state_of(PyObject *module)
 static int check_overlap(const wf_table *table, ptrdiff_t p)
 {
     for (ptrdiff_t j = p; j < table->n_columns; j++) {
-        for (int d = 0; d < table->ndim; d++) {
-            if (table->columns[j].strides[d] == 0 && table->shape[d] > 1 && table->n_rows > 0) {
-                PyErr_Format(PyExc_ValueError, "out %zd is a broadcast view: its rows share memory",
-                             (Py_ssize_t)(j - p));
-                return -1;
-            }
+        if (wf_column_overlaps_itself(table, j)) {
+            PyErr_Format(PyExc_ValueError,
+                         "out %zd is a broadcast or sliding view: its rows share memory",
+                         (Py_ssize_t)(j - p));
+            return -1;
         }
         for (ptrdiff_t c = 0; c < j; c++) {
             const wf_overlap overlap = wf_column_overlap(table, c, j);
