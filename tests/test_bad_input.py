@@ -326,7 +326,9 @@ def test_out_that_overlaps_itself(fitted):
     ):
         view = np.lib.stride_tricks.as_strided(memory[40:], shape, strides)
         x = [X[:, k].reshape(shape) for k in range(2)]
-        with pytest.raises(wfcast.WfcastError, match=r"out 1 .* sliding view: its rows share memory"):
+        with pytest.raises(
+            wfcast.WfcastError, match=r"out 1 .* sliding view: its rows share memory"
+        ):
             fitted.predict(x, out=[np.empty(shape), view, np.empty(shape)])
         np.testing.assert_array_equal(memory, before)
 

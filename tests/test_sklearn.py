@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -42,6 +43,18 @@ def data():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3))
     return X, X @ rng.normal(size=(3, 2)) + 0.1 * rng.normal(size=(200, 2)) + 1
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 30.0])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_alpha_is_that_of_ridge(data, alpha, fit_intercept):
+    X, Y = data
+    f = wfcast.Farcaster("squared_error", alpha=alpha, fit_intercept=fit_intercept).fit(X, Y)
+    ridge = Ridge(alpha=alpha, fit_intercept=fit_intercept).fit(X, Y)
+    np.testing.assert_allclose(f.coef_, ridge.coef_, rtol=1e-9)
+    np.testing.assert_allclose(f.intercept_, ridge.intercept_, rtol=1e-9)
+    documented = (((f.predict(X) - Y) ** 2).sum() + alpha * (f.coef_**2).sum()) / Y.size
+    np.testing.assert_allclose(f.objective_, documented, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -28,7 +28,7 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
 
     which is convex and piecewise linear. It is solved to a certified relative gap of at most
     `tol`. With ``loss="squared_error"`` the objective is
-    ``1/(N m) sum_ij (yhat_ij - y_ij)^2 + alpha sum_jk A_kj^2``.
+    ``1/(N m) (sum_ij (yhat_ij - y_ij)^2 + alpha sum_jk A_kj^2)``.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
         Weight of the update-norm hinge, in units of one over the weights' unit. Above 0, `fit`
         needs `groups` and `first_update`, at least two targets, and the absolute error.
     alpha : float, default=0.0
-        Ridge penalty on the coefficients (not on the intercept); squared error only.
+        Ridge penalty on the coefficients (not on the intercept), of the size that it has in
+        scikit-learn's Ridge; squared error only.
     fit_intercept : bool, default=True
         Whether to fit b; False fixes it at 0.
     tol : float, default=1e-9
