@@ -163,7 +163,8 @@ def solve(
         raise
     except ValueError as error:
         raise WfcastError(f"{prefix}{error}") from error
-    if math.isnan(result["dual_gap"]):
+    solution = np.append(result["coef"].ravel(), (*result["intercept"], result["objective"]))
+    if math.isnan(result["dual_gap"]) or not np.isfinite(solution).all():
         raise ConvergenceError(
             f"{prefix}the data or their squares leave the range of float64: scale X and Y alike "
             "by a power of two"
