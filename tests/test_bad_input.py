@@ -438,3 +438,10 @@ def test_data_beyond_the_range_of_float64(loss, scale):
     with pytest.raises(wfcast.ConvergenceError, match="leave the range of float64: scale X and Y"):
         f.fit(rng.normal(size=(50, 2)) * scale, rng.normal(size=(50, 2)) * scale)
     assert not hasattr(f, "coef_")
+
+
+def test_squares_beyond_the_range_of_float64_certify_nothing():
+    rng = np.random.default_rng(0)
+    f = wfcast.Farcaster("squared_error")
+    with pytest.raises(wfcast.ConvergenceError):
+        f.fit(rng.normal(size=(20, 2)) * 1e300, rng.normal(size=(20, 2)))

@@ -317,6 +317,10 @@ static void measure(wf_fit *fit, const double *rss, const double *gradient)
     fit->info.objective = total / count;
     fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count,
                                          4 * DBL_EPSILON * scale / count, fit->options.tol);
+    if (wf_k->nonfinite(p * p, s->gram) || wf_k->nonfinite(m * p, s->cross) ||
+        wf_k->nonfinite(m, s->square) || wf_k->nonfinite(m * p, fit->coef)) {
+        fit->info.dual_gap = NAN; /* products left the range of float64: nothing is certified */
+    }
     fit->info.converged = fit->info.dual_gap <= fit->options.tol;
     fit->needs_pass = 0;
 }
