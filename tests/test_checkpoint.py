@@ -288,6 +288,16 @@ def test_names_that_the_format_cannot_hold(tmp_path, name):
     assert files(tmp_path) == []
 
 
+def test_a_device_or_pipe_is_not_replaced(pair, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(wfcast.CheckpointError, match="it is no regular file"):
+        wfcast.forecast_checkpoint(LINE, pair, 8, pipe)
+    with pytest.raises(wfcast.CheckpointError, match="it is no regular file"):
+        LINE.save(pipe)
+    assert pipe.is_fifo()
+
+
 def test_output_that_cannot_be(pair, tmp_path):
     with pytest.raises(wfcast.CheckpointError, match="there is no folder"):
         wfcast.forecast_checkpoint(LINE, pair, 8, tmp_path / "nowhere" / "x.safetensors")

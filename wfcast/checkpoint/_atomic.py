@@ -32,6 +32,9 @@ def check_target(target: Path, *, folder: bool = False) -> None:
         raise CheckpointError(f"cannot write {str(target)!r}: it is a file, expected a folder name")
     if not folder and target.is_dir():
         raise CheckpointError(f"cannot write {str(target)!r}: it is a folder, expected a file name")
+    if not folder and target.exists() and not target.is_file():
+        # a device or a pipe, which the finished file would take the place of
+        raise CheckpointError(f"cannot write {str(target)!r}: it is no regular file")
 
 
 @contextmanager
