@@ -361,6 +361,16 @@ def test_bad_files(tmp_path, content):
         wfcast.persistence((0,), (1,)).predict({0: path})
 
 
+@pytest.mark.parametrize("shape", [[1] * 70, [0, 1 << 62], [1 << 63, 0]])
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "I64"])
+def test_shapes_that_numpy_cannot_hold(tmp_path, shape, dtype):
+    size = 0 if 0 in shape else DTYPES[dtype][1] // 8
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(packed({"a": entry(shape, 0, size, dtype)}, b"\0" * size))
+    with pytest.raises(wfcast.CheckpointError, match=r"tensor 'a' of step 0 .* NumPy cannot hold"):
+        wfcast.persistence((0,), (1,)).predict({0: path})
+
+
 def test_things_that_are_no_checkpoint(tmp_path):
     keep = wfcast.persistence((0,), (1,))
     with pytest.raises(wfcast.CheckpointError, match=r"holds no finished checkpoint"):

@@ -209,6 +209,7 @@ def rewrite(path, change):
         (lambda d, t: t.pop("intercept"), "'intercept' is missing"),
         (lambda d, t: d["params"].update(evil=1), "unknown parameters"),
         (lambda d, t: d.update(tensors=[]), "cannot be used"),
+        (lambda d, t: d.update(tensors={"a": [[np.inf], "float32"]}), "cannot be used"),
     ],
 )
 def test_load_refuses(runs, tmp_path, change, message):

@@ -92,7 +92,14 @@ def load(path: str | os.PathLike[str]) -> ModelFarcaster:
     try:
         document = json.loads(text)
         return _build(document, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         reason = f"{error.args[0]!r} is missing" if type(error) is KeyError else str(error)
         message = f"{where} holds a forecaster that cannot be used: {reason}"
         raise CheckpointError(message) from error

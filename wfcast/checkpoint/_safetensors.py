@@ -120,13 +120,14 @@ class SafetensorsCheckpoint(FileCheckpoint):
     def value(self, name: str) -> Any:
         tensor = self.tensors[name]
         if tensor.dtype == "bfloat16":
+            stored = self._typed(tensor, "uint16")
             fresh = empty_bfloat16(tensor.shape, self.label(name))
             bits = (
                 np.asarray(fresh).view(np.uint16)
                 if isinstance(fresh, np.ndarray)
                 else _torch_bits(fresh)
             )
-            bits[...] = self._typed(tensor, "uint16")
+            bits[...] = stored
             return fresh
         try:
             np.dtype(tensor.dtype)
@@ -138,8 +139,13 @@ class SafetensorsCheckpoint(FileCheckpoint):
 
     def _typed(self, tensor: Tensor, dtype: str) -> Array:
         # a span may start at any byte: frombuffer then gives a misaligned array, which is fine
-        kind = np.dtype(dtype).newbyteorder("<")
-        return self.raw(tensor.name).view(kind).reshape(tensor.shape)
+        flat = self.raw(tensor.name).view(np.dtype(dtype).newbyteorder("<"))
+        try:
+            return flat.reshape(tensor.shape)
+        except ValueError as error:  # too many dimensions, or too long beside one of length 0
+            raise CheckpointError(
+                f"{self.label(tensor.name)} has a shape that NumPy cannot hold: {error}"
+            ) from error
 
 
 def _torch_bits(tensor: Any) -> Array:
