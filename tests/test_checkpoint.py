@@ -364,7 +364,7 @@ def test_bad_files(tmp_path, content):
 @pytest.mark.parametrize("shape", [[1] * 70, [0, 1 << 62], [1 << 63, 0]])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "I64"])
 def test_shapes_that_numpy_cannot_hold(tmp_path, shape, dtype):
-    size = 0 if 0 in shape else DTYPES[dtype][1] // 8
+    size = 0 if 0 in shape else BITS[DTYPES[dtype]] // 8
     path = tmp_path / "odd.safetensors"
     path.write_bytes(packed({"a": entry(shape, 0, size, dtype)}, b"\0" * size))
     with pytest.raises(wfcast.CheckpointError, match=r"tensor 'a' of step 0 .* NumPy cannot hold"):
