@@ -55,9 +55,10 @@ static ptrdiff_t sample_rows(const wf_fit *fit)
     const double n = (double)fit->options.n_rows, q = (double)fit->options.p + 1;
     const double columns = (double)(fit->options.p + fit->options.m);
     double rows = pow(3 * q * n, 2.0 / 3.0);
-    rows = fmin(fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns), 2.0 * WF_LAD_SOLVER_ROWS);
+    rows = fmin(fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns), 2 * WF_LAD_SOLVER_ROWS);
     rows = fmax(rows, 50 * q);
-    return n <= WF_LAD_DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows : (ptrdiff_t)rows;
+    return fit->options.n_rows <= WF_LAD_DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows
+                                                                       : (ptrdiff_t)rows;
 }
 
 /* The next pass takes one row of every `stride`. */
@@ -406,8 +407,8 @@ static int should_load_whole(const wf_fit *fit)
 {
     const double rows = (double)fit->options.n_rows,
                  columns = (double)(fit->options.p + fit->options.m);
-    return fit->info.n_passes >= WF_LAD_PATIENCE && rows <= WF_LAD_SOLVER_ROWS &&
-           rows * columns * sizeof(double) <= WF_LAD_SAMPLE_BYTES;
+    return fit->info.n_passes >= WF_LAD_PATIENCE && rows <= (double)WF_LAD_SOLVER_ROWS &&
+           rows * columns * sizeof(double) <= (double)WF_LAD_SAMPLE_BYTES;
 }
 
 static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *context)

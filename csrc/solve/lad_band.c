@@ -111,7 +111,7 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     if (band->n < band->capacity) {
         return 1;
     }
-    const double rows = fmin(unit->limit / (double)row_bytes(fit), 1.5 * WF_LAD_SOLVER_ROWS);
+    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
     const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
     if (band->n >= most) {
         return 0;
