@@ -254,6 +254,25 @@ def test_least_squares(seed, n, p, m, fit_intercept, alpha):
     assert 0 <= got["dual_gap"] <= 1e-9
 
 
+@pytest.mark.parametrize("n", [500, 50_000])
+def test_limits_out_of_reach_and_hinges_of_no_weight(n):
+    """A limit that nothing can exceed is none, however large; a hinge that weighs nothing too."""
+    rng = np.random.default_rng(0)
+    X, Y, groups = rng.normal(size=(n, 2)), rng.normal(size=(n, 3)), np.arange(n) % 2
+
+    def objective(beta, first_update):
+        f = wfcast.Farcaster(beta=beta).fit(X, Y, groups=groups, first_update=first_update)
+        assert f.dual_gap_ <= f.tol
+        return f.objective_
+
+    bound = objective(1e-2, [10.0 * n, 1.0])
+    assert bound > objective(0, None)
+    for limit in (1e10, 1e100, 1e300, 1.7e308):
+        assert objective(1e-2, [limit, 1.0]) == pytest.approx(bound, rel=2e-9)
+    for beta in (5e-324, 1e-300, 1e-100, 1e-20):
+        assert objective(beta, [1.0, 1e300]) == pytest.approx(objective(0, None), rel=2e-9)
+
+
 @pytest.mark.parametrize("rows", [20, 20_000])
 @pytest.mark.parametrize("beta", [0.0, 1e-3])
 def test_nothing_to_choose(rows, beta, capfd):

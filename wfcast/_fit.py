@@ -1,8 +1,8 @@
 """The driver of a fit, and the calls into the core with their errors in the user's words.
 
 A fit is a sequence of passes over segments. The core asks for a pass as long as it needs one; a
-segment is handed over in slices of a few million rows, so that Ctrl-C is answered between slices
-and a progress bar can move.
+segment is handed over in slices of a few million rows, fewer where rows are wide, so that Ctrl-C is
+answered between slices and a progress bar can move.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ LOSSES = ("absolute_error", "squared_error")
 EPS = float(np.finfo(np.float64).eps)
 SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
+SLICE_PRODUCTS = 1 << 33
 
 Progress = Callable[[str, int], None]
 """Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
@@ -140,7 +141,8 @@ def solve(
     """
     prefix = what and f"{what}: "
     n_rows = sum(math.prod(s.shape) for s in segments)
-    limit = min(SLICE_ROWS, max(1 << 14, SLICE_VALUES // (p + m)))
+    wide = max(1 << 10, min(SLICE_VALUES // (p + m), SLICE_PRODUCTS // (p * (p + m))))
+    limit = min(SLICE_ROWS, wide)
     try:
         fit = _core.Fit(
             p,

@@ -119,8 +119,8 @@ int wf_fit_needs_pass(const wf_fit *fit);
 /* One segment of a pass. The table holds p + m columns, and one more of WF_I64 trajectory numbers
  * when group < 0 and the fit has groups; group >= 0 places the whole segment in that trajectory. */
 wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
-/* Ends the pass. `interrupt` (may be NULL) is polled by the calling thread; nonzero stops with
- * WF_INTERRUPTED. */
+/* Ends the pass. `interrupt` (may be NULL) is polled by any of the threads at work; nonzero stops
+ * with WF_INTERRUPTED. */
 wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 /* coef (m x p, row-major) and intercept (m). Only after wf_fit_needs_pass has become 0. */
 void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_info *info);

@@ -45,6 +45,11 @@ int wf_threads(int n_threads);
 /* Sets the exception for a status other than WF_OK. Always NULL. */
 PyObject *wf_raise(const wf_module_state *state, wf_status status, const wf_fault *fault);
 
+/* Ends a pass, and answers signals meanwhile: WF_INTERRUPTED with the handler's exception set. *fit
+ * is NULL afterwards if the solver was in a computation that can't be broken off; it is then freed
+ * at the end of that. Called with the GIL, which is released meanwhile. */
+wf_status wf_advance(wf_fit **fit);
+
 PyObject *wf_fit_type_new(PyObject *module);
 
 #endif

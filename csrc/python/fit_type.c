@@ -2,11 +2,10 @@
 #include "python/common.h"
 
 #include <string.h>
-#include <time.h>
 
 typedef struct {
     PyObject_HEAD
-    wf_fit *fit;
+    wf_fit *fit; /* NULL after an interrupt that left it to its worker */
     ptrdiff_t p, m, n_groups;
     int busy;   /* a call is under way with the GIL released */
     int failed; /* a pass broke off: what is gathered is not whole */
@@ -107,21 +106,20 @@ static void fit_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static int is_busy(const fit_object *self)
+/* -1 with an exception set where the solver may not be looked at. */
+static int check_usable(const fit_object *self)
 {
-    if (self->busy) {
-        PyErr_SetString(PyExc_RuntimeError, "this Fit is in use by another thread");
+    if (self->busy || self->failed) {
+        PyErr_SetString(PyExc_RuntimeError, self->busy ? "this Fit is in use by another thread"
+                                                       : "this Fit has failed and is of no use");
+        return -1;
     }
-    return self->busy;
+    return 0;
 }
 
 static int enter(fit_object *self)
 {
-    if (is_busy(self)) {
-        return -1;
-    }
-    if (self->failed) {
-        PyErr_SetString(PyExc_RuntimeError, "this Fit has failed and takes no further pass");
+    if (check_usable(self) != 0) {
         return -1;
     }
     if (!wf_fit_needs_pass(self->fit)) {
@@ -144,7 +142,7 @@ static PyObject *fit_needs_pass(PyObject *object, PyObject *unused)
 {
     (void)unused;
     const fit_object *self = (fit_object *)object;
-    return is_busy(self) ? NULL : PyBool_FromLong(wf_fit_needs_pass(self->fit));
+    return check_usable(self) != 0 ? NULL : PyBool_FromLong(wf_fit_needs_pass(self->fit));
 }
 
 /* Trajectories of a segment: one number, an array, or None where the fit has none. */
@@ -209,29 +207,6 @@ done:
     return result;
 }
 
-typedef struct {
-    PyThreadState *thread;
-    struct timespec last;
-} interrupt_context;
-
-/* Ctrl-C, looked for every 50 ms. */
-static int interrupted(void *context)
-{
-    interrupt_context *c = context;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    const double waited =
-        (double)(now.tv_sec - c->last.tv_sec) + 1e-9 * (double)(now.tv_nsec - c->last.tv_nsec);
-    if (waited < 0.05) {
-        return 0;
-    }
-    c->last = now;
-    PyEval_RestoreThread(c->thread);
-    const int stop = PyErr_CheckSignals() != 0;
-    c->thread = PyEval_SaveThread();
-    return stop;
-}
-
 static PyObject *fit_advance(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -240,12 +215,7 @@ static PyObject *fit_advance(PyObject *object, PyObject *unused)
         return NULL;
     }
     const wf_fault fault = {0, 0};
-    interrupt_context context = {0};
-    clock_gettime(CLOCK_MONOTONIC, &context.last);
-    context.thread = PyEval_SaveThread();
-    const wf_status status = wf_fit_advance(self->fit, interrupted, &context);
-    PyEval_RestoreThread(context.thread);
-    PyObject *result = outcome(self, status, &fault);
+    PyObject *result = outcome(self, wf_advance(&self->fit), &fault);
     self->busy = 0;
     return result;
 }
@@ -254,7 +224,7 @@ static PyObject *fit_result(PyObject *object, PyObject *unused)
 {
     (void)unused;
     fit_object *self = (fit_object *)object;
-    if (is_busy(self)) {
+    if (check_usable(self) != 0) {
         return NULL;
     }
     if (wf_fit_needs_pass(self->fit)) {

@@ -18,7 +18,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <pthread.h>
 
 #include "core/parallel.h"
 #include "kernels/kernels.h"
@@ -308,26 +307,15 @@ typedef struct {
     wf_unit_solver *solve;
     int (*interrupt)(void *);
     void *context;
-    pthread_t owner;
-    atomic_int stopped, status;
+    atomic_int status;
 } solve_job;
-
-static int stop(void *argument)
-{
-    solve_job *job = argument;
-    if (job->interrupt && pthread_equal(pthread_self(), job->owner) &&
-        job->interrupt(job->context)) {
-        atomic_store(&job->stopped, 1);
-    }
-    return atomic_load(&job->stopped);
-}
 
 static void solve_task(void *context, int t)
 {
     solve_job *job = context;
     wf_unit *unit = &job->fit->lad->unit[t];
     if (unit->state == WF_UNIT_ACTIVE && atomic_load(&job->status) == WF_OK) {
-        const wf_status status = job->solve(job->fit, unit, stop, job);
+        const wf_status status = job->solve(job->fit, unit, job->interrupt, job->context);
         if (status != WF_OK) {
             atomic_store(&job->status, (int)status);
         }
@@ -337,12 +325,7 @@ static void solve_task(void *context, int t)
 static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt)(void *),
                              void *context)
 {
-    solve_job job = {.fit = fit,
-                     .solve = solve,
-                     .interrupt = interrupt,
-                     .context = context,
-                     .owner = pthread_self()};
-    atomic_init(&job.stopped, 0);
+    solve_job job = {.fit = fit, .solve = solve, .interrupt = interrupt, .context = context};
     atomic_init(&job.status, WF_OK);
     ptrdiff_t largest = fit->lad->phase == WF_LAD_SAMPLE ? fit->lad->n_sample : 0;
     for (ptrdiff_t i = 0; i < fit->lad->n_units; i++) {

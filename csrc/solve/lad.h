@@ -106,6 +106,15 @@ wf_status wf_band_prepare(wf_fit *fit);
 wf_status wf_band_join(wf_fit *fit);
 void wf_unit_release(wf_unit *unit);
 
+/* Whether so much excess shows in a value of F of this size: if not, the hinge can stay out. */
+int wf_hinge_counts(const wf_fit *fit, double excess, double value);
+
+/* What no group's last update exceeds at the minimum of F, from the sums of |r| of both parts and
+ * of |difference| at any point: a larger limit is the same as this one, but for the rounding it
+ * costs.
+ */
+double wf_reach(double errors, double moved);
+
 /* The double-precision resolution of N m F of a unit at coefficients b (parts x (p + 1)). */
 double wf_unit_noise(const wf_fit *fit, const wf_unit *unit, const double *b);
 

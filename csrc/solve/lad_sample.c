@@ -170,12 +170,26 @@ static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
     }
 }
 
+int wf_hinge_counts(const wf_fit *fit, double excess, double value)
+{
+    return fit->lad->eta * excess > 0.1 * fit->options.tol * value;
+}
+
+/* With b of part 1 for both parts the last update is 0, and F at most errors + moved, so F* is; and
+ * an update is at most the errors of both parts there, and here, and what it is here. */
+double wf_reach(double errors, double moved)
+{
+    return 2.01 * (errors + moved);
+}
+
 /* What solving a unit on the sample works with. */
 typedef struct {
     wf_unit *unit;
     const double *u;    /* n x rank: whitened sample */
     const double *zero; /* n */
     const double *c;    /* n_groups: first updates, scaled to the sample */
+    double *cap;        /* n_groups: the same, no larger than the reach */
+    double reach;       /* no last update is larger at the minimum */
     double *z;          /* parts x rank */
     double *total;      /* n_groups: sums of |difference| at the centre */
     double *room;
@@ -190,10 +204,13 @@ static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, in
     wf_unit *unit = sample->unit;
     const ptrdiff_t p = fit->options.p, n = s->n_sample, S = parts == 2 ? fit->options.n_groups : 0;
     wf_ipm problem = {
-        .parts = parts, .q = s->rank, .group = s->sample_group, .n_groups = S, .c = sample->c};
+        .parts = parts, .q = s->rank, .group = s->sample_group, .n_groups = S, .c = sample->cap};
     for (int part = 0; part < parts; part++) {
         const double *y = s->sample + (p + unit->target + first + part) * n;
         problem.part[part] = (wf_rows){n, sample->u, y};
+    }
+    for (ptrdiff_t j = 0; j < S; j++) {
+        sample->cap[j] = fmin(sample->c[j], sample->reach);
     }
     problem.difference = (wf_rows){S ? n : 0, sample->u, sample->zero};
     problem.eta = s->eta;
@@ -213,7 +230,7 @@ static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, in
 
 /* Each part alone, which is the optimum if it leaves every hinge slack; else both. Value at the
  * centre, and bound. */
-static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, double *value,
+static wf_status solve_sample(const wf_fit *fit, sample_problem *sample, double *value,
                               double *bound, int (*stop)(void *), void *context)
 {
     wf_unit *unit = sample->unit;
@@ -224,13 +241,16 @@ static wf_status solve_sample(const wf_fit *fit, const sample_problem *sample, d
     }
     for (int joint = 0; joint < unit->parts && status == WF_OK; joint++) {
         *value = value_at(fit, unit, unit->centre, sample->total, sample->room);
-        double excess = 0;
+        double excess = 0, moved = 0;
         for (ptrdiff_t j = 0; unit->parts == 2 && j < fit->options.n_groups; j++) {
+            moved += sample->total[j];
             excess += fmax(sample->total[j] - sample->c[j], 0);
-            unit->watched |= sample->total[j] > sample->c[j];
         }
+        sample->reach = wf_reach(*value, moved);
         *value += fit->lad->eta * excess;
-        if (joint || !(excess > 0)) {
+        const int counts = wf_hinge_counts(fit, excess, *value);
+        unit->watched |= counts;
+        if (joint || !counts) {
             break;
         }
         *bound = 0;
@@ -248,7 +268,7 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
     wf_status status = WF_NO_MEMORY;
     double *u = malloc((size_t)((rank + 2) * n) * sizeof *u);
     double *z =
-        calloc((size_t)(unit->parts * rank + 1 + 2 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
+        calloc((size_t)(unit->parts * rank + 1 + 3 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
     if (!u || !z) {
         goto done;
     }
@@ -261,7 +281,14 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
     for (ptrdiff_t j = 0; j < S; j++) {
         c[j] = fit->options.first_update[j] * share;
     }
-    const sample_problem sample = {unit, u, zero, c, z, c + S, c + 2 * S};
+    sample_problem sample = {.unit = unit,
+                             .u = u,
+                             .zero = zero,
+                             .c = c,
+                             .cap = c + S,
+                             .z = z,
+                             .total = c + 2 * S,
+                             .room = c + 3 * S};
     double value = 0, bound = 0;
     status = solve_sample(fit, &sample, &value, &bound, stop, context);
     if (status != WF_OK) {

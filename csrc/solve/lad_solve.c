@@ -8,9 +8,9 @@
 #include "solve/ipm.h"
 #include "solve/lad.h"
 
-/* N m F of the unit at its centre, from this pass: exact. Cells hold sums of |r| beside their sums.
- */
-static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
+/* Sum of |r| of the unit's parts at its centre, from this pass: exact. Cells hold sums of |r|
+ * beside their sums. */
+static double errors_at_centre(const wf_fit *fit, const wf_unit *unit)
 {
     const ptrdiff_t rank = fit->lad->rank;
     double value = 0;
@@ -24,6 +24,13 @@ static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
         }
         value += band->dropped + wf_k->sum_abs(single, band->kept + band->capacity * rank);
     }
+    return value;
+}
+
+/* N m F there. */
+static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
+{
+    double value = errors_at_centre(fit, unit);
     for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
         const double excess =
             unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
@@ -101,9 +108,11 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
             unit->kappa[kind] = fmax(2 * unit->kappa[kind], 1.5 * fmin(length[kind], widest));
         }
     }
+    double excess = 0;
     for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
-        unit->watched |= unit->joined[WF_LAD_DIFFERENCE].whole[j] > fit->options.first_update[j];
+        excess += fmax(unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j], 0);
     }
+    unit->watched |= wf_hinge_counts(fit, excess, value_here);
 }
 
 /* Parts `first` to `first + parts` of the unit on their kept rows, with the hinge where both are
@@ -138,8 +147,13 @@ static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, 
         problem.difference = (wf_rows){band->n, band->kept, band->kept + band->capacity * rank};
         problem.group = band->group;
         problem.u = band->g;
+        double moved = 0;
         for (ptrdiff_t j = 0; j < S; j++) {
-            c[j] = fit->options.first_update[j] - band->total[j];
+            moved += band->whole[j];
+        }
+        const double reach = wf_reach(errors_at_centre(fit, unit), moved);
+        for (ptrdiff_t j = 0; j < S; j++) {
+            c[j] = fmin(fit->options.first_update[j], reach) - band->total[j];
         }
     }
     wf_ipm_result result = {.z = z + first * rank};
