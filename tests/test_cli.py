@@ -204,6 +204,26 @@ def test_text_output(folder: Path, farcaster: Path) -> None:
         assert word in done.stdout
 
 
+def test_inspect_shows_a_run(folder: Path) -> None:
+    document = ok("inspect", "hf", cwd=folder)
+    assert document["what"] == "run"
+    assert document["steps"] == list(STEPS)
+    assert "a run of 5 checkpoints" in wf("inspect", "hf", cwd=folder).stdout
+
+
+@pytest.mark.parametrize("name", ["line", "persistence"])
+def test_baselines_need_no_file(folder: Path, tmp_path: Path, name: str) -> None:
+    observed = [f"{t}=hf/checkpoint-{t}" for t in (0, 20)]
+    out = tmp_path / "out.safetensors"
+    ok("forecast", *observed, "--farcaster", name, "--step", 50, "-o", out, cwd=folder)
+    make = {"line": wfcast.linear_trend, "persistence": wfcast.persistence}[name]
+    run = {t: folder / "hf" / f"checkpoint-{t}" for t in (0, 20)}
+    for tensor, value in make((0, 20), (50,)).predict(run).items():
+        np.testing.assert_array_equal(load_file(out)[tensor], value)
+    error = failed("forecast", "hf/checkpoint-0", "--farcaster", name, "-o", out, cwd=folder)
+    assert "give --step, and the checkpoints as STEP=PATH" in error
+
+
 def test_inspect_shows_a_checkpoint_without_weights(tmp_path: Path) -> None:
     save_file({"ids": np.arange(3)}, tmp_path / "x.safetensors")
     (tensor,) = ok("inspect", "x.safetensors", cwd=tmp_path)["tensors"]

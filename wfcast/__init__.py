@@ -2,17 +2,22 @@
 
 from ._config import show_config
 from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
+from ._evaluate import Evaluation, evaluate
+from ._inspect import inspect
 from ._persist import load
 from ._version import __version__
 from .farcaster import Farcaster
 from .forecast import ForecastReport, forecast_checkpoint
 from .model import ModelFarcaster
 from .operators import average, linear_trend, persistence
+from .report import Comparison, compare_checkpoints
 
 __all__ = [
     "CheckpointError",
+    "Comparison",
     "ConvergenceError",
     "DtypeError",
+    "Evaluation",
     "Farcaster",
     "ForecastReport",
     "ModelFarcaster",
@@ -20,7 +25,10 @@ __all__ = [
     "WfcastError",
     "__version__",
     "average",
+    "compare_checkpoints",
+    "evaluate",
     "forecast_checkpoint",
+    "inspect",
     "linear_trend",
     "load",
     "persistence",

@@ -16,10 +16,11 @@ def log(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
+def bar(total: int | None, what: str, unit: str, *, scale: bool = False) -> Any:
     """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only.
 
-    `scale` shows thousands and millions of the unit.
+    `scale` shows thousands and millions of the unit. Without a `total` it shows the rate alone,
+    and nothing where that is done within a second.
     """
     interval = 0.1 if sys.stderr.isatty() else 5.0
     return tqdm(
@@ -32,6 +33,8 @@ def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
         dynamic_ncols=True,
         smoothing=0.1,
         unit_scale=scale,
+        delay=0 if total is not None else 1,
+        leave=total is not None,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import CheckpointError, WfcastError
-from ._terminal import FitBar, bar, log, table
+from ._terminal import FitBar, bar, log
 from ._version import __version__
 
 __all__ = ["main"]
@@ -92,9 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--inputs", type=_steps, required=True, help="observed steps, such as 0,500")
     fit.add_argument("--targets", type=_steps, required=True, help="steps ahead, as 1000,1500")
-    fit.add_argument("--by", choices=("tensor", "all"), default="tensor", help="coefficients per")
     fit.add_argument(
-        "--loss", choices=("absolute_error", "squared_error"), default="absolute_error"
+        "--by",
+        choices=("tensor", "all"),
+        default="tensor",
+        help="coefficients for each tensor, or one set for all of them (tensor)",
+    )
+    fit.add_argument(
+        "--loss",
+        choices=("absolute_error", "squared_error"),
+        default="absolute_error",
+        help="(absolute_error)",
     )
     fit.add_argument(
         "--beta",
@@ -121,7 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[STEP=]PATH",
         help="file or folder; without STEP they are the farcaster's inputs in order",
     )
-    forecast.add_argument("--farcaster", type=Path, required=True, help="what fit has saved")
+    forecast.add_argument(
+        "--farcaster",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what fit has saved; or 'line' or 'persistence', which need no fit",
+    )
     forecast.add_argument("--step", type=int, help="one of the targets of the fit")
     forecast.add_argument("-o", "--out", type=Path, required=True, help="checkpoint to write")
     forecast.add_argument(
@@ -153,12 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     forecast.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
-    inspect = add("inspect", _inspect, "Show what a farcaster or a checkpoint holds.")
-    inspect.add_argument("path", type=Path)
+    inspect = add("inspect", _inspect, "Show what a farcaster, a checkpoint or a run holds.")
+    inspect.add_argument("path", type=Path, metavar="PATH", help="file or folder")
+    inspect.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
     compare = add("compare", _compare, "Errors of checkpoint A against checkpoint B.")
-    compare.add_argument("predicted", type=Path, metavar="A")
-    compare.add_argument("true", type=Path, metavar="B")
+    compare.add_argument("predicted", type=Path, metavar="A", help="file or folder: a forecast")
+    compare.add_argument("true", type=Path, metavar="B", help="file or folder: what really came")
     compare.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
     demo = add("demo", _demo, "Forecast DistilBERT in mid-training; needs wfcast[demo].")
@@ -262,11 +277,11 @@ _Result = tuple[dict[str, Any], str]
 
 
 def _fit(args: argparse.Namespace) -> _Result:
+    from ._inspect import FarcasterReport
     from ._runs import check_run
     from .checkpoint import open_checkpoint
     from .checkpoint._atomic import check_target
     from .model import ModelFarcaster
-    from .report import describe
 
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
@@ -296,23 +311,17 @@ def _fit(args: argparse.Namespace) -> _Result:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
-    document = {
-        "path": str(args.out),
-        "what": "farcaster",
-        "runs": len(runs),
-        **describe(farcaster),
-    }
-    return document, _farcaster_text(document)
+    report = FarcasterReport(farcaster, str(args.out))
+    return {**report.to_dict(), "runs": len(runs)}, str(report)
 
 
 def _forecast(args: argparse.Namespace) -> _Result:
-    from . import forecast_checkpoint, load
+    from . import forecast_checkpoint
     from .checkpoint import open_checkpoint
 
-    farcaster = load(args.farcaster)
+    farcaster, run = _farcaster_and_run(args)
     if args.threads is not None:
         farcaster.set_params(n_threads=args.threads)
-    run = _observed(args.checkpoints, farcaster.inputs_)
     tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors
     with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
 
@@ -334,143 +343,48 @@ def _forecast(args: argparse.Namespace) -> _Result:
             overwrite=args.overwrite,
             progress=progress,
         )
-    document = {
-        "path": str(done.path),
-        "step": done.step,
-        "forecast": list(done.forecast),
-        "copied": list(done.copied),
-        "carried": list(done.carried),
-        "left": list(done.left),
-        "moves": _plain(done.moves),
-    }
-    lines = [
-        f"wrote {done.path}: step {done.step}, {len(done.forecast)} tensors forecast, "
-        f"{len(done.copied)} copied"
-    ]
-    for title, names in (
-        ("copied", done.copied),
-        ("carried along", done.carried),
-        ("left out, for it belongs to the training", done.left),
-    ):
-        if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            lines.append(f"{title}: {', '.join(names[:8])}{more}")
-    largest = sorted(done.moves.items(), key=lambda move: -move[1])[:5]
-    if largest:
-        rows = [(name, f"{move:.3g}") for name, move in largest]
-        lines.append("\n" + table(("largest moves", "|forecast - last| / |last|"), rows))
-    return document, "\n".join(lines)
+    return done.to_dict(), str(done)
+
+
+def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
+    """The saved farcaster, or a baseline made for the steps at hand; the checkpoints by step."""
+    from . import linear_trend, load, persistence
+
+    make = {"line": linear_trend, "persistence": persistence}.get(str(args.farcaster))
+    if make is None or args.farcaster.exists():
+        farcaster = load(args.farcaster)
+        return farcaster, _observed(args.checkpoints, farcaster.inputs_)
+    if args.step is None or any(step is None for step, _ in args.checkpoints):
+        raise WfcastError(
+            f"--farcaster {args.farcaster} is made from the steps: give --step, and the "
+            "checkpoints as STEP=PATH"
+        )
+    run = _observed(args.checkpoints, ())
+    return make(tuple(run), (args.step,)), run
 
 
 def _inspect(args: argparse.Namespace) -> _Result:
-    from . import load
-    from ._persist import KEY
-    from .checkpoint import open_checkpoint
-    from .report import describe, kind_of, sums_of
+    from ._inspect import inspect
 
-    checkpoint = open_checkpoint(args.path)
-    if KEY in checkpoint.metadata:
-        document = {"path": str(args.path), "what": "farcaster", **describe(load(args.path))}
-        return document, _farcaster_text(document)
-    sums = sums_of(checkpoint)
-    tensors: list[dict[str, Any]] = [
-        {
-            "name": t.name,
-            "shape": list(t.shape),
-            "dtype": t.dtype,
-            "size": t.size,
-            "kind": kind_of(t.name) if t.name in sums else None,
-            "rms": _finite(sums[t.name].rms_true) if t.name in sums else None,
-            "n_nonfinite": sums[t.name].n_nonfinite if t.name in sums else 0,
-        }
-        for t in sorted(checkpoint.tensors.values(), key=lambda t: t.name)
-    ]
-    document = {
-        "path": str(args.path),
-        "what": "checkpoint",
-        "tensors": tensors,
-        "parameters": sum(t.size for t in checkpoint.tensors.values()),
-        "metadata": checkpoint.metadata,
-    }
-    rows = [
-        (
-            t["name"],
-            t["kind"] or "-",
-            t["dtype"],
-            "x".join(map(str, t["shape"])) or "scalar",
-            "-" if t["rms"] is None else f"{t['rms']:.4g}",
-            str(t["n_nonfinite"]),
-        )
-        for t in tensors
-    ]
-    text = table(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, left=3)
-    return document, f"{text}\n{len(tensors)} tensors, {document['parameters']:,} parameters"
+    with bar(None, "inspect", "weight", scale=True) as shown:
+        report = inspect(args.path, n_threads=args.threads, progress=lambda _, n: shown.update(n))
+    return report.to_dict(), str(report)
 
 
 def _compare(args: argparse.Namespace) -> _Result:
-    from .report import by_kind, compare_checkpoints, total
+    from .report import compare_checkpoints
 
-    tensors = compare_checkpoints(args.predicted, args.true, n_threads=args.threads)
-    kinds, everything = by_kind(tensors), total(tensors.values())
-    document = {
-        "predicted": str(args.predicted),
-        "true": str(args.true),
-        "total": _plain(everything.asdict()),
-        "kinds": {name: _plain(errors.asdict()) for name, errors in kinds.items()},
-        "tensors": {name: _plain(errors.asdict()) for name, errors in tensors.items()},
-    }
-
-    def row(name: str, e: Any) -> tuple[str, ...]:
-        return (
-            name,
-            f"{e.n:,}",
-            f"{e.mae:.4g}",
-            f"{e.rmse:.4g}",
-            f"{e.max_abs:.4g}",
-            f"{e.rms_true:.4g}",
-            str(e.n_nonfinite),
+    with bar(None, "compare", "weight", scale=True) as shown:
+        report = compare_checkpoints(
+            args.predicted,
+            args.true,
+            n_threads=args.threads,
+            progress=lambda _, n: shown.update(n),
         )
-
-    header = ("weights", "MAE", "RMSE", "largest", "rms of B", "not finite")
-    text = "\n\n".join(
-        (
-            table(("tensor", *header), [row(n, e) for n, e in tensors.items()]),
-            table(("kind", *header), [row(n, e) for n, e in (*kinds.items(), ("all", everything))]),
-        )
-    )
-    return document, text
+    return report.to_dict(), str(report)
 
 
 def _demo(args: argparse.Namespace) -> _Result:
     from .demo import run_demo
 
     return run_demo(args.size, args.out, steps=args.steps, seed=args.seed, threads=args.threads)
-
-
-# ---- shared -------------------------------------------------------------------------------------
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if abs(value) < float("inf") else None
-
-
-def _plain(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: _finite(value) for key, value in values.items()}
-
-
-def _farcaster_text(document: dict[str, Any]) -> str:
-    """The coefficients of the last target; JSON has them all."""
-    rows = []
-    for name, c in document["coefficients"].items():
-        shown = [f"{value:.5f}" for value in c["coef"][-1]]
-        gap = "-" if c["dual_gap"] is None else f"{c['dual_gap']:.1e}"
-        rows.append((name, *shown, f"{c['intercept'][-1]:.3g}", gap))
-    inputs, targets = document["inputs"], document["targets"]
-    header = ("tensor", *(f"w_{step}" for step in inputs), "intercept", "gap")
-    head = (
-        f"{document['path']}: from steps {', '.join(map(str, inputs))} to "
-        f"{', '.join(map(str, targets))}; by {document['by']}, loss {document['loss']}, "
-        f"beta {document['beta']:g}\ncoefficients for step {targets[-1]}:\n"
-    )
-    return head + table(header, rows)

@@ -30,16 +30,19 @@ from .checkpoint import (
     output_layout,
 )
 from .model import ModelFarcaster, Plan
-from .report import is_norm
+from .report import Grid, Report, finite, is_norm
 
 BLOCK_BYTES = 1 << 24
 """The most bytes of the output that are computed in one piece."""
+
+SHOWN = 8
+"""The most names that are printed of each sort."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class ForecastReport:
+class ForecastReport(Report):
     """What `forecast_checkpoint` did.
 
     Attributes
@@ -63,6 +66,44 @@ class ForecastReport:
     carried: tuple[str, ...]
     left: tuple[str, ...]
     moves: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+        return {
+            "path": str(self.path),
+            "step": self.step,
+            "forecast": list(self.forecast),
+            "copied": list(self.copied),
+            "carried": list(self.carried),
+            "left": list(self.left),
+            "moves": {name: finite(move) for name, move in self.moves.items()},
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        lines = [
+            f"wrote {self.path}: step {self.step}, {len(self.forecast)} tensors forecast, "
+            f"{len(self.copied)} copied"
+        ]
+        for title, names in (
+            ("copied", self.copied),
+            ("carried along", self.carried),
+            ("left out, for it belongs to the training", self.left),
+        ):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                lines.append(f"{title}: {', '.join(names[:SHOWN])}{more}")
+        yield "\n".join(lines)
+        largest = sorted(self.moves.items(), key=lambda move: -move[1])[:SHOWN]
+        if largest:
+            rows = [(name, f"{move:.3g}") for name, move in largest]
+            yield Grid(("largest moves", "|forecast - last| / |last|"), rows)
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import by_layer
+
+        by_layer(ax, self.moves)
+        ax.set_ylabel("|forecast - last| / |last|")
+        ax.set_title(f"Relative move by layer, step {self.step}", loc="left")
 
 
 def forecast_checkpoint(

@@ -18,7 +18,7 @@ from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
 from ._runs import check_alike, check_run, forecastable, has, open_run, steps
-from .checkpoint import Checkpoint, Tensor, open_checkpoint
+from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
 
 ALL = "*"
 """The name of the coefficient set that serves every tensor."""
@@ -340,6 +340,17 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             )
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
+        for at, checkpoint in inputs.items():
+            if not isinstance(checkpoint, FileCheckpoint):
+                continue
+            named = step_named(checkpoint.path)
+            if named not in (None, at):
+                warnings.warn(
+                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
+                    "the forecast goes beyond what was fitted unless the steps count differently",
+                    UserWarning,
+                    stacklevel=3,
+                )
         wanted = forecastable(latest)
         if partial:
             wanted = [
@@ -369,21 +380,27 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                     "the fit, which is by tensor, does not have the tensors of "
                     "the checkpoint:\n  " + "\n  ".join(lines)
                 )
+        self._warn_beyond(latest, wanted)
+
+    def _warn_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
+        """Say where the forecast goes beyond what was fitted: other tensors, other dtypes."""
         if not self.tensors_:
             return
-        other = [
-            t.name
-            for t in wanted
-            if t.name not in self.tensors_ or tuple(self.tensors_[t.name][0]) != t.shape
-        ]
-        if other:
-            warnings.warn(
-                f"{len(other)} tensors of {latest.what} have a name or shape that the "
-                f"fit did not see, {other[0]!r} first: the forecast goes beyond what "
-                "was fitted",
-                UserWarning,
-                stacklevel=4,
-            )
+        seen = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.tensors_.items()}
+        new = [t for t in wanted if seen.get(t.name, (None, ""))[0] != t.shape]
+        known = [t for t in wanted if seen.get(t.name, (None, ""))[0] == t.shape]
+        other = [t for t in known if seen[t.name][1] != t.dtype]
+        for tensors, text in (
+            (new, "have a name or shape that the fit did not see"),
+            (other, "have another dtype than in the fit"),
+        ):
+            if tensors:
+                warnings.warn(
+                    f"{len(tensors)} tensors of {latest.what} {text}, {tensors[0].name!r} first: "
+                    "the forecast goes beyond what was fitted",
+                    UserWarning,
+                    stacklevel=5,
+                )
 
     def _apply(
         self, plan: Plan, name: str, x: list[Any], y: Any, check_finite: bool, start: int = 0
@@ -405,7 +422,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             start=start,
         )
 
-    # ---- keeping ------------------------------------------------------------------------------
+    # ---- keeping and showing ------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file that `wfcast.load` reads; it appears complete or not at all.
@@ -421,6 +438,23 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
 
         check_is_fitted(self)
         save(self, path)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the coefficients by layer; needs Matplotlib (``wfcast[plot]``).
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where; a new figure by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        from ._inspect import FarcasterReport
+
+        check_is_fitted(self)
+        return FarcasterReport(self, "farcaster").plot(ax)
 
     def fingerprint(self) -> str:
         """SHA-256 over steps, names and coefficients: the same for the same operator."""

@@ -1,33 +1,124 @@
-"""Errors between two checkpoints, tensor by tensor, and added up over kinds of tensors.
+"""What results have in common, and errors between two checkpoints.
 
-The sums are the core's (one sweep over both tensors); here they only get names and are added.
+A `Report` is read in a terminal (``print``), in a notebook (HTML, `plot`) and by programs
+(`to_dict`). Errors are sums that the core takes in one sweep over both tensors; here they only get
+names and are added up over kinds of tensors.
 """
 
 from __future__ import annotations
 
+import html
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _core
 from ._columns import FLOATS
 from ._errors import CheckpointError
-from ._fit import threads
+from ._fit import Progress, threads
+from ._terminal import table
 from .checkpoint import Checkpoint, open_checkpoint
 
 __all__ = [
     "KINDS",
+    "Comparison",
     "Errors",
+    "Grid",
+    "Report",
     "by_kind",
     "compare_checkpoints",
-    "describe",
+    "finite",
     "is_norm",
     "kind_of",
-    "sums_of",
     "total",
 ]
+
+
+# ---- reports ------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """A table: the first `left` columns hold text, the others numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+class Report(ABC):
+    """A result: ``print`` shows it in a terminal, a notebook as HTML; `plot` draws it."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+
+    @abstractmethod
+    def _parts(self) -> Iterable[str | Grid]:
+        """What is shown, one below the other."""
+
+    @abstractmethod
+    def _draw(self, ax: Any) -> None: ...
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the report; needs Matplotlib (``wfcast[plot]``).
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where; a new figure by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        from ._plot import axes
+
+        ax = axes(ax)
+        self._draw(ax)
+        return ax
+
+    def __str__(self) -> str:
+        return "\n\n".join(
+            part if isinstance(part, str) else table(part.header, part.rows, left=part.left)
+            for part in self._parts()
+        )
+
+    def _repr_html_(self) -> str:
+        shown = (
+            f"<p>{html.escape(part)}</p>" if isinstance(part, str) else _html_table(part)
+            for part in self._parts()
+        )
+        return f"<div>{''.join(shown)}</div>"
+
+
+def _html_table(grid: Grid) -> str:
+    def row(tag: str, cells: Sequence[str]) -> str:
+        aligned = (
+            f'<{tag} style="text-align:{"left" if k < grid.left else "right"}">'
+            f"{html.escape(cell)}</{tag}>"
+            for k, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(aligned)}</tr>"
+
+    body = "".join(row("td", cells) for cells in grid.rows)
+    return (
+        '<div style="max-height:30em;overflow:auto"><table>'
+        f"<thead>{row('th', grid.header)}</thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+# ---- kinds of tensors ---------------------------------------------------------------------------
 
 KINDS = ("embedding", "attention", "feed-forward", "layer norm", "bias", "head", "other")
 """The kinds of tensors that a report tells apart, in the order in which it shows them."""
@@ -55,6 +146,9 @@ def kind_of(name: str) -> str:
 def is_norm(name: str) -> bool:
     """Whether a tensor belongs to a normalization layer, the head's own included."""
     return dict(_PATTERNS)["layer norm"].search(name) is not None
+
+
+# ---- errors -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +200,88 @@ class Errors:
         """``sqrt(sum t^2 / n)``; NaN where n is 0."""
         return math.sqrt(self.sum_true_sq / self.n) if self.n else math.nan
 
-    def asdict(self) -> dict[str, float]:
+    @property
+    def relative(self) -> float:
+        """``|p - t| / |t|`` (L2 norms); NaN where both are 0."""
+        if self.sum_true_sq:
+            return math.sqrt(self.sum_sq / self.sum_true_sq)
+        return math.inf if self.sum_sq else math.nan
+
+    def to_dict(self) -> dict[str, float | None]:
         """For JSON."""
         return {
             "n": self.n,
-            "sum_abs": self.sum_abs,
-            "mae": self.mae,
-            "rmse": self.rmse,
-            "max_abs": self.max_abs,
-            "rms_true": self.rms_true,
+            "sum_abs": finite(self.sum_abs),
+            "mae": finite(self.mae),
+            "rmse": finite(self.rmse),
+            "max_abs": finite(self.max_abs),
+            "rms_true": finite(self.rms_true),
+            "relative": finite(self.relative),
             "n_nonfinite": self.n_nonfinite,
         }
+
+
+class Comparison(Report, Mapping[str, Errors]):
+    """The errors of a prediction against the truth: tensor name -> `Errors`.
+
+    Attributes
+    ----------
+    predicted, true : str
+        What is compared with what.
+    tensors : dict of str to Errors
+    """
+
+    def __init__(self, tensors: dict[str, Errors], predicted: str, true: str) -> None:
+        self.tensors, self.predicted, self.true = tensors, predicted, true
+
+    def __getitem__(self, name: str) -> Errors:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def kinds(self) -> dict[str, Errors]:
+        """Added up over the tensors of each kind."""
+        return by_kind(self.tensors)
+
+    @property
+    def total(self) -> Errors:
+        """Added up over all tensors."""
+        return total(self.tensors.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+        return {
+            "predicted": self.predicted,
+            "true": self.true,
+            "total": self.total.to_dict(),
+            "kinds": {name: errors.to_dict() for name, errors in self.kinds.items()},
+            "tensors": {name: errors.to_dict() for name, errors in self.tensors.items()},
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        def row(name: str, e: Errors) -> tuple[str, ...]:
+            numbers = (e.mae, e.rmse, e.max_abs, e.rms_true, e.relative)
+            return name, f"{e.n:,}", *(f"{x:.4g}" for x in numbers), str(e.n_nonfinite)
+
+        header = ("weights", "MAE", "RMSE", "largest", "rms of B", "|A-B| / |B|", "not finite")
+        yield f"A: {self.predicted}\nB: {self.true}"
+        yield Grid(("tensor", *header), [row(n, e) for n, e in self.tensors.items()])
+        yield Grid(
+            ("kind", *header), [row(n, e) for n, e in (*self.kinds.items(), ("all", self.total))]
+        )
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import by_layer
+
+        by_layer(ax, {n: e.relative for n, e in self.tensors.items()})
+        ax.set_ylabel("error: |A - B| / |B|")
+        names = (os.path.basename(text) or text for text in (self.predicted, self.true))
+        ax.set_title(" against ".join(names), loc="left")
 
 
 def compare_checkpoints(
@@ -124,13 +289,14 @@ def compare_checkpoints(
     true: Any,
     *,
     n_threads: int | None = None,
-    progress: Callable[[str, int], None] | None = None,
-) -> dict[str, Errors]:
-    """Errors of the floating tensors of two checkpoints, by name.
+    progress: Progress | None = None,
+) -> Comparison:
+    """Errors of the floating tensors of two checkpoints.
 
     Parameters
     ----------
-    predicted, true : path, or mapping of names to arrays or tensors
+    predicted, true : path, mapping of names to arrays or tensors, or module
+        Of any format.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -138,8 +304,8 @@ def compare_checkpoints(
 
     Returns
     -------
-    dict of str to Errors
-        In the order of the names in `true`.
+    Comparison
+        In the order of the names.
 
     Raises
     ------
@@ -150,7 +316,7 @@ def compare_checkpoints(
         open_checkpoint(predicted, "the first checkpoint"),
         open_checkpoint(true, "the second checkpoint"),
     )
-    shapes_a, shapes_b = ({n: c.tensors[n].shape for n in _floating(c)} for c in (a, b))
+    shapes_a, shapes_b = ({n: c.tensors[n].shape for n in floating(c)} for c in (a, b))
     for one, other, where in ((shapes_a, shapes_b, a.what), (shapes_b, shapes_a, b.what)):
         only = sorted(one.keys() - other.keys())
         if only:
@@ -170,19 +336,15 @@ def compare_checkpoints(
         result[name] = Errors(**_core.error_sums(*pair, threads(n_threads)))
         if progress is not None:
             progress(name, result[name].n)
-    return result
+    return Comparison(result, _text(predicted, a), _text(true, b))
 
 
-def sums_of(checkpoint: Checkpoint) -> dict[str, Errors]:
-    """The sums over the weights of every floating tensor: its errors against itself, by name."""
-    result = {}
-    for name in _floating(checkpoint):
-        array = checkpoint.column(name).array
-        result[name] = Errors(**_core.error_sums(array, array))
-    return result
+def _text(source: Any, checkpoint: Checkpoint) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else checkpoint.what
 
 
-def _floating(checkpoint: Checkpoint) -> list[str]:
+def floating(checkpoint: Checkpoint) -> list[str]:
+    """The names of its floating tensors, buffers included."""
     return [n for n, t in checkpoint.tensors.items() if t.dtype in FLOATS]
 
 
@@ -198,30 +360,3 @@ def by_kind(errors: Mapping[str, Errors]) -> dict[str, Errors]:
         kind = kind_of(name)
         sums[kind] = sums.get(kind, Errors()) + one
     return {kind: sums[kind] for kind in KINDS if kind in sums}
-
-
-def describe(farcaster: Any) -> dict[str, Any]:
-    """A fitted or ready-made ModelFarcaster for JSON; what was not fitted is None."""
-
-    def of(attribute: str, name: str) -> Any:
-        values = getattr(farcaster, attribute, None)
-        return None if values is None else values[name]
-
-    return {
-        "inputs": list(farcaster.inputs_),
-        "targets": list(farcaster.targets_),
-        "by": farcaster.by,
-        "loss": farcaster.loss,
-        "beta": farcaster.beta,
-        "coefficients": {
-            name: {
-                "coef": coef.tolist(),
-                "intercept": farcaster.intercept_[name].tolist(),
-                "objective": of("objective_", name),
-                "dual_gap": of("dual_gap_", name),
-                "n_passes": of("n_passes_", name),
-            }
-            for name, coef in farcaster.coef_.items()
-        },
-        "fingerprint": farcaster.fingerprint(),
-    }

@@ -33,7 +33,7 @@ from ._base import (
     is_forecast,
 )
 from ._dcp import DistributedCheckpoint
-from ._folder import WEIGHTS, adapted_model, companions, steps_in, weights_in
+from ._folder import WEIGHTS, adapted_model, companions, step_named, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
 from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
 from ._torch import Stage, TorchCheckpoint
@@ -54,6 +54,7 @@ __all__ = [
     "is_forecast",
     "open_checkpoint",
     "output_layout",
+    "step_named",
     "steps_in",
 ]
 

@@ -32,6 +32,18 @@ _STEP_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
 _STEP_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:safetensors|pt|pth|bin|ckpt)")
 
 
+_STEP_NAME = re.compile(r"(?:.*[-_.])?(?:checkpoint|step)[-_]?(\d+)")
+
+
+def step_named(path: Path) -> int | None:
+    """The step that the name of a checkpoint speaks of, or its folder's: checkpoint-500."""
+    for name in (path.name.split(".")[0], path.parent.name):
+        match = _STEP_NAME.fullmatch(name)
+        if match:
+            return int(match[1])
+    return None
+
+
 def weights_in(folder: Path) -> Path | None:
     """What holds the weights of a checkpoint folder: the folder itself for a distributed one."""
     if (folder / METADATA).is_file():

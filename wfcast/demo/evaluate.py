@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from .. import ModelFarcaster, forecast_checkpoint, linear_trend, persistence
 from .._terminal import bar
-from ..report import Errors, by_kind, compare_checkpoints, kind_of, total
+from ..report import Comparison, Errors, compare_checkpoints, kind_of
 from .train import Run, Trainer, load_weights
 
 __all__ = ["METHODS", "evaluate", "forecast_file"]
@@ -75,25 +75,25 @@ def evaluate(
     (out / "forecasts").mkdir(exist_ok=True)
     with bar(len(size.targets) * len(METHODS), "forecast and compare", "forecast") as progress:
         for step in size.targets:
-            errors: dict[str, dict[str, Errors]] = {}
+            errors: dict[str, Comparison] = {}
             methods: dict[str, Any] = {}
             for method in METHODS:
                 path = forecast_file(out, method, step)
                 forecast_checkpoint(makers[method], observed, step, out=path)
                 errors[method] = compare_checkpoints(path, fresh.files[step], n_threads=n_threads)
             baseline = errors["persistence"]
-            kinds = list(by_kind(baseline))
+            kinds = baseline.kinds
             for method in METHODS:
                 path = forecast_file(out, method, step)
                 load_weights(trainer.model, path)
-                mine = by_kind(errors[method])
+                mine = errors[method].kinds
                 methods[method] = {
                     "file": str(path.relative_to(out)),
                     "loss": trainer.held_out_loss(),
-                    "error": _sums(total(errors[method].values()), total(baseline.values())),
+                    "error": _sums(errors[method].total, baseline.total),
                     "kinds": {
                         kind: {
-                            **_sums(mine[kind], by_kind(baseline)[kind]),
+                            **_sums(mine[kind], kinds[kind]),
                             "loss": losses[n]
                             if method == "persistence"
                             else _loss_of_kind(trainer, fresh.files[n], path, kind),

@@ -18,10 +18,11 @@ import transformers
 
 from .. import ModelFarcaster, __version__, _core
 from .._errors import WfcastError
+from .._inspect import FarcasterReport
 from .._terminal import FitBar, log
 from ..checkpoint import open_checkpoint
 from ..checkpoint._atomic import atomic_file
-from ..report import describe, kind_of
+from ..report import kind_of
 from .evaluate import evaluate, forecast_file
 from .jump import jump
 from .plots import plot
@@ -109,7 +110,7 @@ def run(
         "text": corpus.summary(),
         "runs": [_run(r, "sibling", out) for r in siblings] + [_run(fresh, "fresh", out)],
         "fit": {
-            **describe(farcaster),
+            **FarcasterReport(farcaster, "farcaster.safetensors").to_dict(),
             "file": "farcaster.safetensors",
             "largest_dual_gap": max(farcaster.dual_gap_.values()),
         },

@@ -1,0 +1,339 @@
+"""A forecast from disk to disk, against plain reads and writes, and beside mergekit.
+
+Two sharded bfloat16 checkpoints of a Llama-like model are made; the second differs from the first
+by updates of 0.3 % of the weights' size. Every contestant runs in a fresh process, whose memory is
+read from outside every 5 ms, and begins with none of the files in the page cache:
+
+    plain     reads both inputs, writes as many bytes as one of them has, in blocks, and syncs them
+    wfcast    the straight line through steps 0 and 2 at step 5: -1.5 a + 2.5 b
+    mergekit  the same by mergekit-pytorch, method linear, where --mergekit says where that is; it
+              takes no sharded inputs, so there are two single files for it
+
+Errors are those of the results against float64, in units of the error of rounding float64 to
+bfloat16 (1 is the best there can be), over a part of every tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from common import Target, median, number, seconds, table
+
+from wfcast.checkpoint import Layout, Tensor, create_checkpoint, open_checkpoint, output_layout
+
+NAME = "bench_checkpoint"
+BLOCK = 16 << 20
+SHARD = 10**9
+UPDATE = 0.003
+WEIGHTS = (-1.5, 2.5)
+SAMPLE = 1 << 16
+
+
+# ---- the pair --------------------------------------------------------------------------------
+
+
+def tensors_of(size: int) -> list[Tensor]:
+    """Those of a Llama of about `size` bytes: hidden 2048, vocabulary 32000."""
+    hidden, inner, vocabulary = 2048, 5632, 32000
+    layer = {
+        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.k_proj.weight": (hidden // 4, hidden),
+        "self_attn.v_proj.weight": (hidden // 4, hidden),
+        "self_attn.o_proj.weight": (hidden, hidden),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    ends = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
+    }
+    found = [Tensor(name, shape, "bfloat16") for name, shape in ends.items()]
+    per_layer = sum(2 * int(np.prod(shape)) for shape in layer.values())
+    layers = max(1, round((size - sum(t.nbytes for t in found)) / per_layer))
+    for i in range(layers):
+        found += [
+            Tensor(f"model.layers.{i}.{name}", shape, "bfloat16") for name, shape in layer.items()
+        ]
+    return found
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Bits of finite float64 values, rounded once to the nearest even."""
+    size = np.ascontiguousarray(values, np.float64).view(np.uint64)
+    # 7 of 52 bits of the fraction stay; the exponent of anything that is no subnormal fits
+    rounded = size + np.uint64((1 << 44) - 1) + ((size >> np.uint64(45)) & np.uint64(1))
+    back = (rounded & ~np.uint64((1 << 45) - 1)).view(np.float64)
+    return (back.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
+def make_pair(folder: Path, size: int, shard_size: int | None) -> list[Path]:
+    """Two checkpoints; they are the same for the same size."""
+    rng = np.random.default_rng(0)
+    pool = 0.02 * rng.standard_normal(1 << 22)
+    first = to_bfloat16(pool)
+    update = UPDATE * 0.02 * rng.standard_normal(pool.size)
+    second = to_bfloat16((first.astype(np.uint32) << 16).view(np.float32) + update)
+    tensors = tensors_of(size)
+    paths = []
+    for name, bits in (("step-0", first), ("step-2", second)):
+        path = folder / (name if shard_size else f"{name}.safetensors")
+        layout = output_layout(Layout(), path, tensors, shard_size=shard_size)
+        with create_checkpoint(path, layout, tensors, {"format": "pt"}, {}) as writer:
+            for i, tensor_name in enumerate(writer.order):
+                tensor = next(t for t in tensors if t.name == tensor_name)
+                writer.write(tensor_name, pieces(bits, 7919 * i, tensor.size))
+        paths.append(path)
+    return paths
+
+
+def pieces(bits: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
+    """`size` values of the pool, from `start` on and round and round."""
+    start %= bits.size
+    while size:
+        piece = bits[start : start + size]
+        yield piece
+        size -= piece.size
+        start = 0
+
+
+def files_of(path: Path) -> list[Path]:
+    """The weight files of a checkpoint."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def forget(paths: list[Path]) -> None:
+    """Put files on the disk and out of the page cache."""
+    for file in (f for path in paths for f in files_of(path)):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+# ---- contestants: each in a process of its own -------------------------------------------------
+
+
+def plain(inputs: list[Path], out: Path) -> None:
+    """Read every byte of the inputs, and write as many as the last of them has."""
+    buffer = bytearray(BLOCK)
+    out.mkdir()
+    for a, b in zip(*map(files_of, inputs), strict=True):
+        with (
+            open(a, "rb", buffering=0) as first,
+            open(b, "rb", buffering=0) as second,
+            open(out / b.name, "wb", buffering=0) as target,
+        ):
+            while first.readinto(buffer):
+                n = second.readinto(buffer)
+                target.write(memoryview(buffer)[:n])
+            os.fsync(target.fileno())
+
+
+def wfcast_line(inputs: list[Path], out: Path, threads: int) -> None:
+    """The forecast."""
+    import wfcast
+
+    line = wfcast.linear_trend((0, 2), (5,)).set_params(n_threads=threads)
+    wfcast.forecast_checkpoint(line, dict(zip((0, 2), inputs, strict=True)), 5, out)
+
+
+def child(task: dict[str, Any]) -> None:
+    """Run one contestant and print its seconds, without what starting Python takes."""
+    inputs, out = [Path(p) for p in task["inputs"]], Path(task["out"])
+    import wfcast  # noqa: F401  not part of the time
+
+    start = time.perf_counter()
+    if task["kind"] == "plain":
+        plain(inputs, out)
+    else:
+        wfcast_line(inputs, out, task["threads"])
+    print(json.dumps({"seconds": time.perf_counter() - start}))
+
+
+def run(kind: str, inputs: list[Path], out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Time and peak memory of one contestant."""
+    forget(inputs)
+    if kind == "mergekit":
+        config = out.with_suffix(".json")  # JSON is YAML
+        models = [
+            {"model": str(p), "parameters": {"weight": w}}
+            for p, w in zip(inputs, WEIGHTS, strict=True)
+        ]
+        parameters = {"normalize": False}
+        config.write_text(
+            json.dumps({"merge_method": "linear", "models": models, "parameters": parameters})
+        )
+        shard = ["--lazy-unpickle", "--out-shard-size", str(SHARD // 2)]  # counts parameters
+        command = [str(options.mergekit), str(config), str(out), *shard]
+    else:
+        task = {
+            "kind": kind,
+            "inputs": [str(p) for p in inputs],
+            "out": str(out),
+            "threads": options.threads,
+        }
+        command = [sys.executable, __file__, "--child", json.dumps(task)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, anonymous_mib(process.pid))
+        time.sleep(0.005)
+    whole = time.perf_counter() - start
+    assert process.stdout is not None
+    answer = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"{kind} failed: {' '.join(command)}")
+    measured = json.loads(answer)["seconds"] if kind != "mergekit" else whole
+    return {"seconds": measured, "whole_seconds": whole, "peak_mib": peak}
+
+
+def anonymous_mib(pid: int) -> float:
+    """Resident memory of a process that no file backs, in MiB."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    found = [line for line in text.splitlines() if line.startswith(("RssAnon", "RssShmem"))]
+    return sum(int(line.split()[1]) for line in found) / 1024
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def as_float64(bits: np.ndarray) -> np.ndarray:
+    """Values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def errors(inputs: list[Path], out: Path) -> dict[str, float]:
+    """Of the written weights against float64, as multiples of rounding's own error."""
+    a, b, result = (open_checkpoint(path) for path in (*inputs, out))
+    squares = np.zeros(2)
+    right = count = 0
+    for name in a.tensors:
+        x, y, z = (c.column(name).array.reshape(-1)[:SAMPLE] for c in (a, b, result))
+        exact = WEIGHTS[0] * as_float64(x) + WEIGHTS[1] * as_float64(y)
+        rounded = to_bfloat16(exact)
+        squares += [
+            ((as_float64(z) - exact) ** 2).sum(),
+            ((as_float64(rounded) - exact) ** 2).sum(),
+        ]
+        right += int((z == rounded).sum())
+        count += z.size
+    return {
+        "error": float(np.sqrt(squares[0] / squares[1])),
+        "correctly_rounded": right / count,
+    }
+
+
+# ---- the whole ---------------------------------------------------------------------------------
+
+
+def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rounds of all contestants on the sharded pair, and with mergekit on single files too."""
+    size = int((0.02 if options.quick else options.size) * 1e9)
+    layouts = [("sharded", SHARD if not options.quick else 10**7, ("plain", "wfcast"))]
+    if options.mergekit:
+        layouts.append(("single", None, ("plain", "wfcast", "mergekit")))
+    results = []
+    for layout, shard_size, kinds in layouts:
+        inputs = make_pair(folder, size, shard_size)
+        times: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        found: dict[str, dict[str, float]] = {}
+        for _ in range(options.rounds):
+            for kind in kinds:
+                out = folder / f"out-{kind}"
+                times[kind].append(run(kind, inputs, out, options))
+                print(".", end="", file=sys.stderr, flush=True)
+                if kind != "plain" and kind not in found:
+                    target = out
+                    if kind == "mergekit":
+                        target = next(p for p in (*out.glob("*.index.json"), *out.glob("*.safe*")))
+                    found[kind] = errors(inputs, target)
+                shutil.rmtree(out) if out.is_dir() else out.unlink()
+        for path in inputs:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        floor = [t["seconds"] for t in times["plain"]]
+        for kind in kinds:
+            took = [t["seconds"] for t in times[kind]]
+            results.append(
+                {
+                    "layout": layout,
+                    "kind": kind,
+                    "bytes_each": sum(t.nbytes for t in tensors_of(size)),
+                    "seconds": median(took),
+                    "all_seconds": took,
+                    "of_plain": median([t / f for t, f in zip(took, floor, strict=True)]),
+                    "whole_seconds": median([t["whole_seconds"] for t in times[kind]]),
+                    "peak_mib": max(t["peak_mib"] for t in times[kind]),
+                    **found.get(kind, {}),
+                }
+            )
+    print(file=sys.stderr)
+    return results
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = common.parser(NAME, __doc__.splitlines()[0])
+    options.add_argument("--size", type=float, default=8.0, help="GB of each checkpoint (8)")
+    options.add_argument("--rounds", type=int, default=3, help="times each contestant runs (3)")
+    options.add_argument("--folder", type=Path, help="for about four times the size (temporary)")
+    options.add_argument("--mergekit", type=Path, help="the program mergekit-pytorch")
+    options.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.child:
+        child(json.loads(arguments.child))
+        return
+    info = common.machine()
+    common.print_machine(info, arguments.threads)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        results = measure(Path(folder), arguments)
+    titles = ("pair", "", "GB each", "time", "x plain", "whole", "peak MiB", "error", "right")
+    rows = [
+        (
+            r["layout"],
+            r["kind"],
+            number(r["bytes_each"] / 1e9),
+            seconds(r["seconds"]),
+            number(r["of_plain"], ".2f"),
+            seconds(r["whole_seconds"]),
+            number(r["peak_mib"], ".0f"),
+            number(r.get("error"), ".6f"),
+            number(r.get("correctly_rounded"), ".5%"),
+        )
+        for r in results
+    ]
+    print(table(titles, rows))
+    print("whole: with the start of the process. error: 1 is that of rounding alone.")
+    ours = next(r for r in results if r["kind"] == "wfcast" and r["layout"] == "sharded")
+    targets = [
+        Target("time over plain reads and writes", ours["of_plain"], 1.3, True, "x"),
+        Target("peak memory that no file backs", ours["peak_mib"], 512, True, "MiB"),
+    ]
+    common.print_targets(targets)
+    payload = {"machine": info, "results": results, "targets": [t.as_dict() for t in targets]}
+    common.write_json(arguments, NAME, payload)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What people see: inspect, evaluate, compare, and the plots and HTML of every report."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import wfcast
+from wfcast.report import Errors
+
+STEPS = (0, 10, 20, 30, 40)
+SHAPES = {
+    "embeddings.weight": (40, 6),
+    "layer.2.attention.q_lin.weight": (6, 6),
+    "layer.10.ffn.lin1.bias": (7,),
+    "layer.10.output_layer_norm.weight": (5,),
+}
+
+
+def run_of(seed):
+    rng = np.random.default_rng(seed)
+    start = {n: rng.normal(size=s) for n, s in SHAPES.items()}
+    drift = {n: rng.normal(size=s) / 40 for n, s in SHAPES.items()}
+    noise = {t: {n: rng.normal(size=s) / 50 for n, s in SHAPES.items()} for t in STEPS}
+    return {
+        t: {n: (start[n] + t * drift[n] + noise[t][n]).astype(np.float32) for n in SHAPES}
+        for t in STEPS
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run = tmp_path / "run"
+    for step, tensors in run_of(3).items():
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        save_file(tensors, run / f"checkpoint-{step}" / "model.safetensors")
+    return run
+
+
+@pytest.fixture(scope="module")
+def mf():
+    return wfcast.ModelFarcaster((0, 20), (30, 40)).fit([run_of(1), run_of(2)])
+
+
+def test_a_run_folder(folder):
+    (folder / "checkpoint-50").mkdir()
+    (folder / "checkpoint-50" / "optimizer.pt").write_bytes(b"not yet")
+    with pytest.warns(UserWarning, match=r"left out.*checkpoint-50' holds no finished checkpoint"):
+        report = wfcast.inspect(folder)
+    run = run_of(3)
+    assert report.steps == STEPS
+    assert [c["name"] for c in report.checkpoints] == [f"checkpoint-{t}" for t in STEPS]
+    assert {c["parameters"] for c in report.checkpoints} == {240 + 36 + 7 + 5}
+    flat = {t: np.concatenate([run[t][n].ravel() for n in SHAPES]) for t in STEPS}
+    move = np.linalg.norm(flat[20] - flat[10]) / np.linalg.norm(flat[10])
+    assert report.checkpoints[2]["move"] == pytest.approx(move, rel=1e-6)
+    assert report.checkpoints[0]["move"] is None
+    for (name, position), values in report.samples.items():
+        assert values == [float(run[t][name].ravel()[position]) for t in STEPS]
+    assert "a run of 5 checkpoints" in str(report)
+    mapped = wfcast.inspect(run)
+    assert mapped.samples == report.samples
+    with pytest.raises(wfcast.CheckpointError, match="a folder of checkpoints"):
+        wfcast.compare_checkpoints(folder, folder)
+
+
+def test_a_checkpoint_that_lacks_what_the_others_have(folder):
+    tensors = run_of(3)[20]
+    del tensors["embeddings.weight"]
+    save_file(tensors, folder / "checkpoint-20" / "model.safetensors")
+    report = wfcast.inspect(folder)
+    assert [c["alike"] for c in report.checkpoints] == [True, True, False, False, True]
+    assert "checkpoint-20 (other tensors)" in str(report)
+    lost = [v for (name, _), v in report.samples.items() if name == "embeddings.weight"]
+    assert lost
+    assert all(np.isnan(values[2]) for values in lost)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_evaluate_is_predict_and_numpy(folder, mf):
+    run = run_of(3)
+    found = wfcast.evaluate(mf, folder)
+    assert list(found.errors) == [30, 40]
+    line = wfcast.linear_trend((0, 20), (30, 40))
+    for step, methods in found.errors.items():
+        expected = {
+            "forecast": mf.predict(run, step),
+            "persistence": run[20],
+            "line": line.predict(run, step),
+        }
+        assert methods.keys() == expected.keys()
+        for method, weights in expected.items():
+            for name in SHAPES:
+                d = np.abs(weights[name].astype(float) - run[step][name])
+                assert methods[method][name].mae == pytest.approx(d.mean(), rel=1e-6)
+                assert methods[method][name].max_abs == pytest.approx(d.max(), rel=1e-6)
+        sums = {m: methods[m].total.sum_abs for m in methods}
+        assert found.relative(step, "line") == sums["line"] / sums["persistence"]
+    partly = wfcast.evaluate(mf, {s: run[s] for s in (0, 20, 30)})
+    assert list(partly.errors) == [30]
+    with pytest.raises(wfcast.CheckpointError, match="none of the targets 30, 40; it has 0, 20"):
+        wfcast.evaluate(mf, {s: run[s] for s in (0, 20)})
+    alone = wfcast.ModelFarcaster((0,), (30, 40)).fit([run_of(1)])
+    assert list(wfcast.evaluate(alone, run).errors[30]) == ["forecast", "persistence"]
+
+
+def test_every_report_is_text_html_json_and_a_plot(folder, mf, tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    run = {s: folder / f"checkpoint-{s}" for s in (0, 20)}
+    out = tmp_path / "forecast.safetensors"
+    reports = {
+        "Relative move by layer": wfcast.forecast_checkpoint(mf, run, 40, out),
+        "forecast.safetensors against": wfcast.compare_checkpoints(out, folder / "checkpoint-40"),
+        "Weight error by horizon": wfcast.evaluate(mf, folder),
+        "weights of run": wfcast.inspect(folder),
+        "forecast.safetensors": wfcast.inspect(out),
+        "Coefficients by layer": wfcast.inspect(mf),
+    }
+    for title, report in reports.items():
+        assert "\n---" in str(report)
+        assert report._repr_html_().count("<table>") >= 1
+        assert json.loads(json.dumps(report.to_dict(), allow_nan=False))
+        ax = report.plot()
+        assert title in ax.get_title(loc="left")
+        assert ax.lines
+        ax.figure.savefig(tmp_path / "plot.png")
+        given = pyplot.subplots()[1]
+        assert report.plot(given) is given
+    ax = wfcast.inspect(folder).plot(farcaster=mf)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["forecast"]
+    with pytest.raises(wfcast.CheckpointError, match="lacks step 20, which the farcaster reads"):
+        wfcast.inspect({0: run_of(1)[0]}).plot(farcaster=mf)
+    assert mf.plot().get_title(loc="left") == "Coefficients by layer"
+    pyplot.close("all")
+
+
+def test_layers_stand_in_their_own_order():
+    from wfcast._plot import natural
+
+    names = ["layer.10.w", "layer.9.w", "embed", "layer.9.10", "layer.9.b"]
+    assert sorted(names, key=natural) == [
+        "embed",
+        "layer.9.10",
+        "layer.9.b",
+        "layer.9.w",
+        "layer.10.w",
+    ]
+
+
+def test_html_is_escaped():
+    report = wfcast.inspect({"<b>&": np.ones(3, np.float32)})
+    assert "<b>" not in report._repr_html_()
+    assert "&lt;b&gt;&amp;" in report._repr_html_()
+
+
+def test_nothing_against_nothing():
+    assert np.isnan(Errors(n=2).relative)
+    assert Errors(n=2, sum_sq=1.0).relative == np.inf
+    assert Errors(n=2).to_dict()["relative"] is None
+
+
+# ---- where a forecast goes beyond what was fitted ------------------------------------------------
+
+
+def test_another_dtype_is_told(mf, tmp_path):
+    run = {s: {n: a.astype(np.float16) for n, a in run_of(5)[s].items()} for s in (0, 20)}
+    with pytest.warns(UserWarning, match=r"4 tensors of step 20 have another dtype"):
+        mf.predict(run, 40)
+    with pytest.warns(UserWarning, match=r"another dtype"):
+        wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+
+
+def test_another_step_in_the_name_is_told(folder, mf, tmp_path):
+    run = {0: folder / "checkpoint-0", 20: folder / "checkpoint-30"}
+    with pytest.warns(UserWarning, match=r"taken as step 20, but its name says 30"):
+        wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no step in the name: nothing to say
+        for step in (0, 20):
+            save_file(run_of(3)[step], tmp_path / f"llama-{step + 1}.safetensors")
+        run = {s: tmp_path / f"llama-{s + 1}.safetensors" for s in (0, 20)}
+        wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint-500/model.safetensors", 500),
+        ("step-000600.safetensors", 600),
+        ("run/global_step1000/model.pt", 1000),
+        ("epoch=3-step=70.ckpt", None),
+        ("llama-3/model-00001-of-00002.safetensors", None),
+    ],
+)
+def test_steps_in_names(name, step):
+    from wfcast.checkpoint import step_named
+
+    assert step_named(Path(name)) == step

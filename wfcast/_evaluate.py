@@ -1,0 +1,167 @@
+"""How well a farcaster forecasts a run whose future is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._columns import blocks
+from ._errors import CheckpointError
+from ._fit import Progress, threads
+from ._runs import check_alike, check_run, open_run
+from .model import ModelFarcaster
+from .operators import linear_trend, persistence
+from .report import Comparison, Errors, Grid, Report
+
+BLOCK_BYTES = 1 << 24
+
+
+class Evaluation(Report):
+    """Weight errors of a forecast, of persistence and of the line, by horizon.
+
+    Attributes
+    ----------
+    inputs : tuple of int
+        The observed steps.
+    errors : dict of int to dict of str to Comparison
+        Target step -> method ("forecast", "persistence", "line") -> errors by tensor. With one
+        input there is no line.
+    """
+
+    def __init__(self, inputs: tuple[int, ...], errors: dict[int, dict[str, Comparison]]) -> None:
+        self.inputs, self.errors = inputs, errors
+
+    def relative(self, step: int, method: str, kind: str | None = None) -> float:
+        """The sum of absolute errors over that of persistence; below 1 is better than it."""
+        mine, base = self.errors[step][method], self.errors[step]["persistence"]
+        a, b = (mine.total, base.total) if kind is None else (mine.kinds[kind], base.kinds[kind])
+        if b.sum_abs:
+            return a.sum_abs / b.sum_abs
+        return float("inf") if a.sum_abs else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+        return {
+            "inputs": list(self.inputs),
+            "horizons": [
+                {
+                    "step": step,
+                    "ahead": step - self.inputs[-1],
+                    "methods": {name: found.to_dict() for name, found in methods.items()},
+                }
+                for step, methods in self.errors.items()
+            ],
+        }
+
+    @property
+    def _methods(self) -> list[str]:
+        return [m for m in next(iter(self.errors.values())) if m != "persistence"]
+
+    def _parts(self) -> Iterable[str | Grid]:
+        methods = self._methods
+        yield (
+            f"Weights forecast from steps {', '.join(map(str, self.inputs))}: mean absolute error, "
+            "and its change against persistence"
+        )
+        rows = []
+        for step, found in self.errors.items():
+            maes = [f"{found[m].total.mae:.4g}" for m in (*methods, "persistence")]
+            changes = [_percent(self.relative(step, m)) for m in methods]
+            rows.append((str(step), f"+{step - self.inputs[-1]}", *maes, *changes))
+        against = [f"{m} / persist." for m in methods]
+        yield Grid(("step", "ahead", *methods, "persistence", *against), rows, 2)
+        last = list(self.errors)[-1]
+        kinds = self.errors[last]["persistence"].kinds
+        yield f"By kind of tensor at step {last}, against persistence:"
+        yield Grid(
+            ("tensors", "weights", *methods),
+            [
+                (k, f"{e.n:,}", *(_percent(self.relative(last, m, k)) for m in methods))
+                for k, e in kinds.items()
+            ],
+        )
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import COLOURS, MARKERS, legend
+
+        ahead = [step - self.inputs[-1] for step in self.errors]
+        for k, method in enumerate(self._methods):
+            change = [100 * (self.relative(step, method) - 1) for step in self.errors]
+            ax.plot(ahead, change, marker=MARKERS[k], color=COLOURS[k + 1], label=method)
+        ax.axhline(0, color=COLOURS[0], linestyle="--", label="persistence")
+        ax.set_xlabel("steps ahead of the last observed one")
+        ax.set_ylabel("weight error against persistence, %")
+        ax.set_title("Weight error by horizon (lower is better)", loc="left")
+        legend(ax)
+
+
+def _percent(relative: float) -> str:
+    return f"{100 * (relative - 1):+.1f}%"
+
+
+def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) -> Evaluation:
+    """Forecast a run at every target that it has, and compare with what really happened.
+
+    Persistence and, with two inputs or more, the straight line are measured beside it. Forecasts
+    are made block by block in the dtype of the last input, and not kept.
+
+    Parameters
+    ----------
+    mf : ModelFarcaster
+        Fitted or ready-made.
+    run : {step: checkpoint}, or path of a run folder
+        Holds the inputs and at least one of the targets. It should not be one of the runs that
+        `mf` was fitted to.
+    progress : callable, optional
+        Called as ``progress(name, rows)`` after each block of each target.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    CheckpointError, WfcastError
+        As `ModelFarcaster.predict`; or the run has none of the targets.
+    """
+    given = check_run(run, mf.inputs_, "the run")
+    targets = tuple(t for t in mf.targets_ if t in given)
+    if not targets:
+        raise CheckpointError(
+            f"the run has none of the targets {', '.join(map(str, mf.targets_))}; it has "
+            f"{', '.join(map(str, given))}"
+        )
+    opened = open_run(given, (*mf.inputs_, *targets), "the run")
+    methods = {"forecast": mf, "persistence": persistence(mf.inputs_, targets)}
+    if len(mf.inputs_) > 1:
+        methods["line"] = linear_trend(mf.inputs_, targets)
+    found: dict[int, dict[str, Comparison]] = {}
+    room = np.empty(BLOCK_BYTES, np.uint8)
+    for step in targets:
+        true = opened[step]
+        check_alike(opened[mf.inputs_[-1]], true)
+        plans = {name: op._plan(opened, step) for name, op in methods.items()}
+        errors: dict[str, dict[str, Errors]] = {name: {} for name in methods}
+        for tensor in plans["forecast"].forecast:
+            name = tensor.name
+            columns = [opened[s].column(name).array for s in mf.inputs_]
+            truth = true.column(name).array
+            last = columns[-1]
+            for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
+                x = [c[index] for c in columns]
+                y = room[: size * last.itemsize].view(last.dtype).reshape(x[-1].shape)
+                for method, op in methods.items():
+                    op._apply(plans[method], name, x, y, True, start)
+                    sums = _core.error_sums(y, truth[index], threads(mf.n_threads))
+                    so_far = errors[method].get(name, Errors())
+                    errors[method][name] = so_far + Errors(**sums)
+                if progress is not None:
+                    progress(name, size)
+        found[step] = {
+            method: Comparison(sums, f"{method} of step {step}", true.what)
+            for method, sums in errors.items()
+        }
+    return Evaluation(tuple(mf.inputs_), found)

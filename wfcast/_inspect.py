@@ -1,0 +1,411 @@
+"""What a farcaster, a checkpoint or a run folder holds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._columns import value_at
+from ._errors import CheckpointError
+from ._fit import Progress, threads
+from ._persist import KEY, load
+from ._runs import check_run, forecastable, has
+from .checkpoint import Checkpoint, FileCheckpoint, is_forecast, open_checkpoint, steps_in
+from .model import ALL, ModelFarcaster
+from .report import Errors, Grid, Report, finite, floating, kind_of
+
+SAMPLED = 12
+"""The weights of a run whose trajectories are kept."""
+
+
+def inspect(
+    source: Any, *, n_threads: int | None = None, progress: Progress | None = None
+) -> FarcasterReport | CheckpointReport | RunReport:
+    """Look at a farcaster, a checkpoint or a run.
+
+    Parameters
+    ----------
+    source : path, ModelFarcaster, mapping of names to tensors, module, or {step: checkpoint}
+        A folder of checkpoints is a run.
+    n_threads : int or None
+        None: all CPUs that this process may use.
+    progress : callable, optional
+        Called as ``progress(name, rows)`` after each tensor that was read.
+
+    Returns
+    -------
+    FarcasterReport, CheckpointReport or RunReport
+
+    Raises
+    ------
+    CheckpointError
+        Nothing there, or nothing that wfcast can read.
+    """
+    if isinstance(source, ModelFarcaster):
+        return FarcasterReport(source, "farcaster")
+    if _is_run(source):
+        what = os.fspath(source) if not isinstance(source, Mapping) else "run"
+        return RunReport(check_run(source, (), "the run"), what, threads(n_threads), progress)
+    checkpoint = open_checkpoint(source)
+    what = os.fspath(source) if isinstance(source, str | os.PathLike) else checkpoint.what
+    if KEY in checkpoint.metadata and isinstance(checkpoint, FileCheckpoint):
+        return FarcasterReport(load(checkpoint.path), what)
+    return CheckpointReport(checkpoint, what, threads(n_threads), progress)
+
+
+def _is_run(source: Any) -> bool:
+    if isinstance(source, Mapping):
+        return bool(source) and all(isinstance(step, int) for step in source)
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+        return False
+    try:
+        open_checkpoint(source)
+    except CheckpointError:
+        return bool(steps_in(Path(source)))
+    return False
+
+
+class FarcasterReport(Report):
+    """A fitted or ready-made ModelFarcaster.
+
+    Attributes
+    ----------
+    farcaster : ModelFarcaster
+    path : str
+        What it is called.
+    """
+
+    def __init__(self, farcaster: ModelFarcaster, path: str) -> None:
+        self.farcaster, self.path = farcaster, path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it; what was not fitted is None."""
+        mf = self.farcaster
+
+        def of(attribute: str, name: str) -> Any:
+            values = getattr(mf, attribute, None)
+            return None if values is None else values[name]
+
+        return {
+            "path": self.path,
+            "what": "farcaster",
+            "inputs": list(mf.inputs_),
+            "targets": list(mf.targets_),
+            "by": mf.by,
+            "loss": mf.loss,
+            "beta": mf.beta,
+            "coefficients": {
+                name: {
+                    "coef": coef.tolist(),
+                    "intercept": mf.intercept_[name].tolist(),
+                    "objective": of("objective_", name),
+                    "dual_gap": of("dual_gap_", name),
+                    "n_passes": of("n_passes_", name),
+                }
+                for name, coef in mf.coef_.items()
+            },
+            "fingerprint": mf.fingerprint(),
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        mf = self.farcaster
+        gaps = getattr(mf, "dual_gap_", None)
+        yield (
+            f"{self.path}: from steps {', '.join(map(str, mf.inputs_))} to "
+            f"{', '.join(map(str, mf.targets_))}; by {mf.by}, loss {mf.loss}, beta {mf.beta:g}\n"
+            f"coefficients for step {mf.targets_[-1]}:"
+        )
+        rows = [
+            (
+                name,
+                *(f"{value:.5f}" for value in coef[-1]),
+                f"{mf.intercept_[name][-1]:.3g}",
+                "-" if gaps is None else f"{gaps[name]:.1e}",
+            )
+            for name, coef in mf.coef_.items()
+        ]
+        yield Grid(("tensor", *(f"w_{step}" for step in mf.inputs_), "intercept", "gap"), rows)
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import COLOURS, MARKERS, legend, name_axis, natural
+
+        mf = self.farcaster
+        names = sorted(mf.coef_, key=natural)
+        for k, step in enumerate(mf.inputs_):
+            style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+            values = [mf.coef_[name][-1, k] for name in names]
+            ax.plot(
+                range(len(names)), values, linestyle="", markersize=5, **style, label=f"w_{step}"
+            )
+        name_axis(ax, names)
+        ax.set_ylabel(f"coefficient for step {mf.targets_[-1]}")
+        ax.set_title("Coefficients by layer", loc="left")
+        legend(ax)
+
+
+class CheckpointReport(Report):
+    """The tensors of a checkpoint.
+
+    Attributes
+    ----------
+    path : str
+        What it is called.
+    checkpoint : Checkpoint
+    sums : dict of str to Errors
+        Of each floating tensor's values.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, path: str, n_threads: int, progress: Progress | None
+    ) -> None:
+        self.checkpoint, self.path = checkpoint, path
+        self.sums: dict[str, Errors] = {}
+        for name in floating(checkpoint):
+            array = checkpoint.column(name).array
+            self.sums[name] = Errors(**_core.error_sums(array, array, n_threads))
+            if progress is not None:
+                progress(name, checkpoint.tensors[name].size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+        tensors = sorted(self.checkpoint.tensors.values(), key=lambda t: t.name)
+        return {
+            "path": self.path,
+            "what": "checkpoint",
+            "format": self.checkpoint.layout.format,
+            "tensors": [
+                {
+                    "name": t.name,
+                    "shape": list(t.shape),
+                    "dtype": t.dtype,
+                    "size": t.size,
+                    "kind": kind_of(t.name) if t.name in self.sums else None,
+                    "rms": finite(self.sums[t.name].rms_true) if t.name in self.sums else None,
+                    "n_nonfinite": self.sums[t.name].n_nonfinite if t.name in self.sums else 0,
+                }
+                for t in tensors
+            ],
+            "parameters": sum(t.size for t in tensors),
+            "tied": dict(self.checkpoint.tied),
+            "metadata": dict(self.checkpoint.metadata),
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        document = self.to_dict()
+        rows = [
+            (
+                t["name"],
+                t["kind"] or "-",
+                t["dtype"],
+                "x".join(map(str, t["shape"])) or "scalar",
+                "-" if t["rms"] is None else f"{t['rms']:.4g}",
+                str(t["n_nonfinite"]),
+            )
+            for t in document["tensors"]
+        ]
+        yield Grid(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, 3)
+        tied = f", and {len(document['tied'])} tied names" if document["tied"] else ""
+        yield (
+            f"{self.path}: {document['format']}, {len(rows)} tensors, "
+            f"{document['parameters']:,} parameters{tied}"
+        )
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import by_layer
+
+        by_layer(ax, {name: sums.rms_true for name, sums in self.sums.items() if sums.n})
+        ax.set_ylabel("rms of the weights")
+        ax.set_title(os.path.basename(self.path) or self.path, loc="left")
+
+
+class RunReport(Report):
+    """The checkpoints of a run, how far each moved, and the trajectories of some weights.
+
+    Attributes
+    ----------
+    path : str
+        What it is called.
+    steps : tuple of int
+    checkpoints : list of dict
+        Of each: step, name, format, tensors, parameters, bytes, dtypes, alike (the same tensors as
+        the one before), and move: ``|w - previous| / |previous|`` over all weights that are
+        forecast and in both.
+    samples : dict of (str, int) to list of float
+        (Tensor name, position in C order) -> values at the steps; NaN where there is none.
+    """
+
+    def __init__(
+        self, run: dict[int, Any], path: str, n_threads: int, progress: Progress | None
+    ) -> None:
+        self.path, self.steps = path, tuple(run)
+        if not run:
+            raise CheckpointError(f"{path} holds no finished checkpoint")
+        self.checkpoints: list[dict[str, Any]] = []
+        opened = {s: open_checkpoint(c, f"step {s}") for s, c in run.items()}
+        first = next(iter(opened.values()))
+        self.samples: dict[tuple[str, int], list[float]] = {k: [] for k in _some_weights(first)}
+        previous: Checkpoint | None = None
+        for step, checkpoint in opened.items():
+            self.checkpoints.append(_summary(step, checkpoint, previous, n_threads, progress))
+            for (name, position), values in self.samples.items():
+                there = has(checkpoint, first.tensors[name])
+                values.append(
+                    value_at(checkpoint.column(name).array, position) if there else math.nan
+                )
+            previous = checkpoint
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it: None for NaN and infinity."""
+        return {
+            "path": self.path,
+            "what": "run",
+            "steps": list(self.steps),
+            "checkpoints": [
+                {**c, "move": None if c["move"] is None else finite(c["move"])}
+                for c in self.checkpoints
+            ],
+            "samples": [
+                {"tensor": name, "position": position, "values": [finite(v) for v in values]}
+                for (name, position), values in self.samples.items()
+            ],
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        header = ("step", "checkpoint", "format", "dtypes", "tensors", "parameters", "bytes")
+        rows = [
+            (
+                str(c["step"]),
+                c["name"] + ("" if c["alike"] else " (other tensors)"),
+                c["format"],
+                ", ".join(c["dtypes"]),
+                f"{c['tensors']:,}",
+                f"{c['parameters']:,}",
+                f"{c['bytes']:,}",
+                "-" if c["move"] is None else f"{c['move']:.4g}",
+            )
+            for c in self.checkpoints
+        ]
+        yield Grid((*header, "move since the last"), rows, 4)
+        yield f"{self.path}: a run of {len(rows)} checkpoints"
+
+    def plot(self, ax: Any = None, *, farcaster: ModelFarcaster | None = None) -> Any:
+        """Draw the sampled trajectories, as changes from the first step.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where; a new figure by default.
+        farcaster : ModelFarcaster, optional
+            Its forecasts of these weights are drawn beside what happened.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        ax = super().plot(ax)
+        if farcaster is not None:
+            self._draw_forecasts(ax, farcaster)
+        return ax
+
+    def _draw(self, ax: Any) -> None:
+        from ._plot import COLOURS
+
+        for i, values in enumerate(self.samples.values()):
+            change = [v - values[0] for v in values]
+            ax.plot(self.steps, change, ".-", color=COLOURS[i % len(COLOURS)], linewidth=1)
+        ax.set_xlabel("step")
+        ax.set_ylabel(f"change of a weight since step {self.steps[0]}")
+        ax.set_title(
+            f"{len(self.samples)} weights of {os.path.basename(self.path) or self.path}", loc="left"
+        )
+
+    def _draw_forecasts(self, ax: Any, mf: ModelFarcaster) -> None:
+        from ._plot import COLOURS, legend
+
+        lacking = [s for s in mf.inputs_ if s not in self.steps]
+        if lacking:
+            raise CheckpointError(
+                f"{self.path} lacks step {', '.join(map(str, lacking))}, which the farcaster reads"
+            )
+        at = [self.steps.index(s) for s in mf.inputs_]
+        label: str | None = "forecast"
+        for i, ((name, _), values) in enumerate(self.samples.items()):
+            key = ALL if ALL in mf.coef_ else name
+            if key not in mf.coef_:
+                continue
+            ahead = mf.coef_[key] @ np.array([values[k] for k in at]) + mf.intercept_[key]
+            ax.plot(
+                (mf.inputs_[-1], *mf.targets_),
+                np.append(values[at[-1]], ahead) - values[0],
+                "--x",
+                color=COLOURS[i % len(COLOURS)],
+                linewidth=1,
+                label=label,
+            )
+            label = None
+        ax.axvline(mf.inputs_[-1], color="#999999", linewidth=0.8)
+        if label is None:
+            legend(ax)
+
+
+def _some_weights(checkpoint: Checkpoint) -> list[tuple[str, int]]:
+    """Weights drawn evenly from all that are forecast; the same ones each time."""
+    tensors = [t for t in forecastable(checkpoint) if t.size]
+    if not tensors:
+        return []
+    ends = np.cumsum([t.size for t in tensors])
+    rng = np.random.default_rng(0)
+    drawn = np.unique(rng.integers(0, int(ends[-1]), SAMPLED))
+    which = np.searchsorted(ends, drawn, side="right")
+    return [
+        (tensors[i].name, int(at - (ends[i] - tensors[i].size)))
+        for i, at in zip(which, drawn, strict=True)
+    ]
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    if not isinstance(checkpoint, FileCheckpoint):
+        return "in memory"
+    path = checkpoint.path  # of the weights: in a folder, that is what people call it by
+    return path.parent.name if checkpoint.layout.folder and path.is_file() else path.name
+
+
+def _summary(
+    step: int,
+    checkpoint: Checkpoint,
+    previous: Checkpoint | None,
+    n_threads: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    tensors = checkpoint.tensors
+    move = None
+    if previous is not None:
+        sums = Errors()
+        for name, tensor in tensors.items():
+            if is_forecast(tensor) and tensor.size and has(previous, tensor):
+                pair = checkpoint.column(name).array, previous.column(name).array
+                sums += Errors(**_core.error_sums(*pair, n_threads))
+                if progress is not None:
+                    progress(name, tensor.size)
+        move = sums.relative
+    return {
+        "step": step,
+        "name": _name(checkpoint),
+        "format": checkpoint.layout.format,
+        "dtypes": sorted({t.dtype for t in tensors.values()}),
+        "tensors": len(tensors),
+        "parameters": sum(t.size for t in tensors.values()),
+        "bytes": sum(t.nbytes for t in tensors.values()),
+        "alike": previous is None
+        or (
+            tensors.keys() == previous.tensors.keys()
+            and all(has(previous, t) for t in tensors.values())
+        ),
+        "move": move,
+    }
