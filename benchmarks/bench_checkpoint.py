@@ -9,6 +9,11 @@ read from outside every 5 ms, and begins with none of the files in the page cach
     mergekit  the same by mergekit-pytorch, method linear, where --mergekit says where that is; it
               takes no sharded inputs, so there are two single files for it
 
+Then a fit, tensor by tensor, to a run folder of three such checkpoints of a quarter of the size:
+
+    read      reads all files, as often as the fit passes over them
+    fit       ModelFarcaster.fit, exact, one target
+
 Errors are those of the results against float64, in units of the error of rounding float64 to
 bfloat16 (1 is the best there can be), over a part of every tensor.
 """
@@ -39,6 +44,8 @@ SHARD = 10**9
 UPDATE = 0.003
 WEIGHTS = (-1.5, 2.5)
 SAMPLE = 1 << 16
+FIT_STEPS = (0, 1, 2)
+PASSES = 2  # of a fit to such data
 
 
 # ---- the pair --------------------------------------------------------------------------------
@@ -82,16 +89,16 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return (back.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
 
 
-def make_pair(folder: Path, size: int, shard_size: int | None) -> list[Path]:
-    """Two checkpoints; they are the same for the same size."""
+def make_run(folder: Path, size: int, shard_size: int | None, steps: tuple[int, ...]) -> list[Path]:
+    """Checkpoints that follow each other; they are the same for the same size."""
     rng = np.random.default_rng(0)
     pool = 0.02 * rng.standard_normal(1 << 22)
-    first = to_bfloat16(pool)
-    update = UPDATE * 0.02 * rng.standard_normal(pool.size)
-    second = to_bfloat16((first.astype(np.uint32) << 16).view(np.float32) + update)
     tensors = tensors_of(size)
     paths = []
-    for name, bits in (("step-0", first), ("step-2", second)):
+    for step in steps:
+        bits = to_bfloat16(pool)
+        pool = as_float64(bits) + UPDATE * 0.02 * rng.standard_normal(pool.size)
+        name = f"step-{step}"
         path = folder / (name if shard_size else f"{name}.safetensors")
         layout = output_layout(Layout(), path, tensors, shard_size=shard_size)
         with create_checkpoint(path, layout, tensors, {"format": "pt"}, {}) as writer:
@@ -153,17 +160,40 @@ def wfcast_line(inputs: list[Path], out: Path, threads: int) -> None:
     wfcast.forecast_checkpoint(line, dict(zip((0, 2), inputs, strict=True)), 5, out)
 
 
+def read(inputs: list[Path], times: int) -> None:
+    """Read every byte so many times."""
+    buffer = bytearray(BLOCK)
+    for path in (f for _ in range(times) for p in inputs for f in files_of(p)):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def fit(inputs: list[Path], threads: int) -> int:
+    """The fit; gives the most passes of any tensor."""
+    import wfcast
+
+    mf = wfcast.ModelFarcaster(FIT_STEPS[:2], FIT_STEPS[2:], beta=0.0, n_threads=threads)
+    mf.fit([inputs[0].parent])
+    return max(mf.n_passes_.values())
+
+
 def child(task: dict[str, Any]) -> None:
     """Run one contestant and print its seconds, without what starting Python takes."""
     inputs, out = [Path(p) for p in task["inputs"]], Path(task["out"])
     import wfcast  # noqa: F401  not part of the time
 
+    kind, passes = task["kind"], 1
     start = time.perf_counter()
-    if task["kind"] == "plain":
+    if kind == "plain":
         plain(inputs, out)
+    elif kind == "read":
+        read(inputs, PASSES)
+    elif kind == "fit":
+        passes = fit(inputs, task["threads"])
     else:
         wfcast_line(inputs, out, task["threads"])
-    print(json.dumps({"seconds": time.perf_counter() - start}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "passes": passes}))
 
 
 def run(kind: str, inputs: list[Path], out: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -202,8 +232,8 @@ def run(kind: str, inputs: list[Path], out: Path, options: argparse.Namespace) -
     answer = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"{kind} failed: {' '.join(command)}")
-    measured = json.loads(answer)["seconds"] if kind != "mergekit" else whole
-    return {"seconds": measured, "whole_seconds": whole, "peak_mib": peak}
+    inside = json.loads(answer) if kind != "mergekit" else {"seconds": whole}
+    return {**inside, "whole_seconds": whole, "peak_mib": peak}
 
 
 def anonymous_mib(pid: int) -> float:
@@ -249,46 +279,63 @@ def errors(inputs: list[Path], out: Path) -> dict[str, float]:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rounds of all contestants on the sharded pair, and with mergekit on single files too."""
+    """Rounds of all contestants: on the sharded pair, on single files, on a run folder."""
     size = int((0.02 if options.quick else options.size) * 1e9)
-    layouts = [("sharded", SHARD if not options.quick else 10**7, ("plain", "wfcast"))]
+    shard = SHARD if not options.quick else 10**7
+    results = contest("sharded", folder, size, shard, (0, 2), ("plain", "wfcast"), options)
     if options.mergekit:
-        layouts.append(("single", None, ("plain", "wfcast", "mergekit")))
-    results = []
-    for layout, shard_size, kinds in layouts:
-        inputs = make_pair(folder, size, shard_size)
-        times: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
-        found: dict[str, dict[str, float]] = {}
-        for _ in range(options.rounds):
-            for kind in kinds:
-                out = folder / f"out-{kind}"
-                times[kind].append(run(kind, inputs, out, options))
-                print(".", end="", file=sys.stderr, flush=True)
-                if kind != "plain" and kind not in found:
-                    target = out
-                    if kind == "mergekit":
-                        target = next(p for p in (*out.glob("*.index.json"), *out.glob("*.safe*")))
-                    found[kind] = errors(inputs, target)
-                shutil.rmtree(out) if out.is_dir() else out.unlink()
-        for path in inputs:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        floor = [t["seconds"] for t in times["plain"]]
+        kinds = ("plain", "wfcast", "mergekit")
+        results += contest("single", folder, size, None, (0, 2), kinds, options)
+    return results + contest("run", folder, size // 4, shard, FIT_STEPS, ("read", "fit"), options)
+
+
+def contest(
+    layout: str,
+    folder: Path,
+    size: int,
+    shard_size: int | None,
+    steps: tuple[int, ...],
+    kinds: tuple[str, ...],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Make checkpoints, let the contestants run in turn, the first of them being the floor."""
+    inputs = make_run(folder, size, shard_size, steps)
+    times: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    found: dict[str, dict[str, float]] = {}
+    for _ in range(options.rounds):
         for kind in kinds:
-            took = [t["seconds"] for t in times[kind]]
-            results.append(
-                {
-                    "layout": layout,
-                    "kind": kind,
-                    "bytes_each": sum(t.nbytes for t in tensors_of(size)),
-                    "seconds": median(took),
-                    "all_seconds": took,
-                    "of_plain": median([t / f for t, f in zip(took, floor, strict=True)]),
-                    "whole_seconds": median([t["whole_seconds"] for t in times[kind]]),
-                    "peak_mib": max(t["peak_mib"] for t in times[kind]),
-                    **found.get(kind, {}),
-                }
-            )
-    print(file=sys.stderr)
+            out = folder / f".out-{kind}"
+            times[kind].append(run(kind, inputs, out, options))
+            print(".", end="", file=sys.stderr, flush=True)
+            if kind in ("wfcast", "mergekit") and kind not in found:
+                target = out
+                if kind == "mergekit":
+                    target = next(p for p in (*out.glob("*.index.json"), *out.glob("*.safe*")))
+                found[kind] = errors(inputs, target)
+            if out.is_dir():
+                shutil.rmtree(out)
+            else:
+                out.unlink(missing_ok=True)
+    for path in inputs:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    floor = [t["seconds"] for t in times[kinds[0]]]
+    results = []
+    for kind in kinds:
+        took = [t["seconds"] for t in times[kind]]
+        results.append(
+            {
+                "layout": layout,
+                "kind": kind,
+                "bytes_each": sum(t.nbytes for t in tensors_of(size)),
+                "passes": times[kind][0].get("passes"),
+                "seconds": median(took),
+                "all_seconds": took,
+                "of_floor": median([t / f for t, f in zip(took, floor, strict=True)]),
+                "whole_seconds": median([t["whole_seconds"] for t in times[kind]]),
+                "peak_mib": max(t["peak_mib"] for t in times[kind]),
+                **found.get(kind, {}),
+            }
+        )
     return results
 
 
@@ -315,7 +362,7 @@ def main() -> None:
             r["kind"],
             number(r["bytes_each"] / 1e9),
             seconds(r["seconds"]),
-            number(r["of_plain"], ".2f"),
+            number(r["of_floor"], ".2f"),
             seconds(r["whole_seconds"]),
             number(r["peak_mib"], ".0f"),
             number(r.get("error"), ".6f"),
@@ -326,9 +373,13 @@ def main() -> None:
     print(table(titles, rows))
     print("whole: with the start of the process. error: 1 is that of rounding alone.")
     ours = next(r for r in results if r["kind"] == "wfcast" and r["layout"] == "sharded")
+    fitted = next(r for r in results if r["kind"] == "fit")
     targets = [
-        Target("time over plain reads and writes", ours["of_plain"], 1.3, True, "x"),
+        Target("time over plain reads and writes", ours["of_floor"], 1.3, True, "x"),
         Target("peak memory that no file backs", ours["peak_mib"], 512, True, "MiB"),
+        Target("passes of the fit", fitted["passes"], PASSES, True),
+        Target("time of the fit over plain reads", fitted["of_floor"], 1.3, True, "x"),
+        Target("peak memory of the fit", fitted["peak_mib"], 512, True, "MiB"),
     ]
     common.print_targets(targets)
     payload = {"machine": info, "results": results, "targets": [t.as_dict() for t in targets]}

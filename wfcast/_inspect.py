@@ -356,7 +356,7 @@ class RunReport(Report):
 
 def _some_weights(checkpoint: Checkpoint) -> list[tuple[str, int]]:
     """Weights drawn evenly from all that are forecast; the same ones each time."""
-    tensors = [t for t in forecastable(checkpoint) if t.size]
+    tensors = sorted((t for t in forecastable(checkpoint) if t.size), key=lambda t: t.name)
     if not tensors:
         return []
     ends = np.cumsum([t.size for t in tensors])
