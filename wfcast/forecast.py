@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,7 +194,7 @@ def forecast_checkpoint(
     with create_checkpoint(
         target, layout, tensors, _metadata(mf, plan, layout), latest.tied
     ) as writer:
-        pieces = _ahead(computed(writer.order))
+        pieces = chain.from_iterable(_ahead(computed(writer.order)))
         for name, group in groupby(pieces, key=itemgetter(0)):
             writer.write(name, (piece for _, piece in group))
     chosen = set(wanted)
@@ -269,23 +269,20 @@ def _computed(
     check_finite: bool,
     progress: Progress | None,
     moves: dict[str, float],
-) -> Any:
-    """A function of the order of names that yields (name, piece) in it.
+) -> Callable[[Iterable[str]], Iterator[list[tuple[str, Array]]]]:
+    """A function of the order of names that yields batches of (name, piece) in it.
 
-    A piece is overwritten when the one after the next is asked for.
+    The pieces of a batch are overwritten when the batch after the next is asked for.
     """
-    rooms = [np.empty(BLOCK_BYTES, np.uint8) for _ in range(2)]
-    turn = 0
+    rooms = _Rooms()
 
     def forecast(name: str) -> Iterator[Array]:
-        nonlocal turn
         columns = [c.column(name) for c in plan.inputs.values()]
         last = columns[-1].array
         sums = np.zeros(2)
         for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
             x = [c.array[index] for c in columns]
-            turn = 1 - turn
-            y = rooms[turn][: size * last.itemsize].view(last.dtype).reshape(x[-1].shape)
+            y = rooms.take(size * last.itemsize).view(last.dtype).reshape(x[-1].shape)
             mf._apply(plan, name, x, y, check_finite, start)
             errors = _core.error_sums(y, x[-1], threads(mf.n_threads))
             sums += errors["sum_sq"], errors["sum_true_sq"]
@@ -303,12 +300,55 @@ def _computed(
         if progress is not None:
             progress(name, plan.latest.tensors[name].size)
 
-    def all_pieces(order: Iterable[str]) -> Iterator[tuple[str, Array]]:
-        for name in order:
-            for piece in forecast(name) if name in wanted else copied(name):
-                yield name, piece
+    def pieces(name: str) -> Iterator[tuple[str, Array]]:
+        return ((name, piece) for piece in (forecast(name) if name in wanted else copied(name)))
 
-    return all_pieces
+    def batches(order: Iterable[str]) -> Iterator[list[tuple[str, Array]]]:
+        small: list[str] = []
+        room = BLOCK_BYTES
+
+        def gathered() -> Iterator[list[tuple[str, Array]]]:
+            if small:
+                rooms.turn()
+                yield [item for name in small for item in pieces(name)]
+            small.clear()
+
+        for name in order:
+            size = _padded(plan.latest.tensors[name].nbytes)
+            if size > room:
+                yield from gathered()
+                room = BLOCK_BYTES
+            if size > room:
+                yield from ([item] for item in pieces(name))
+            else:
+                small.append(name)
+                room -= size
+        yield from gathered()
+
+    return batches
+
+
+class _Rooms:
+    """Memory for the pieces of two batches in turn: one is computed, one is being written."""
+
+    def __init__(self) -> None:
+        self._rooms = [np.empty(BLOCK_BYTES, np.uint8) for _ in range(2)]
+        self._used = 0
+
+    def turn(self) -> None:
+        self._rooms.reverse()
+        self._used = 0
+
+    def take(self, size: int) -> Array:
+        if self._used + size > BLOCK_BYTES:  # a block of a large tensor: a batch of its own
+            self.turn()
+        start, self._used = self._used, self._used + _padded(size)
+        return self._rooms[0][start : start + size]
+
+
+def _padded(size: int) -> int:
+    """Whole cache lines, so that no two pieces share one; a piece takes one at least."""
+    return max(64, -(-size // 64) * 64)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
