@@ -165,6 +165,41 @@ def test_torch_files(tmp_path, wrap, suffix):
     )
 
 
+def test_sharded_torch_files(tmp_path):
+    model = small("bert")
+    paths = {step: tmp_path / f"checkpoint-{step}" for step in STEPS}
+
+    def save(step):
+        paths[step].mkdir()
+        state = model.state_dict()
+        halves = {"a.bin": {}, "b.bin": {}}
+        for i, name in enumerate(state):
+            tied = "decoder" in name or "embeddings.word" in name or name == "cls.predictions.bias"
+            halves["a.bin" if tied or i % 2 else "b.bin"][name] = state[name]
+        for file, half in halves.items():
+            torch.save(half, paths[step] / file)
+        names = {name: file for file, half in halves.items() for name in half}
+        index = {"metadata": {}, "weight_map": names}
+        (paths[step] / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+    states = recorded(model, save)
+    out = tmp_path / "out"
+    wfcast.forecast_checkpoint(LINE, paths, 1500, out)
+    assert {p.name for p in out.iterdir()} == {p.name for p in paths[500].iterdir()}
+    index = "pytorch_model.bin.index.json"
+    mine, given = (json.loads((p / index).read_text())["weight_map"] for p in (out, paths[500]))
+    assert mine == given
+    got = {}
+    for file in ("a.bin", "b.bin"):
+        got.update(torch.load(out / file, weights_only=True))
+    assert_forecast(got, states)
+    model.load_state_dict(got)
+    words = got["bert.embeddings.word_embeddings.weight"]
+    assert got["cls.predictions.decoder.weight"].data_ptr() == words.data_ptr()
+    again = open_checkpoint(out)
+    assert "cls.predictions.decoder.weight" in again.tied
+
+
 def test_distributed_checkpoints(tmp_path):
     from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
@@ -192,6 +227,7 @@ def test_distributed_checkpoints(tmp_path):
         ("f.pt", {}, None),
         ("f", {"format": "dcp"}, {".metadata", "__0_0.distcp"}),
         ("f", {"shard_size": 10_000}, None),
+        ("f", {"shard_size": 10_000, "format": "torch"}, None),
     ],
 )
 def test_from_one_format_to_another(tmp_path, out, options, made):
@@ -202,7 +238,8 @@ def test_from_one_format_to_another(tmp_path, out, options, made):
     if made:
         assert {p.name for p in (tmp_path / out).iterdir()} == made
     if "shard_size" in options:
-        index = json.loads((tmp_path / out / "model.safetensors.index.json").read_text())
+        stem = "pytorch_model.bin" if "format" in options else "model.safetensors"
+        index = json.loads((tmp_path / out / f"{stem}.index.json").read_text())
         assert len(set(index["weight_map"].values())) > 1
     checkpoint = open_checkpoint(tmp_path / out)
     got = {name: torch.as_tensor(checkpoint.value(name)) for name in checkpoint.tensors}

@@ -14,10 +14,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
@@ -61,7 +61,8 @@ __all__ = [
 PROVENANCE = "wfcast.forecast"
 """The key of a forecast's provenance in its metadata."""
 
-FORMATS = ("safetensors", "torch", "dcp")
+_ENDINGS = {"safetensors": ".safetensors", "torch": ".bin"}
+_STEMS = {"safetensors": "model", "torch": "pytorch_model"}
 _SUFFIXES = {
     ".safetensors": "safetensors",
     ".pt": "torch",
@@ -180,19 +181,20 @@ def output_layout(
     tensors : iterable of Tensor
     format : {"safetensors", "torch", "dcp"}, optional
     shard_size : int, optional
-        Bytes; asks for a folder of safetensors shards no larger than that.
+        Bytes; asks for a folder of shards no larger than that: safetensors, unless `format` says
+        "torch".
     """
     asked = _SUFFIXES.get(target.suffix)
     if shard_size is not None:
-        if format not in (None, "safetensors"):
-            raise CheckpointError(f"shards are written as safetensors, not as {format}")
-        format = "safetensors"
+        if format == "dcp":
+            raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
+        format = "safetensors" if format is None else format
     if format is None and shard_size is None and asked is not None and not target.is_dir():
         layout = replace(like, format=asked, folder=False, shards=None, carried=())
         return layout if asked == like.format else replace(layout, keys=(), prefix="")
     if format is not None and format != like.format:
         folder = format == "dcp" or (asked is None and like.folder)
-        weights = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
+        weights = {name: _STEMS[name] + ending for name, ending in _ENDINGS.items()}
         like = replace(
             like,
             format=format,
@@ -203,19 +205,17 @@ def output_layout(
             prefix="",
         )
     if shard_size is not None:
-        stem = like.weights.removesuffix(INDEX).removesuffix(".safetensors")
-        stem = stem if like.folder else "model"
-        shards = split(tensors, shard_size, stem)
+        suffix = _ENDINGS[like.format]
+        stem = like.weights.removesuffix(INDEX).removesuffix(suffix)
+        stem = stem if like.folder else _STEMS[like.format]
+        shards = split(tensors, shard_size, stem, suffix)
         several = len(set(shards.values())) > 1
         like = replace(
             like,
             folder=True,
-            weights=f"{stem}.safetensors{INDEX}" if several else f"{stem}.safetensors",
+            weights=f"{stem}{suffix}{INDEX}" if several else f"{stem}{suffix}",
             shards=shards if several else None,
         )
-    elif like.shards is not None and like.format == "torch":
-        # one file: torch writes what it is given at once
-        like = replace(like, shards=None, weights=like.weights.removesuffix(INDEX))
     return like
 
 
@@ -255,13 +255,19 @@ def create_checkpoint(
             with open(path, "rb") as source, synced_file(folder / path.name) as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
         if layout.shards is not None:
-            shards = ShardedWriter(folder, layout.weights, layout.shards, tensors, metadata)
-            try:
-                yield shards
-                shards.finish()
-            except BaseException:
-                shards.abandon()
-                raise
+
+            def shard(
+                file: BinaryIO, own: list[Tensor]
+            ) -> AbstractContextManager[CheckpointWriter]:
+                names = {t.name for t in own}
+                there = {alias: name for alias, name in kept.items() if name in names}
+                return _file_writer(file, folder.parent, layout, own, metadata, there)
+
+            kept = tied if layout.format == "torch" else {}
+            with ShardedWriter(
+                folder, layout.weights, layout.shards, tensors, kept, shard
+            ) as writer:
+                yield writer
         elif layout.format == "dcp":
             with _stage(folder.parent, tensors) as stage:
                 yield stage

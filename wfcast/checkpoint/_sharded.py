@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 from .._columns import Array, Column
 from .._errors import CheckpointError
 from ._atomic import synced_file
-from ._base import FileCheckpoint, Layout, Tensor
-from ._safetensors import MAX_HEADER, SafetensorsWriter, ordered
+from ._base import CheckpointWriter, FileCheckpoint, Layout, Tensor
+from ._safetensors import MAX_HEADER, ordered
 
 INDEX = ".index.json"
 
@@ -106,7 +106,7 @@ class ShardedCheckpoint(FileCheckpoint):
 
 
 class ShardedWriter:
-    """Writes safetensors shards one after the other, and the index at the end.
+    """Writes shards one after the other, and the index at the end of a ``with`` block.
 
     Parameters
     ----------
@@ -117,8 +117,10 @@ class ShardedWriter:
     file_of : mapping of str to str
         Tensor name -> file name.
     tensors : iterable of Tensor
-    metadata : mapping of str to str
-        Goes into every shard.
+    tied : mapping of str to str
+        Further names of tensors, where the format keeps them: they are in the index too.
+    open_shard : callable
+        ``open_shard(file, tensors)`` gives a context manager of the writer of one file.
     """
 
     def __init__(
@@ -127,10 +129,11 @@ class ShardedWriter:
         index: str,
         file_of: Mapping[str, str],
         tensors: Iterable[Tensor],
-        metadata: Mapping[str, str],
+        tied: Mapping[str, str],
+        open_shard: Callable[[BinaryIO, list[Tensor]], AbstractContextManager[CheckpointWriter]],
     ) -> None:
-        self._folder, self._index, self._metadata = folder, index, metadata
-        self._file_of = file_of
+        self._folder, self._index, self._tied = folder, index, tied
+        self._file_of, self._open_shard = file_of, open_shard
         self._shards: dict[str, list[Tensor]] = {}
         for tensor in tensors:
             self._shards.setdefault(file_of[tensor.name], []).append(tensor)
@@ -138,46 +141,42 @@ class ShardedWriter:
         self.order = tuple(t.name for shard in self._shards.values() for t in shard)
         self._coming: Iterator[str] = iter(self._shards)
         self._open = ExitStack()
-        self._writer: SafetensorsWriter | None = None
         self._left = 0
 
     def write(self, name: str, pieces: Iterable[Array]) -> None:
         """Write the tensor whose turn it is: C-contiguous pieces in C order."""
         if self._left == 0:
             self._next_shard()
-        assert self._writer is not None
         self._writer.write(name, pieces)
         self._left -= 1
 
     def _next_shard(self) -> None:
-        self._close_shard()
-        file = next(self._coming)
-        handle = self._open.enter_context(synced_file(self._folder / file))
-        self._writer = SafetensorsWriter(handle, self._shards[file], self._metadata)
-        self._left = len(self._shards[file])
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.finish()
         self._open.close()
+        name = next(self._coming)
+        file = self._open.enter_context(synced_file(self._folder / name))
+        self._writer = self._open.enter_context(self._open_shard(file, self._shards[name]))
+        self._left = len(self._shards[name])
 
-    def finish(self) -> None:
-        """Close the last shard and write the index."""
-        self._close_shard()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+        if error[0] is None:
+            self._write_index()
+
+    def _write_index(self) -> None:
         left = next(self._coming, None)
         assert left is None, f"shard {left!r} was not written"
         total = sum(t.nbytes for shard in self._shards.values() for t in shard)
-        names = {name: self._file_of[name] for name in sorted(self.order)}
-        document = {"metadata": {"total_size": total}, "weight_map": names}
+        names = {name: self._file_of[name] for name in self.order}
+        names.update({alias: names[name] for alias, name in self._tied.items()})
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
         with synced_file(self._folder / self._index) as file:
             file.write((json.dumps(document, indent=2) + "\n").encode())
 
-    def abandon(self) -> None:
-        """Close what is open."""
-        self._open.close()
 
-
-def split(tensors: Iterable[Tensor], limit: int, stem: str) -> dict[str, str]:
+def split(tensors: Iterable[Tensor], limit: int, stem: str, suffix: str) -> dict[str, str]:
     """Tensor name -> shard, filled one after the other up to `limit` bytes, as Hugging Face does.
 
     A tensor larger than `limit` has a shard of its own.
@@ -191,7 +190,7 @@ def split(tensors: Iterable[Tensor], limit: int, stem: str) -> dict[str, str]:
         shards[-1].append(tensor.name)
         room -= tensor.nbytes
     return {
-        name: f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+        name: f"{stem}-{i:05d}-of-{len(shards):05d}{suffix}"
         for i, shard in enumerate(shards, 1)
         for name in shard
     }
