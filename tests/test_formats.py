@@ -247,6 +247,68 @@ def test_from_one_format_to_another(tmp_path, out, options, made):
     assert got.keys() | checkpoint.tied.keys() >= states[500].keys() - {"vocab_projector.weight"}
 
 
+ODD = {
+    "qint8": lambda: torch.quantize_per_tensor(torch.arange(4.0), 0.1, 3, torch.qint8),
+    "per channel": lambda: torch.quantize_per_channel(
+        torch.ones(2, 3), torch.tensor([0.5, 0.25]), torch.tensor([0, 1]), 0, torch.quint8
+    ),
+    "uint16": lambda: torch.arange(4).to(torch.uint16),
+    "float8": lambda: torch.arange(4.0).to(torch.float8_e5m2),
+    "float4": lambda: torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "complex32": lambda: torch.arange(4.0).to(torch.complex32),
+    "conjugate": lambda: torch.full((3,), 1 + 2j).conj(),
+    "bool": lambda: torch.tensor([True, False]),
+    "bits8": lambda: torch.arange(4, dtype=torch.uint8).view(torch.bits8),
+    "no elements": lambda: torch.zeros(0, 3),
+    "no integers": lambda: torch.zeros(2, 0, dtype=torch.int64),
+    "integer": lambda: torch.tensor(7),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of quantized and half complex
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("out", ["out.pt", "out"])
+def test_what_is_not_forecast_is_copied_as_it_is(tmp_path, kind, out):
+    value = ODD[kind]()
+    paths = {step: tmp_path / f"{step}.pt" for step in STEPS}
+    for step, path in paths.items():
+        torch.save(
+            {"w": torch.full((3,), float(step)), "scalar": torch.tensor(1.5), "x": value}, path
+        )
+    form = {"format": "dcp"} if out == "out" else {}
+    if kind == "bits8" and form:
+        with pytest.raises(wfcast.CheckpointError, match="cannot write such tensors"):
+            wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **form)
+        assert {p.name for p in tmp_path.iterdir()} == {"0.pt", "500.pt"}
+        return
+    report = wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **form)
+    assert report.copied == ("x",)
+    if form:
+        got = open_checkpoint(tmp_path / out).value("x")
+    else:
+        got = torch.load(tmp_path / out, weights_only=True)
+        assert torch.equal(got["w"], torch.full((3,), 1500.0))
+        assert torch.equal(got["scalar"], torch.tensor(1.5))
+        got = got["x"]
+    assert (got.dtype, got.shape) == (value.dtype, value.shape)
+    plain = [t.int_repr() if t.is_quantized else t.resolve_conj() for t in (got, value)]
+    assert torch.equal(*(t.contiguous().view(torch.uint8) for t in map(torch.atleast_1d, plain)))
+    if value.is_quantized:
+        assert torch.equal(got.dequantize(), value.dequantize())
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_kinds_of_tensors_that_cannot_be():
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for value, message in (
+        (nested, "is a nested tensor, expected a dense one"),
+        (torch.eye(3).to_sparse(), "is a sparse tensor"),
+        (torch.empty(3, device="meta"), "on the meta device"),
+    ):
+        with pytest.raises(wfcast.WfcastError, match=f"tensor 'x' of step 0.*{message}"):
+            LINE.predict({0: {"x": value}, 500: {"x": value}})
+
+
 def test_a_live_module():
     """BatchNorm's running statistics and counters are copied, tied weights stay one tensor."""
     net, language = ConvNet(), small("gpt2")

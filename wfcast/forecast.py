@@ -156,7 +156,8 @@ def forecast_checkpoint(
     format : {"safetensors", "torch", "dcp"}, optional
         Another format than the last input's.
     shard_size : int, optional
-        Write a folder of shards of at most so many bytes: safetensors, unless `format` says "torch".
+        Write a folder of shards of at most so many bytes: safetensors files, unless `format` says
+        "torch".
     overwrite : bool, default=False
         Whether a folder that is there, and not empty, is replaced with everything in it. A file is
         replaced anyway.

@@ -7,7 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from .._errors import CheckpointError, DtypeError, WfcastError
 BITS = {
     "complex128": 128,
     "complex64": 64,
+    "complex32": 32,
     "float64": 64,
     "float32": 32,
     "float16": 16,
@@ -41,6 +42,11 @@ BITS = {
     "uint16": 16,
     "uint8": 8,
     "bool": 8,
+    "bits8": 8,
+    "bits16": 16,
+    "qint8": 8,
+    "quint8": 8,
+    "qint32": 32,
     "float8_e4m3fn": 8,
     "float8_e5m2": 8,
     "float8_e4m3fnuz": 8,
@@ -69,11 +75,16 @@ def is_forecast(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's name, shape and dtype (torch's name of it)."""
+    """A tensor's name, shape and dtype (torch's name of it).
+
+    A quantized one also has what its integers stand for: scale and zero point, and the axis where
+    there is one of each per channel.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    quantizer: tuple[Any, ...] | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -215,7 +226,16 @@ class TensorCheckpoint(Checkpoint):
 
     def _describe(self, name: str, value: Any) -> Tensor:
         if is_tensor(value):
-            return Tensor(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            if value.is_nested:
+                raise DtypeError(f"{self.label(name)} is a nested tensor, expected a dense one")
+            dtype = str(value.dtype).removeprefix("torch.")
+            if dtype not in BITS:
+                raise DtypeError(
+                    f"{self.label(name)} has dtype {dtype}, which this version of wfcast does not "
+                    "know"
+                )
+            quantizer = _quantizer(value) if value.is_quantized else None
+            return Tensor(name, tuple(value.shape), dtype, quantizer)
         if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
             array = as_ndarray(value, self.label(name))
             return Tensor(name, array.shape, dtype_name(array.dtype))
@@ -237,14 +257,24 @@ class TensorCheckpoint(Checkpoint):
 
             if value.layout is torch.strided and value.device.type == "cpu":
                 check_memory(value, self.label(name))
+            value = value.int_repr() if value.is_quantized else value.detach().resolve_conj()
             try:
-                value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                value = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             except (RuntimeError, TypeError) as error:
                 raise WfcastError(f"{self.label(name)} cannot be read: {error}") from error
             return np.asarray(value)
         array = np.asarray(value)
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         return array.reshape(-1).view(np.uint8)
+
+
+def _quantizer(tensor: Any) -> tuple[Any, ...]:
+    import torch
+
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return tensor.q_scale(), tensor.q_zero_point()
+    axis = tensor.q_per_channel_axis()
+    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), axis
 
 
 def _place(value: Any) -> Any:

@@ -121,6 +121,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 def save(folder: Path, stage: Stage, tied: Mapping[str, str], note: str) -> None:
     """Write staged tensors to a new folder, synced."""
     from torch.distributed.checkpoint import filesystem, state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
 
     state: dict[str, Any] = dict(stage.tensors())
     state.update({alias: state[name] for alias, name in tied.items()})
@@ -128,4 +129,12 @@ def save(folder: Path, stage: Stage, tied: Mapping[str, str], note: str) -> None
     writer = filesystem.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is but one process
-        state_dict_saver.save(state, storage_writer=writer, no_dist=True)
+        try:
+            state_dict_saver.save(state, storage_writer=writer, no_dist=True)
+        except CheckpointException as wrapped:
+            error = next(iter(wrapped.failures.values()))[0]  # of the one process
+            if isinstance(error, OSError | MemoryError):
+                raise error from None
+            raise CheckpointError(
+                f"torch.distributed.checkpoint cannot write such tensors: {error}"
+            ) from wrapped

@@ -154,7 +154,21 @@ class Stage:
                 self._file.seek(start)
                 whole = bytearray(self._file.read(length))
             flat = torch.frombuffer(whole, dtype=torch.uint8, count=length)
-            yield name, flat.view(dtype).reshape(tensor.shape)
+            if tensor.quantizer is None:
+                yield name, flat.view(dtype).reshape(tensor.shape)
+            else:
+                yield name, _quantized(flat, tensor)
+
+
+def _quantized(flat: Any, tensor: Tensor) -> Any:
+    import torch
+
+    assert tensor.quantizer is not None
+    integers = {"qint8": torch.int8, "quint8": torch.uint8, "qint32": torch.int32}[tensor.dtype]
+    plain = flat.view(integers).reshape(tensor.shape)
+    if len(tensor.quantizer) == 2:
+        return torch._make_per_tensor_quantized_tensor(plain, *tensor.quantizer)
+    return torch._make_per_channel_quantized_tensor(plain, *tensor.quantizer)
 
 
 def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str) -> Any:
