@@ -284,7 +284,14 @@ def test_what_is_not_forecast_is_copied_as_it_is(tmp_path, kind, out):
     report = wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **form)
     assert report.copied == ("x",)
     if form:
-        got = open_checkpoint(tmp_path / out).value("x")
+        from torch.distributed.checkpoint import state_dict_loader
+
+        into = torch.empty(value.shape, dtype=value.dtype) if not value.is_quantized else None
+        if into is None:  # torch reads a quantized tensor only into one of its kind
+            into = value.clone().copy_(torch.zeros(value.shape))
+            assert not torch.equal(into.int_repr(), value.int_repr())
+        state_dict_loader.load({"x": into}, checkpoint_id=tmp_path / out, no_dist=True)
+        got = into
     else:
         got = torch.load(tmp_path / out, weights_only=True)
         assert torch.equal(got["w"], torch.full((3,), 1500.0))

@@ -72,7 +72,8 @@ class DistributedCheckpoint(FileCheckpoint):
                 warnings.simplefilter("ignore")  # that there is but one process
                 state_dict_loader.load(into, storage_reader=Reader(str(self.path)), no_dist=True)
         except (Exception, CheckpointException) as error:  # of many kinds
-            raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
+            reason = _first_cause(error)
+            raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
         return MappingCheckpoint(into, self.what)
 
     def column(self, name: str) -> Column:
@@ -83,6 +84,12 @@ class DistributedCheckpoint(FileCheckpoint):
 
     def raw(self, name: str) -> Array:
         return self._load(name).raw(name)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong in the one process that there is; torch wraps it."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
 
 
 _KNOWN: dict[str, set[str]] = {
@@ -132,7 +139,7 @@ def save(folder: Path, stage: Stage, tied: Mapping[str, str], note: str) -> None
         try:
             state_dict_saver.save(state, storage_writer=writer, no_dist=True)
         except CheckpointException as wrapped:
-            error = next(iter(wrapped.failures.values()))[0]  # of the one process
+            error = _first_cause(wrapped)
             if isinstance(error, OSError | MemoryError):
                 raise error from None
             raise CheckpointError(
