@@ -359,6 +359,22 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
 
 
+def test_the_results_of_an_earlier_demo_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".wfcast-demo", "report.json", "farcaster.safetensors"):
+        (out / name).write_bytes(b"old")
+    process = start(out)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (1, "")
+    assert "holds the results of an earlier demo; --overwrite replaces them" in stderr
+    assert all(path.read_bytes() == b"old" for path in out.iterdir())
+    process = start(out, "--overwrite", "--json", "--threads", "1")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert json.loads((out / "report.json").read_text()) == json.loads(stdout)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_interrupt_leaves_whole_files_only(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -191,6 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=_seed, default=0, help="of the fresh run; siblings follow (0)")
     demo.add_argument("--threads", type=_positive, help="CPU threads (by size)")
+    demo.add_argument(
+        "--overwrite", action="store_true", help="replace the results of an earlier demo"
+    )
     return parser
 
 
@@ -387,4 +390,12 @@ def _compare(args: argparse.Namespace) -> _Result:
 def _demo(args: argparse.Namespace) -> _Result:
     from .demo import run_demo
 
-    return run_demo(args.size, args.out, steps=args.steps, seed=args.seed, threads=args.threads)
+    log("loading torch and transformers, and training a tokenizer on Python's own text")
+    return run_demo(
+        args.size,
+        args.out,
+        steps=args.steps,
+        seed=args.seed,
+        threads=args.threads,
+        overwrite=args.overwrite,
+    )

@@ -27,6 +27,7 @@ def run_demo(
     steps: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Run the demo.
 
@@ -43,6 +44,8 @@ def run_demo(
         The fresh run's; the siblings take the numbers that follow.
     threads : int, optional
         CPU threads, by default what suits the size.
+    overwrite : bool
+        Whether the results of an earlier demo in that folder are replaced.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def run_demo(
     ------
     WfcastError
         A package of the extra ``wfcast[demo]`` is missing, `steps` is too small, or the folder
-        holds other things.
+        holds other things, or results that `overwrite` does not give up.
     """
     # before transformers is imported: it reads these once
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,4 +77,4 @@ def run_demo(
         )
     from .run import run
 
-    return run(size, Path(out), steps=steps, seed=seed, threads=threads)
+    return run(size, Path(out), steps=steps, seed=seed, threads=threads, overwrite=overwrite)

@@ -34,6 +34,7 @@ __all__ = ["run"]
 
 BETA = 1e-6  # the paper's
 MARK = ".wfcast-demo"
+REPORT = "report.json"
 
 
 class _Clock:
@@ -54,11 +55,17 @@ class _Clock:
 
 
 def run(
-    size_name: str, out: Path, *, steps: int | None, seed: int, threads: int | None
+    size_name: str,
+    out: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    threads: int | None,
+    overwrite: bool,
 ) -> tuple[dict[str, Any], str]:
     """See :func:`wfcast.demo.run_demo`."""
     size = SIZES[size_name] if steps is None else SIZES[size_name].scaled(steps)
-    _prepare(out)
+    _prepare(out, overwrite)
     device = "cuda" if size_name == "base" and torch.cuda.is_available() else "cpu"
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_threads = threads or min(size.threads or cpus, cpus)
@@ -123,25 +130,30 @@ def run(
         plot(report, out / "demo.png")
     report["seconds"] = {**clock.seconds, "total": clock.total()}
     report["out"] = str(out)
-    with atomic_file(out / "report.json") as file:
+    with atomic_file(out / REPORT) as file:
         file.write(json.dumps(report, indent=1, allow_nan=False).encode() + b"\n")
     return report, tables(report)
 
 
-def _prepare(out: Path) -> None:
-    """Make the folder; refuse one that holds anything but an earlier demo."""
+def _prepare(out: Path, overwrite: bool) -> None:
+    """Make the folder; refuse one that holds anything but an earlier demo, or its results."""
     if out.exists() and not out.is_dir():
         raise WfcastError(f"{str(out)!r} is a file, expected a folder to write to")
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
         raise WfcastError(
             f"the folder {str(out)!r} holds other things than a demo; name a new one with --out"
         )
+    if (out / REPORT).exists() and not overwrite:
+        raise WfcastError(
+            f"the folder {str(out)!r} holds the results of an earlier demo; --overwrite replaces "
+            "them, --out names another folder"
+        )
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
     for pattern in ("run-*/step-*.safetensors", "forecasts/*.safetensors", "*.safetensors"):
         for old in out.glob(pattern):
             old.unlink()
-    for name in ("report.json", "demo.png", "tokenizer.json"):
+    for name in (REPORT, "demo.png", "tokenizer.json"):
         (out / name).unlink(missing_ok=True)
 
 

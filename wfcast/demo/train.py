@@ -326,7 +326,8 @@ class Trainer:
                 save_weights(self.model, checkpoint_path(folder, self.step))
             if recorded or (self.size.evaluates(self.step) and not sparse):
                 curve.append((self.step, self.held_out_loss()))
-                progress.set_postfix_str(f"held-out loss {curve[-1][1]:.3f}", refresh=False)
+                step, loss = curve[-1]
+                progress.set_postfix_str(f"held-out loss at {step}: {loss:.3f}", refresh=False)
             if self.step == until:
                 return curve
             self.train_step()
