@@ -7,6 +7,7 @@ from hypothesis import settings
 
 # Subprocesses that tests start must import the installed package, not the checkout they run in.
 os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything
 
 from wfcast import _core
 

@@ -1,0 +1,255 @@
+"""Checkpoints that the Hugging Face Trainer, Accelerate and PEFT write in real training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wfcast
+from wfcast.checkpoint import open_checkpoint
+
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+transformers = pytest.importorskip("transformers")  # the same
+accelerate = pytest.importorskip("accelerate")  # only the tests use it
+peft = pytest.importorskip("peft")  # the same
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(wfcast.__file__).parents[1])}
+LINE = wfcast.linear_trend((2, 4), (8,))
+
+
+def wf(*args):
+    """The command line in a process of its own; its JSON, and what it logged."""
+    command = [sys.executable, "-m", "wfcast", *map(str, args), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def small(seed):
+    transformers.set_seed(seed)
+    config = transformers.DistilBertConfig(
+        vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
+    )
+    return transformers.DistilBertForMaskedLM(config)
+
+
+def texts():
+    rows = torch.randint(5, 64, (64, 8), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "labels": row.clone()} for row in rows]
+
+
+def state(path):
+    """Names -> float64 arrays of a checkpoint of any kind."""
+    found = open_checkpoint(path)
+    return {name: np.asarray(found.value(name)).astype(np.float64) for name in found.tensors}
+
+
+def trained(folder, seed):
+    """A run folder as the Trainer leaves it: checkpoint-2, -4, ... -8."""
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=8,
+        save_steps=2,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    trainer = transformers.Trainer(model=small(seed), args=arguments, train_dataset=texts())
+    trainer.train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trainer")
+    return [trained(root / f"run-{seed}", seed) for seed in range(3)]
+
+
+@pytest.mark.slow
+def test_the_trainer(runs, tmp_path):
+    *earlier, fresh = runs
+    for folder in runs:
+        assert {p.name for p in folder.iterdir()} == {f"checkpoint-{n}" for n in (2, 4, 6, 8)}
+    saved = tmp_path / "farcaster.safetensors"
+    fit = ("fit", *earlier, "--inputs", "2,4", "--targets", "6,8", "-o", saved)
+    assert wf(*fit)[0]["runs"] == 2
+    # a pickle that would make a file: it must not be opened
+    ran = tmp_path / "ran"
+    for step in (2, 4):
+        torch.save(Opened(ran), fresh / f"checkpoint-{step}" / "training_args.bin")
+    out = tmp_path / "forecast"
+    done, _ = wf(
+        "forecast",
+        *(fresh / f"checkpoint-{step}" for step in (2, 4)),
+        *("--farcaster", saved, "--step", 8, "-o", out),
+    )
+    assert not ran.exists()
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin"} <= set(
+        done["left"]
+    )
+    assert any(name.startswith("rng_state") for name in done["left"])
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", *done["carried"]}
+    mf = wfcast.load(saved)
+    a, b = (state(fresh / f"checkpoint-{step}") for step in (2, 4))
+    model, loading = transformers.AutoModelForMaskedLM.from_pretrained(
+        out, output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    for name in a:
+        c = mf.coef_[name][-1]
+        expected = c[0] * a[name] + c[1] * b[name] + mf.intercept_[name][-1]
+        got = model.state_dict()[name].double().numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+    words = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is words
+    errors, _ = wf("compare", out, fresh / "checkpoint-8")
+    assert errors["total"]["n"] == sum(v.size for v in a.values())
+
+
+class Opened:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.slow
+def test_an_unfinished_checkpoint_of_the_trainer(runs, tmp_path):
+    unfinished = runs[1] / "checkpoint-10"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    mf = wfcast.ModelFarcaster((2, 4), (6, 8))
+    with pytest.warns(UserWarning, match=r"left out.*checkpoint-10' holds no finished checkpoint"):
+        mf.fit([runs[0], runs[1]])
+    with pytest.raises(wfcast.CheckpointError, match="checkpoint-10' holds no finished checkpoint"):
+        wfcast.forecast_checkpoint(LINE, {2: runs[1] / "checkpoint-2", 4: unfinished}, 8, tmp_path)
+    unfinished.joinpath("config.json").unlink()
+    unfinished.rmdir()
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "torch"])
+def test_accelerate(tmp_path, safe):
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = small(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    states = {}
+    for step in range(1, 5):
+        batch = {k: torch.stack([t[k] for t in texts()[:8]]) for k in ("input_ids", "labels")}
+        accelerator.backward(model(**batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in (2, 4):
+            accelerator.save_state(str(tmp_path / f"step_{step}"), safe_serialization=safe)
+            states[step] = {k: v.clone() for k, v in model.state_dict().items()}
+    out = tmp_path / "out"
+    report = wfcast.forecast_checkpoint(LINE, {s: tmp_path / f"step_{s}" for s in (2, 4)}, 8, out)
+    assert "optimizer.bin" in report.left
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors" if safe else "pytorch_model.bin",
+        *report.carried,
+    }
+    fresh = small(1)
+    accelerate.load_checkpoint_in_model(fresh, str(out))
+    for name, value in fresh.state_dict().items():
+        expected = 3 * states[4][name].double() - 2 * states[2][name].double()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    accelerate.Accelerator().free_memory()
+
+
+def adapter(base_seed, path, base):
+    """A LoRA adapter, trained for two steps, then for two more."""
+    model = small(base_seed)
+    model.name_or_path = model.config._name_or_path = base
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_lin", "v_lin"])
+    adapted = peft.get_peft_model(model, config)
+    optimizer = torch.optim.AdamW((p for p in adapted.parameters() if p.requires_grad), lr=1e-2)
+    batch = {k: torch.stack([t[k] for t in texts()[:8]]) for k in ("input_ids", "labels")}
+    for step in range(1, 5):
+        adapted(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in (2, 4):
+            adapted.save_pretrained(path / f"checkpoint-{step}")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT's own
+def test_peft(tmp_path):
+    """Factor by factor: the forecast's A and B are the lines through A and B, not through BA."""
+    adapter(0, tmp_path / "run", "base-model")
+    run = {step: tmp_path / "run" / f"checkpoint-{step}" for step in (2, 4)}
+    out = tmp_path / "out"
+    report = wfcast.forecast_checkpoint(LINE, run, 8, out)
+    assert "adapter_config.json" in report.carried
+    a, b, c = (state(path) for path in (*run.values(), out))
+    assert len(c) == 2 * 2 * 2
+    for name in c:
+        assert ".lora_A." in name or ".lora_B." in name
+        np.testing.assert_allclose(c[name], 3 * b[name] - 2 * a[name], rtol=1e-5, atol=1e-7)
+    loaded = peft.PeftModel.from_pretrained(small(0), out)
+    got = peft.get_peft_model_state_dict(loaded)
+    for name, value in got.items():
+        np.testing.assert_array_equal(value.double().numpy(), c[name])
+    adapter(0, tmp_path / "other", "another-model")
+    mixed = {2: run[2], 4: tmp_path / "other" / "checkpoint-4"}
+    with pytest.raises(wfcast.CheckpointError, match=r"'base-model'.*'another-model'"):
+        wfcast.forecast_checkpoint(LINE, mixed, 8, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+# ---- tied weights, by file and by state dict -----------------------------------------------------
+
+
+def moving(seed, keep):
+    """A GPT-2 that drifts; what `keep(model, step)` makes of it at steps 0, 10, 20 and 30."""
+    torch.manual_seed(seed)
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, **sizes, **ends))
+    drift = [torch.randn_like(p) / 100 for p in model.parameters()]
+    kept = {}
+    for step in (0, 10, 20, 30):
+        with torch.no_grad():
+            for parameter, change in zip(model.parameters(), drift, strict=True):
+                parameter.add_(change)
+        kept[step] = keep(model, step)
+    return model, kept
+
+
+@pytest.mark.parametrize("fitted", ["files", "modules"])
+@pytest.mark.parametrize("used", ["files", "modules"])
+def test_tied_weights_go_by_file_and_by_state_dict(tmp_path, fitted, used):
+    """A file has a tied tensor once, a state dict twice: neither minds the other."""
+
+    def runs(kind, seed):
+        def keep(model, step):
+            if kind == "files":
+                model.save_pretrained(tmp_path / f"{seed}-{step}")
+                return tmp_path / f"{seed}-{step}"
+            twin = type(model)(model.config)
+            twin.load_state_dict(model.state_dict())
+            return twin.state_dict()
+
+        return moving(seed, keep)
+
+    mf = wfcast.ModelFarcaster((0, 10), (20, 30)).fit([runs(fitted, 1)[1], runs(fitted, 2)[1]])
+    model, run = runs(used, 3)
+    future = mf.predict(run, 30)
+    assert ("lm_head.weight" in future) == (used == "modules")
+    if used == "modules":
+        model.load_state_dict(future)
+        assert model.lm_head.weight is model.transformer.wte.weight
+        assert torch.equal(model.lm_head.weight, future["lm_head.weight"])
