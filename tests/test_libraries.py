@@ -172,8 +172,8 @@ def test_accelerate(tmp_path, safe):
 
 def adapter(base_seed, path, base):
     """A LoRA adapter, trained for two steps, then for two more."""
-    model = small(base_seed)
-    model.name_or_path = model.config._name_or_path = base
+    small(base_seed).save_pretrained(base)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(base)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_lin", "v_lin"])
     adapted = peft.get_peft_model(model, config)
     optimizer = torch.optim.AdamW((p for p in adapted.parameters() if p.requires_grad), lr=1e-2)
@@ -189,7 +189,7 @@ def adapter(base_seed, path, base):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT's own
 def test_peft(tmp_path):
     """Factor by factor: the forecast's A and B are the lines through A and B, not through BA."""
-    adapter(0, tmp_path / "run", "base-model")
+    adapter(0, tmp_path / "run", tmp_path / "base-model")
     run = {step: tmp_path / "run" / f"checkpoint-{step}" for step in (2, 4)}
     out = tmp_path / "out"
     report = wfcast.forecast_checkpoint(LINE, run, 8, out)
@@ -203,9 +203,9 @@ def test_peft(tmp_path):
     got = peft.get_peft_model_state_dict(loaded)
     for name, value in got.items():
         np.testing.assert_array_equal(value.double().numpy(), c[name])
-    adapter(0, tmp_path / "other", "another-model")
+    adapter(0, tmp_path / "other", tmp_path / "another-model")
     mixed = {2: run[2], 4: tmp_path / "other" / "checkpoint-4"}
-    with pytest.raises(wfcast.CheckpointError, match=r"'base-model'.*'another-model'"):
+    with pytest.raises(wfcast.CheckpointError, match=r"another-model'.*base-model'"):
         wfcast.forecast_checkpoint(LINE, mixed, 8, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
