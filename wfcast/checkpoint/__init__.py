@@ -292,8 +292,7 @@ def _file_writer(
     if layout.format == "torch":
         with _stage(folder, tensors) as stage:
             yield stage
-            torch = _torch.import_torch("a torch file")
-            torch.save(_torch.state_dict(stage, layout, tied, metadata[PROVENANCE]), file)
+            _torch.save(_torch.state_dict(stage, layout, tied, metadata[PROVENANCE]), file)
         return
     writer = SafetensorsWriter(file, tensors, metadata)
     yield writer

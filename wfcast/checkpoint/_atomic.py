@@ -55,19 +55,14 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     """
     target = Path(os.path.realpath(target))
     check_target(target)
-    temporary, descriptor = _begin(target, _new_file)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            with suppress(FileNotFoundError):
-                os.chmod(temporary, target.stat().st_mode & 0o777)
+    with _temporary(target, _new_file) as (temporary, descriptor):
+        with suppress(FileNotFoundError):
+            os.chmod(temporary, target.stat().st_mode & 0o777)
+        with os.fdopen(descriptor, "w+b", closefd=False) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+            os.fsync(descriptor)
+        os.replace(temporary, target)
     sync_folder(target.parent)
 
 
@@ -89,18 +84,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(target))
     check_target(target, folder=True)
-    temporary, descriptor = _begin(target, _new_folder)
-    try:
+    with _temporary(target, _new_folder) as (temporary, _):
         with suppress(FileNotFoundError):
             os.chmod(temporary, target.stat().st_mode & 0o777)
         yield temporary
         sync_folder(temporary)
         _replace_folder(temporary, target)
-    finally:
-        # the new folder after an error, else the old one, if any
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(descriptor)
-    sync_folder(target.parent)
+        sync_folder(target.parent)  # before the old folder, which has the other name now, goes
 
 
 @contextmanager
@@ -133,16 +123,44 @@ def _new_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-def _begin(target: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
-    """A new, locked temporary beside `target`, and what was left behind there removed."""
+@contextmanager
+def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """A new, locked temporary beside `target`, and what was left behind there removed.
+
+    Yields its path and its descriptor. At the end whatever has that name is removed: the new one
+    after an error, or the old one that it was exchanged with. It is made inside the ``try``, so
+    that Ctrl-C finds no moment at which nobody would remove it.
+    """
     stem = f".{target.name[:200]}."
     _sweep(target.parent, stem)
-    while True:
+    done = False
+    while not done:
         path = target.parent / f"{stem}{secrets.token_hex(6)}.tmp"
-        descriptor = create(path)
-        if _lock(descriptor) is not False and _is_at(descriptor, path):
-            return path, descriptor
-        os.close(descriptor)  # someone took it for left behind, between its making and its lock
+        descriptor = None
+        try:
+            descriptor = create(path)
+            # someone may take it for left behind, between its making and its lock: then once more
+            if _lock(descriptor) is not False and _is_at(descriptor, path):
+                done = True
+                yield path, descriptor
+        finally:
+            try:
+                _remove(path)
+            except KeyboardInterrupt:
+                _remove(path)  # what was begun is finished
+                raise
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sweep(folder: Path, stem: str) -> None:

@@ -6,6 +6,7 @@ classes of such metadata and nothing else, and torch is handed the result.
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ class DistributedCheckpoint(FileCheckpoint):
         import_torch(self.what)
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+        self._identity = self._look()
         self._found = self._read_metadata()
         for name, entry in self._found.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
@@ -54,6 +56,13 @@ class DistributedCheckpoint(FileCheckpoint):
             )
         return found
 
+    def _look(self) -> tuple[int, int, int, int]:
+        try:
+            s = os.stat(self.path / METADATA)
+        except OSError as error:
+            raise CheckpointError(f"{self.what} cannot be read: {error}") from error
+        return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
     def _load(self, name: str) -> MappingCheckpoint:
         import torch
         from torch.distributed.checkpoint import filesystem, state_dict_loader
@@ -74,6 +83,8 @@ class DistributedCheckpoint(FileCheckpoint):
         except (Exception, CheckpointException) as error:  # of many kinds
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
+        if self._look() != self._identity:  # torch opens the data by name each time
+            raise CheckpointError(f"{self.what} changed while it was being read")
         return MappingCheckpoint(into, self.what)
 
     def column(self, name: str) -> Column:

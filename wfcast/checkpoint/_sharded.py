@@ -36,6 +36,7 @@ class ShardedCheckpoint(FileCheckpoint):
         self, path: Path, what: str, open_shard: Callable[[Path, str], FileCheckpoint]
     ) -> None:
         super().__init__(path, what)
+        folder = _inode(path.parent)
         self._file_of = self._read_index()
         self._shards: dict[str, FileCheckpoint] = {}
         for file in dict.fromkeys(self._file_of.values()):
@@ -45,6 +46,8 @@ class ShardedCheckpoint(FileCheckpoint):
             self.metadata = {**shard.metadata, **self.metadata}
             self.tensors.update(shard.tensors)
             self.tied.update(shard.tied)
+        if _inode(path.parent) != folder:  # each shard looks after itself from here on
+            raise CheckpointError(f"{self.what} was replaced while it was opened")
         formats = {shard.layout.format for shard in self._shards.values()}
         if len(formats) > 1:
             raise CheckpointError(f"{self.what} names shards of different formats")
@@ -103,6 +106,11 @@ class ShardedCheckpoint(FileCheckpoint):
 
     def raw(self, name: str) -> Array:
         return self._shards[self._file_of[name]].raw(name)
+
+
+def _inode(folder: Path) -> tuple[int, int]:
+    s = folder.stat()
+    return s.st_dev, s.st_ino
 
 
 class ShardedWriter:

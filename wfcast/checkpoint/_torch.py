@@ -183,3 +183,14 @@ def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str)
     for key in reversed(layout.keys):
         state = {key: state}
     return state
+
+
+def save(state: Any, file: BinaryIO) -> None:
+    """``torch.save``; what breaks it off, Ctrl-C or the file, is raised as it is."""
+    torch = import_torch("a torch file")
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # of the zip file's end, which torch writes in any case
+        if error.__context__ is not None:
+            raise error.__context__ from None
+        raise
