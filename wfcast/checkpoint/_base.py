@@ -168,6 +168,21 @@ class Checkpoint(ABC):
         return f"tensor {name!r} of {self.what}"
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of these pairs, or a ValueError where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"it has the key {twice!r} twice")
+    return found
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file in a folder, on this system and on others."""
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+
+
 class FileCheckpoint(Checkpoint):
     """A checkpoint on disk, opened as ``Reader(path, what)``.
 
