@@ -9,30 +9,34 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 from .._errors import CheckpointError
+from ._base import BITS
 
 MAX_PICKLE = 100_000_000
 """The most bytes of a pickle, or of another record that is read whole."""
 
-_SIZES = {
-    "ComplexDoubleStorage": 16,
-    "ComplexFloatStorage": 8,
-    "DoubleStorage": 8,
-    "LongStorage": 8,
-    "FloatStorage": 4,
-    "IntStorage": 4,
-    "QInt32Storage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "ShortStorage": 2,
+_DTYPES = {
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "BoolStorage": "bool",
+    "QInt32Storage": "qint32",
 }
-"""Bytes per element of torch's storages; one of all others."""
+"""The dtype of torch's storages; others have one byte per element."""
 
 
 class Window(io.RawIOBase):
@@ -94,12 +98,12 @@ class Inert:
 
 
 class Storage:
-    """A storage: the key of its record, its bytes and the size of its elements."""
+    """A storage: the key of its record, its bytes and the dtype of its elements."""
 
-    def __init__(self, key: Any, count: Any, width: int) -> None:
+    def __init__(self, key: Any, count: Any, dtype: str) -> None:
         if type(count) is not int or count < 0:
             raise ValueError(f"a storage of {count!r} elements")
-        self.key, self.nbytes, self.width = str(key), count * width, width
+        self.key, self.nbytes, self.dtype = str(key), count * _width(dtype), dtype
 
 
 class StoredTensor(Inert):
@@ -109,6 +113,8 @@ class StoredTensor(Inert):
     ----------
     storage : Storage
     shape : tuple of int
+    dtype : str
+        Torch's name of it.
     end : int
         How many bytes of the storage the view needs.
     nbytes : int
@@ -116,14 +122,15 @@ class StoredTensor(Inert):
     """
 
     def __init__(
-        self, storage: Storage, offset: Any, shape: Any, strides: Any, width: int | None = None
+        self, storage: Storage, offset: Any, shape: Any, strides: Any, dtype: str | None = None
     ) -> None:
         super().__init__("tensor")
         shape, strides = tuple(shape), tuple(strides)
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
-        width = width or storage.width
+        self.dtype = dtype or storage.dtype
+        width = _width(self.dtype)
         count, last = 1, offset
         for n, s in zip(shape, strides, strict=True):
             count *= n
@@ -147,7 +154,7 @@ class Callee(Inert):
                 return StoredTensor(*args[:4])
             if name == "_rebuild_tensor_v3":
                 storage, offset, shape, strides, _, _, dtype = args[:7]
-                return StoredTensor(storage, offset, shape, strides, _width(dtype.name))
+                return StoredTensor(storage, offset, shape, strides, dtype.name)
             if name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
                 return args[0]
         elif self.text == "torch._tensor._rebuild_from_type_v2":
@@ -165,9 +172,7 @@ class Callee(Inert):
 
 
 def _width(dtype: str) -> int:
-    bits = re.search(r"\d+", dtype)
-    named = {"float": 4, "double": 8, "half": 2, "long": 8, "int": 4, "short": 2}
-    return named.get(dtype, 1) if bits is None else max(1, int(bits[0]) // 8)
+    return 4 if dtype == "qint32" else max(1, BITS.get(dtype, 8) // 8)
 
 
 # Python's own, in Python: the memory of the one in C grows with the numbers in the pickle
@@ -188,7 +193,7 @@ class _Symbolic(_Reader):
 
     def persistent_load(self, saved: Any) -> Storage:
         _, kind, key, _, count = saved
-        return Storage(key, count, _SIZES.get(kind.name, 1))
+        return Storage(key, count, _DTYPES.get(kind.name, kind.name))
 
     def load_newobj(self) -> None:
         """Call the stand-in: it is no class that could make an object."""

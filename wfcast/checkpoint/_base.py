@@ -28,6 +28,7 @@ from .._errors import CheckpointError, DtypeError, WfcastError
 BITS = {
     "complex128": 128,
     "complex64": 64,
+    "complex32": 32,
     "float64": 64,
     "float32": 32,
     "float16": 16,
@@ -83,7 +84,16 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Its bytes on disk."""
-        return self.size * BITS[self.dtype] // 8
+        return self.size * self.bits // 8
+
+    @property
+    def bits(self) -> int:
+        """The bits of an element."""
+        if self.dtype not in BITS:
+            raise CheckpointError(
+                f"tensor {self.name!r} has dtype {self.dtype}, which wfcast does not know"
+            )
+        return BITS[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

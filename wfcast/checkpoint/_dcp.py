@@ -173,8 +173,9 @@ class DistributedCheckpoint(FileCheckpoint):
         what = f"{self.label(name)}, in {place.file!r},"
         with open(self.path / place.file, "rb") as file:
             held = look(file, place.offset, place.length, what)
-        if not isinstance(held, StoredTensor) or held.shape != place.sizes:
-            raise CheckpointError(f"{what} cannot be read: no tensor of shape {list(place.sizes)}")
+        dtype, sizes = self.tensors[name].dtype, place.sizes
+        if not isinstance(held, StoredTensor) or (held.dtype, held.shape) != (dtype, sizes):
+            raise CheckpointError(f"{what} cannot be read: no {dtype} tensor of {list(sizes)}")
 
     def column(self, name: str) -> Column:
         return self._load(name).column(name)

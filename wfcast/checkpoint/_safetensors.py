@@ -209,7 +209,7 @@ def _are_counts(values: Any) -> TypeGuard[list[int]]:
 
 def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
     """In the order that the library writes: wide dtypes first, so that every tensor is aligned."""
-    return sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
+    return sorted(tensors, key=lambda t: (-t.bits, t.name))
 
 
 class SafetensorsWriter:
