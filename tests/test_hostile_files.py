@@ -784,6 +784,20 @@ def test_sound_files_are_read(tmp_path):
         assert set(report.forecast) == {"a", "b"}
 
 
+def test_torch_files_without_checksums_are_read(tmp_path):
+    if not hasattr(getattr(torch, "serialization", None), "set_crc32_options"):
+        pytest.skip("torch is not installed, or always writes them")
+    before = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"a": torch.ones(4)}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive, pytest.raises(zipfile.BadZipFile):
+        archive.read("a/data.pkl")
+    assert open_checkpoint(tmp_path / "a.pt").raw("a").tobytes() == np.ones(4, "f4").tobytes()
+
+
 # ---- by chance ----------------------------------------------------------------------------------
 
 

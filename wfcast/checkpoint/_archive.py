@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -234,9 +235,11 @@ def look(file: BinaryIO, start: int, length: int, what: str) -> Any:
 
 
 def _look(file: BinaryIO, start: int, length: int) -> Any:
-    with zipfile.ZipFile(Window(file, start, length)) as archive:
+    window = Window(file, start, length)
+    with zipfile.ZipFile(window) as archive:
         records = archive.infolist()
         sizes: dict[str, int] = {}
+        starts: dict[str, int] = {}
         for record in records:
             name = record.filename
             if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
@@ -249,13 +252,19 @@ def _look(file: BinaryIO, start: int, length: int) -> Any:
                 raise ValueError(f"its record {name!r} has more bytes than the file")
             if "/data/" not in name and record.file_size > MAX_PICKLE:
                 raise ValueError(f"its record {name!r} is larger than 100 MB")
-            sizes[name] = record.file_size
+            sizes[name], starts[name] = record.file_size, record.header_offset
         folder = records[0].filename.partition("/")[0] if records else ""
         if f"{folder}/constants.pkl" in sizes:
             raise ValueError("it is a TorchScript archive, which holds code")
         if f"{folder}/data.pkl" not in sizes:
             raise ValueError("it has no record data.pkl")
-        data = archive.read(f"{folder}/data.pkl")
+    # not by zipfile, which refuses a wrong checksum: torch can be told to write none
+    window.seek(starts[f"{folder}/data.pkl"])
+    head = window.read(30)
+    if head[:4] != b"PK\3\4":
+        raise ValueError("it has no record data.pkl where its directory says")
+    window.seek(sum(struct.unpack("<2H", head[26:30])), io.SEEK_CUR)
+    data = window.read(sizes[f"{folder}/data.pkl"])
     whole = _Symbolic(io.BytesIO(data), encoding="utf-8").load()
     for key, place in _tensors(whole):
         held = sizes.get(f"{folder}/data/{place.storage.key}")
