@@ -469,7 +469,11 @@ def mutate(rng, kind, folder):
             path.mkdir()
         return
     if kind == "dcp":
-        mutate_distributed(rng, folder)
+        try:
+            mutate_distributed(rng, folder)
+        except Exception:  # of what is mutated already
+            path = folder / ".metadata"
+            path.write_bytes(mutate_bytes(rng, path.read_bytes()))
         return
     for _ in range(rng.choice((1, 1, 1, 2))):
         path = rng.choice([p for p in sorted(folder.iterdir()) if p.suffix])
