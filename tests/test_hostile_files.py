@@ -118,7 +118,7 @@ FILES = {
     "negative-shape": (packed(two(b=entry([-2, -3], 16, 40))), (TENSOR_B,)),
     "shape-of-text": (packed(two(b=entry(["6"], 16, 40))), (TENSOR_B,)),
     "shape-of-fractions": (packed(two(b=entry([6.0], 16, 40))), (TENSOR_B,)),
-    "unknown-dtype": (packed(two(b=entry([2, 3], 16, 40, "F99"))), ("F99",)),
+    "unknown-dtype": (packed(two(b=entry([2, 3], 16, 40, "F99"))), (TENSOR_B, "F99")),
     "70-dimensions": (packed(two(a=entry([1] * 69 + [4], 0, 16))), ("'a'",)),
     "metadata-of-numbers": (packed(two(__metadata__={"step": 4})), ()),
     "trailing-bytes": (VALID + b"\0", ()),
@@ -796,6 +796,23 @@ def test_torch_files_without_checksums_are_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt") as archive, pytest.raises(zipfile.BadZipFile):
         archive.read("a/data.pkl")
     assert open_checkpoint(tmp_path / "a.pt").raw("a").tobytes() == np.ones(4, "f4").tobytes()
+
+
+def test_a_forecaster_of_a_shape_that_numpy_cannot_hold(tmp_path):
+    LINE.save(tmp_path / "line.safetensors")
+    data = (tmp_path / "line.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["coef"]["shape"] = [1] * 69 + [2]
+    (tmp_path / "line.safetensors").write_bytes(packed(header, data[8 + length :]))
+    with pytest.raises(wfcast.CheckpointError, match=r"line.safetensors' cannot be read"):
+        wfcast.load(tmp_path / "line.safetensors")
+
+
+def test_a_fingerprint_of_names_that_are_no_text():
+    runs = [{t: {"\ud800": np.arange(3.0) * t} for t in (0, 4, 8)}]
+    mf = wfcast.ModelFarcaster((0, 4), (8,), beta=0.0).fit(runs)
+    assert len(mf.fingerprint()) == 64
 
 
 # ---- by chance ----------------------------------------------------------------------------------

@@ -78,11 +78,6 @@ class SafetensorsCheckpoint(FileCheckpoint):
         self._spans: dict[str, tuple[int, int]] = {}
         start = 0
         for name, shape, code in described:
-            if code not in DTYPES:
-                raise CheckpointError(
-                    f"{self.label(name)} has the dtype {code}, which this "
-                    "version of wfcast does not know"
-                )
             tensor = Tensor(name, shape, DTYPES[code])
             self.tensors[name] = tensor
             self._spans[name] = (start, tensor.nbytes)
@@ -195,8 +190,12 @@ def _check_entry(name: str, entry: Any, size: int) -> None:
     start, stop = span
     if not start <= stop <= size:
         raise ValueError(f"tensor {name!r} has the offsets {span} in data of {size} bytes")
-    bits = BITS.get(DTYPES.get(dtype, ""))
-    if bits is not None and math.prod(shape) * bits != 8 * (stop - start):
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"tensor {name!r} has the dtype {dtype!r}, which this version of wfcast does not know"
+        )
+    bits = BITS[DTYPES[dtype]]
+    if math.prod(shape) * bits != 8 * (stop - start):
         raise ValueError(
             f"tensor {name!r}, {dtype} {shape}, has {stop - start} bytes, expected "
             f"{math.prod(shape) * bits // 8}"
