@@ -87,7 +87,9 @@ def load(path: str | os.PathLike[str]) -> ModelFarcaster:
             }
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {where}") from error
-    except (SafetensorError, OSError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} cannot be read as a safetensors file: {error}") from error
     try:
         document = json.loads(text)

@@ -461,7 +461,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         digest = hashlib.sha256(repr((self.inputs_, self.targets_)).encode())
         for name in sorted(self.coef_):
-            digest.update(name.encode() + b"\0")
+            digest.update(name.encode(errors="surrogatepass") + b"\0")
             for array in (self.coef_[name], self.intercept_[name]):
                 digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()

@@ -117,11 +117,13 @@ def _open_file(path: Path, what: str) -> FileCheckpoint:
         return ShardedCheckpoint(path, what, _open_file)
     try:
         with open(path, "rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise CheckpointError(f"{what}: {str(path)!r} cannot be read: {error}") from error
-    # a zip file, as of torch.save, or a pickle, as of the torch before 1.6
-    if start == b"PK" or (start[:1] == b"\x80" and path.suffix != ".safetensors"):
+    # a zip file, as of torch.save, or a pickle, as of the torch before 1.6; but the length of a
+    # safetensors header can begin with the same bytes, and a brace follows it
+    named = path.suffix == ".safetensors" or start[8:] == b"{"
+    if not named and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return TorchCheckpoint(path, what)
     return SafetensorsCheckpoint(path, what)
 

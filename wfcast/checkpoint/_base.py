@@ -94,7 +94,16 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Its bytes on disk."""
-        return self.size * BITS[self.dtype] // 8
+        return self.size * self.bits // 8
+
+    @property
+    def bits(self) -> int:
+        """The bits of an element."""
+        if self.dtype not in BITS:
+            raise CheckpointError(
+                f"tensor {self.name!r} has dtype {self.dtype}, which wfcast does not know"
+            )
+        return BITS[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +188,21 @@ class Checkpoint(ABC):
         return f"tensor {name!r} of {self.what}"
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of these pairs, or a ValueError where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"it has the key {twice!r} twice")
+    return found
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file in a folder, on this system and on others."""
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+
+
 class FileCheckpoint(Checkpoint):
     """A checkpoint on disk, opened as ``Reader(path, what)``.
 
@@ -234,7 +258,12 @@ class TensorCheckpoint(Checkpoint):
                     f"{self.label(name)} has dtype {dtype}, which this version of wfcast does not "
                     "know"
                 )
-            quantizer = _quantizer(value) if value.is_quantized else None
+            try:
+                quantizer = _quantizer(value) if value.is_quantized else None
+            except RuntimeError as error:
+                raise DtypeError(
+                    f"{self.label(name)} has dtype {dtype}, but nothing says how it was quantized"
+                ) from error
             return Tensor(name, tuple(value.shape), dtype, quantizer)
         if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
             array = as_ndarray(value, self.label(name))

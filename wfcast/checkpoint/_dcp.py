@@ -1,24 +1,38 @@
 """Folders of torch.distributed.checkpoint, read and written by torch itself.
 
 torch reads the folder's ``.metadata`` with pickle. Here it is read by an unpickler that knows the
-classes of such metadata and nothing else, and torch is handed the result.
+classes of such metadata and nothing else, and torch is handed the result, once the chunks that it
+names are known to make up the tensors and to lie in the folder's files.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import math
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from .._columns import Array, Column
 from .._errors import CheckpointError
-from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor
+from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
+from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
 from ._torch import Stage, import_torch
 
 METADATA = ".metadata"
+
+
+class _Place(NamedTuple):
+    """Where a chunk of a tensor lies in the data files, and its shape."""
+
+    file: str
+    offset: int
+    length: int
+    sizes: tuple[int, ...]
 
 
 class DistributedCheckpoint(FileCheckpoint):
@@ -29,12 +43,19 @@ class DistributedCheckpoint(FileCheckpoint):
         import_torch(self.what)
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-        self._identity = self._look()
+        self._identity = self._identify()
         self._found = self._read_metadata()
+        self._places: dict[str, list[_Place]] = {}
+        self._files: dict[str, int] = {}
+        stored = self._stored()
         for name, entry in self._found.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
-                dtype = str(entry.properties.dtype).removeprefix("torch.")
-                self.tensors[name] = Tensor(name, tuple(entry.size), dtype)
+                try:
+                    self.tensors[name], self._places[name] = self._check(name, entry, stored)
+                except (ValueError, OSError) as error:
+                    raise CheckpointError(
+                        f"{self.label(name)} cannot be read: {METADATA} {error}"
+                    ) from error
         if not self.tensors:
             raise CheckpointError(f"{self.what} holds no tensors")
         self.layout = Layout("dcp", folder=True)
@@ -42,26 +63,95 @@ class DistributedCheckpoint(FileCheckpoint):
     def _read_metadata(self) -> Any:
         from torch.distributed.checkpoint.metadata import Metadata
 
+        failed = f"{self.what} cannot be read as a torch.distributed.checkpoint: its {METADATA}"
         try:
             with open(self.path / METADATA, "rb") as file:
-                found = _MetadataUnpickler(file).load()
-        except (pickle.UnpicklingError, OSError, EOFError, AttributeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.what} cannot be read as a torch.distributed.checkpoint: {error}"
-            ) from error
+                data = file.read(MAX_PICKLE + 1)
+            if len(data) > MAX_PICKLE:
+                raise ValueError("is larger than 100 MB")
+            found = read_pickle(data, _known_class)
+        except Exception as error:  # of many kinds, as the bytes may be anything
+            raise CheckpointError(f"{failed}: {str(error) or type(error).__name__}") from error
         if not isinstance(found, Metadata):
-            raise CheckpointError(
-                f"{self.what} cannot be read as a torch.distributed.checkpoint: its {METADATA} "
-                f"holds a {type(found).__name__}"
-            )
+            raise CheckpointError(f"{failed} holds a {type(found).__name__}")
+        for part in ("state_dict_metadata", "storage_data"):
+            if not isinstance(vars(found).get(part), dict):
+                raise CheckpointError(f"{failed} has no {part}")
         return found
 
-    def _look(self) -> tuple[int, int, int, int]:
+    def _identify(self) -> tuple[int, int, int, int]:
         try:
             s = os.stat(self.path / METADATA)
         except OSError as error:
             raise CheckpointError(f"{self.what} cannot be read: {error}") from error
         return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
+    def _stored(self) -> dict[tuple[str, tuple[int, ...]], Any]:
+        """Torch's record of each chunk, by the tensor's name and the offsets in it."""
+        from torch.distributed.checkpoint.metadata import MetadataIndex
+
+        found = {}
+        for index, info in self._found.storage_data.items():
+            fields = vars(index) if isinstance(index, MetadataIndex) else {}
+            name, offset = fields.get("fqn"), fields.get("offset")
+            if isinstance(name, str) and _are_sizes(offset):
+                found[name, tuple(offset)] = info
+        return found
+
+    def _check(
+        self, name: Any, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Any]
+    ) -> tuple[Tensor, list[_Place]]:
+        """A tensor whose chunks make it up and lie in files of the folder, or a ValueError."""
+        import torch
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+        fields = vars(entry)
+        dtype = getattr(fields.get("properties"), "dtype", None)
+        shape, chunks = fields.get("size"), fields.get("chunks")
+        if not isinstance(name, str):
+            raise ValueError("has a name that is no text")
+        if not isinstance(dtype, torch.dtype) or not _are_sizes(shape):
+            raise ValueError("gives no dtype or no shape")
+        if not isinstance(chunks, list) or not all(
+            isinstance(c, ChunkStorageMetadata) for c in chunks
+        ):
+            raise ValueError("gives no chunks")
+        shape, places, boxes = tuple(shape), [], []
+        for chunk in chunks:
+            starts, sizes = vars(chunk).get("offsets"), vars(chunk).get("sizes")
+            if not _are_sizes(starts) or not _are_sizes(sizes):
+                raise ValueError("gives a chunk without offsets or sizes")
+            boxes.append((tuple(starts), tuple(sizes)))
+            info = stored.get((name, tuple(starts)))
+            if info is None:
+                raise ValueError(f"does not say where its chunk at {list(starts)} lies")
+            places.append(self._place(info, tuple(sizes), math.prod(sizes) * dtype.itemsize))
+        if not _make_up(boxes, shape):
+            raise ValueError(f"gives chunks that do not make up the shape {list(shape)}")
+        if sum(p.length for p in places) > sum(self._files.values()):
+            raise ValueError("gives chunks that share their bytes")
+        return Tensor(name, shape, str(dtype).removeprefix("torch.")), places
+
+    def _place(self, info: Any, sizes: tuple[int, ...], nbytes: int) -> _Place:
+        fields = vars(info) if hasattr(info, "__dict__") else {}
+        file, offset, length = (fields.get(k) for k in ("relative_path", "offset", "length"))
+        if not isinstance(file, str) or type(offset) is not int or type(length) is not int:
+            raise ValueError("does not say where it lies")
+        if fields.get("transform_descriptors"):
+            raise ValueError(f"says that {file!r} is compressed, which wfcast does not read")
+        if not is_plain(file):
+            raise ValueError(f"names the file {file!r}, expected a file name in its own folder")
+        if file not in self._files:
+            path = self.path / file
+            if not path.is_file():
+                raise ValueError(f"names the file {file!r}, which is not there")
+            self._files[file] = path.stat().st_size
+        if offset < 0 or offset + length > self._files[file] or length < nbytes:
+            raise ValueError(
+                f"gives {length} bytes at {offset} of {file!r} for a chunk of {nbytes} bytes; the "
+                f"file has {self._files[file]}"
+            )
+        return _Place(file, offset, length, sizes)
 
     def _load(self, name: str) -> MappingCheckpoint:
         import torch
@@ -75,17 +165,29 @@ class DistributedCheckpoint(FileCheckpoint):
                 return found
 
         tensor = self.tensors[name]
-        into = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))}
         try:
+            for place in self._places[name]:
+                self._look(name, place)
+            into = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is but one process
                 state_dict_loader.load(into, storage_reader=Reader(str(self.path)), no_dist=True)
+        except CheckpointError:
+            raise
         except (Exception, CheckpointException) as error:  # of many kinds
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
-        if self._look() != self._identity:  # torch opens the data by name each time
+        if self._identify() != self._identity:  # torch opens the data by name each time
             raise CheckpointError(f"{self.what} changed while it was being read")
         return MappingCheckpoint(into, self.what)
+
+    def _look(self, name: str, place: _Place) -> None:
+        what = f"{self.label(name)}, in {place.file!r},"
+        with open(self.path / place.file, "rb") as file:
+            held = look(file, place.offset, place.length, what)
+        dtype, sizes = self.tensors[name].dtype, place.sizes
+        if not isinstance(held, StoredTensor) or (held.dtype, held.shape) != (dtype, sizes):
+            raise CheckpointError(f"{what} cannot be read: no {dtype} tensor of {list(sizes)}")
 
     def column(self, name: str) -> Column:
         return self._load(name).column(name)
@@ -123,17 +225,41 @@ _KNOWN: dict[str, set[str]] = {
 }
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Knows what the metadata of torch.distributed.checkpoint are made of, and nothing else."""
+def _known_class(module: str, name: str) -> Any:
+    """What the metadata of torch.distributed.checkpoint are made of, and nothing else."""
+    import torch
 
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
+    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        return getattr(torch, name)
+    if name in _KNOWN.get(module, ()):
+        return getattr(importlib.import_module(module), name)
+    raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
 
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if name in _KNOWN.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"its {METADATA} asks for {module}.{name}, which is refused")
+
+def _are_sizes(values: Any) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(values, tuple) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _make_up(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], shape: Any) -> bool:
+    """Whether boxes of (offsets, sizes) fill a shape without a gap or an overlap.
+
+    The corners that belong to an odd number of boxes tell which points lie in an odd number of
+    them: where they are those of the whole, all points do, and by the volume in just one.
+    """
+    whole = ((0,) * len(shape), tuple(shape))
+    if any(len(o) != len(shape) or len(n) != len(shape) for o, n in boxes):
+        return False
+    if len(boxes) == 1:
+        return boxes[0] == whole
+    if sum(math.prod(n) for _, n in boxes) != math.prod(shape) or len(shape) > 8:
+        return False
+    odd: set[tuple[int, ...]] = set()
+    for offsets, sizes in (*boxes, whole):
+        if 0 not in sizes:
+            odd ^= set(
+                itertools.product(*((o, o + n) for o, n in zip(offsets, sizes, strict=True)))
+            )
+    return not odd
 
 
 def save(folder: Path, stage: Stage, tied: Mapping[str, str], note: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .._errors import CheckpointError
 from ._dcp import METADATA
+from ._safetensors import MAX_HEADER
 from ._sharded import INDEX
 
 WEIGHTS = tuple(
@@ -81,12 +82,16 @@ def adapted_model(folder: Path, what: str) -> str | None:
     if not path.is_file():
         return None
     try:
+        if path.stat().st_size > MAX_HEADER:
+            raise ValueError("it is larger than 100 MB")
         found = json.loads(path.read_bytes())["base_model_name_or_path"]
+        if not isinstance(found, str | None):
+            raise ValueError(f"it is a {type(found).__name__}, expected text")
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{what}: {str(path)!r} names no base_model_name_or_path: {error!r}"
         ) from error
-    return None if found is None else str(found)
+    return found
 
 
 def steps_in(folder: Path) -> dict[int, Path]:

@@ -11,19 +11,20 @@ tensor after tensor.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .._columns import Array, Column, empty_bfloat16
 from .._errors import CheckpointError, DtypeError
-from ._base import BITS, FileCheckpoint, Tensor
+from ._base import BITS, FileCheckpoint, Tensor, unique
 
 # the format's name of a dtype -> torch's
 DTYPES = {
@@ -65,7 +66,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
             with open(path, "rb") as file:
                 self._identity = _identity(file)
                 size = os.fstat(file.fileno()).st_size
-                _check_keys(file, size)
+                _check_header(file, size)
             with safe_open(path, framework="numpy") as header:
                 self.metadata = dict(header.metadata() or {})
                 entries = [(name, header.get_slice(name)) for name in header.offset_keys()]
@@ -77,11 +78,6 @@ class SafetensorsCheckpoint(FileCheckpoint):
         self._spans: dict[str, tuple[int, int]] = {}
         start = 0
         for name, shape, code in described:
-            if code not in DTYPES:
-                raise CheckpointError(
-                    f"{self.label(name)} has the dtype {code}, which this "
-                    "version of wfcast does not know"
-                )
             tensor = Tensor(name, shape, DTYPES[code])
             self.tensors[name] = tensor
             self._spans[name] = (start, tensor.nbytes)
@@ -160,28 +156,59 @@ def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 
-def _check_keys(file: BinaryIO, size: int) -> None:
-    """Raise ValueError for a name that stands twice in the header; the library takes the last."""
+def _check_header(file: BinaryIO, size: int) -> None:
+    """Raise ValueError where a header contradicts itself, and name the tensor.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise ValueError(f"its header has the key {twice!r} twice")
-        return found
-
+    What is no such header at all is left to the library.
+    """
     length = int.from_bytes(file.read(8), "little")
-    if length <= min(size - 8, MAX_HEADER):  # else the library says what is wrong
-        try:
-            json.loads(file.read(length), object_pairs_hook=unique)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            return
+    if length > min(size - 8, MAX_HEADER):
+        return
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if not isinstance(header, dict):
+        return
+    for name, entry in header.items():
+        if name != METADATA:
+            _check_entry(name, entry, size - 8 - length)
+
+
+def _check_entry(name: str, entry: Any, size: int) -> None:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, span = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
+    if (
+        not isinstance(dtype, str)
+        or not _are_counts(shape)
+        or not _are_counts(span)
+        or len(span) != 2
+    ):
+        raise ValueError(
+            f"tensor {name!r} needs a dtype, a shape and two data_offsets, integers not below 0"
+        )
+    start, stop = span
+    if not start <= stop <= size:
+        raise ValueError(f"tensor {name!r} has the offsets {span} in data of {size} bytes")
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"tensor {name!r} has the dtype {dtype!r}, which this version of wfcast does not know"
+        )
+    bits = BITS[DTYPES[dtype]]
+    if math.prod(shape) * bits != 8 * (stop - start):
+        raise ValueError(
+            f"tensor {name!r}, {dtype} {shape}, has {stop - start} bytes, expected "
+            f"{math.prod(shape) * bits // 8}"
+        )
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
 def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
     """In the order that the library writes: wide dtypes first, so that every tensor is aligned."""
-    return sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
+    return sorted(tensors, key=lambda t: (-t.bits, t.name))
 
 
 class SafetensorsWriter:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Self
 from .._columns import Array, Column
 from .._errors import CheckpointError
 from ._atomic import synced_file
-from ._base import CheckpointWriter, FileCheckpoint, Layout, Tensor
+from ._base import CheckpointWriter, FileCheckpoint, Layout, Tensor, is_plain, unique
 from ._safetensors import MAX_HEADER, ordered
 
 INDEX = ".index.json"
@@ -59,7 +59,7 @@ class ShardedCheckpoint(FileCheckpoint):
         try:
             if self.path.stat().st_size > MAX_HEADER:
                 raise ValueError("it is larger than 100 MB")
-            index = json.loads(self.path.read_bytes())
+            index = json.loads(self.path.read_bytes(), object_pairs_hook=unique)
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.what} cannot be read as an index: {error}") from error
         found = index.get("weight_map") if isinstance(index, dict) else None
@@ -74,12 +74,16 @@ class ShardedCheckpoint(FileCheckpoint):
         return found
 
     def _inside(self, file: str) -> Path:
-        if file != Path(file).name or file in ("", ".", ".."):
+        if not is_plain(file) or file.endswith(INDEX):
             raise CheckpointError(
                 f"{self.what} names the shard {file!r}, expected a file name in its own folder"
             )
         path = self.path.parent / file
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError:  # a name that is too long
+            there = False
+        if not there:
             raise CheckpointError(f"{self.what} names the shard {file!r}, which is not there")
         return path
 

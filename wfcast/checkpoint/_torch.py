@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,10 +23,14 @@ import numpy as np
 
 from .._columns import Array, is_tensor
 from .._errors import CheckpointError
+from ._archive import look
 from ._base import FileCheckpoint, Layout, Tensor, TensorCheckpoint
 
 KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
 PREFIXES = ("module.", "_orig_mod.")
+DEPTH = 20
+"""How far down a state dict is looked for: one that holds itself has no end."""
+
 MAPPED = 10_000
 """The most tensors of one file that are mapped one by one when it is written."""
 
@@ -39,28 +45,37 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         prefix = _prefix(source)
         self._take({name.removeprefix(prefix): value for name, value in source.items()})
         outer = _at(whole, keys[:-1])
-        left = tuple(str(k) for k in outer if k != keys[-1]) if keys else ()
+        left = tuple(k for k in outer if isinstance(k, str) and k != keys[-1]) if keys else ()
         self.layout = Layout("torch", weights=path.name, keys=keys, prefix=prefix, left=left)
 
     def _load(self) -> Any:
         torch = import_torch(self.what)
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            with open(self.path, "rb") as file:
+                is_zip = file.read(2) == b"PK"
+                if is_zip:
+                    look(file, 0, os.fstat(file.fileno()).st_size, self.what)
+        except OSError as error:
+            raise CheckpointError(f"{self.what} cannot be read: {error}") from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about what is in the file
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{self.what} is refused by torch.load(weights_only=True), because it holds more "
                 f"than tensors and plain values: {_first_line(error)}"
             ) from error
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError) as error:
+        except Exception as error:  # of many kinds, as the bytes may be anything
+            hint = "" if is_zip else "; a file of torch before 1.6 is to be saved again"
             raise CheckpointError(
-                f"{self.what} cannot be mapped by torch.load: {_first_line(error)}; a file of "
-                "torch before 1.6 is to be saved again with torch.save"
+                f"{self.what} cannot be mapped by torch.load: {_first_line(error)}{hint}"
             ) from error
 
     def _find(self, whole: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
         keys: tuple[str, ...] = ()
         here = whole
-        while isinstance(here, Mapping):
+        while isinstance(here, Mapping) and len(keys) < DEPTH:
             found = {k: v for k, v in here.items() if is_tensor(v)}
             if found and all(isinstance(k, str) for k in found):
                 return found, keys
@@ -68,7 +83,9 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
             if key is None:
                 break
             here, keys = here[key], (*keys, key)
-        shown = list(whole)[:8] if isinstance(whole, Mapping) else type(whole).__name__
+        shown: Any = type(whole).__name__
+        if isinstance(whole, Mapping):
+            shown = [k[:40] if isinstance(k, str) else type(k).__name__ for k in list(whole)[:8]]
         raise CheckpointError(
             f"{self.what} holds no state dict at its top or under one of {', '.join(KEYS)}; "
             f"it holds {shown}"

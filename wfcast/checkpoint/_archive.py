@@ -1,0 +1,299 @@
+"""A look at what torch.save wrote, before torch sees it: nothing of it is made or called.
+
+torch believes the sizes that a zip file and the pickle in it state, and makes what they ask for.
+Here the directory is held to the file, and the pickle is read with stand-ins for all classes and
+functions: tensors must lie in their storages, storages in their records.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, BinaryIO, ClassVar
+
+from .._errors import CheckpointError
+from ._base import BITS
+
+MAX_PICKLE = 100_000_000
+"""The most bytes of a pickle, or of another record that is read whole."""
+
+_DTYPES = {
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "BoolStorage": "bool",
+    "QInt32Storage": "qint32",
+}
+"""The dtype of torch's storages; others have one byte per element."""
+
+
+class Window(io.RawIOBase):
+    """Part of a file, of which no more than `MAX_PICKLE` bytes are read at once."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError(f"a place {base + offset} before its start")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._length - self._at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > MAX_PICKLE:
+            raise ValueError(f"it asks for {wanted} bytes at once, more than 100 MB")
+        self._file.seek(self._start + self._at)
+        data = self._file.read(wanted)
+        self._at += len(data)
+        return data
+
+
+# ---- stand-ins ----------------------------------------------------------------------------------
+
+
+class Inert:
+    """What stands for an object of another class; everything can be done to it, nothing happens."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, *args: Any) -> Any:
+        return Inert(self.text)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Take an item of a list."""
+
+    def extend(self, values: Any) -> None:
+        """Take items of a list."""
+
+
+class Storage:
+    """A storage: the key of its record, its bytes and the dtype of its elements."""
+
+    def __init__(self, key: Any, count: Any, dtype: str) -> None:
+        if type(count) is not int or count < 0:
+            raise ValueError(f"a storage of {count!r} elements")
+        self.key, self.nbytes, self.dtype = str(key), count * _width(dtype), dtype
+
+
+class StoredTensor(Inert):
+    """A tensor that is a view of a storage.
+
+    Attributes
+    ----------
+    storage : Storage
+    shape : tuple of int
+    dtype : str
+        Torch's name of it.
+    end : int
+        How many bytes of the storage the view needs.
+    nbytes : int
+        The bytes of its elements.
+    """
+
+    def __init__(
+        self, storage: Storage, offset: Any, shape: Any, strides: Any, dtype: str | None = None
+    ) -> None:
+        super().__init__("tensor")
+        shape, strides = tuple(shape), tuple(strides)
+        numbers = (offset, *shape, *strides)
+        if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
+        self.dtype = dtype or storage.dtype
+        width = _width(self.dtype)
+        count, last = 1, offset
+        for n, s in zip(shape, strides, strict=True):
+            count *= n
+            last += (n - 1) * s
+        self.storage, self.shape = storage, shape
+        self.nbytes = count * width
+        self.end = (last + 1) * width if count else 0
+
+
+class Callee(Inert):
+    """What stands for a class or function."""
+
+    def __init__(self, module: str, name: str) -> None:
+        super().__init__(f"{module}.{name}")
+        self.module, self.name = module, name
+
+    def __call__(self, *args: Any) -> Any:
+        name = self.name
+        if self.module == "torch._utils":
+            if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_qtensor"):
+                return StoredTensor(*args[:4])
+            if name == "_rebuild_tensor_v3":
+                storage, offset, shape, strides, _, _, dtype = args[:7]
+                return StoredTensor(storage, offset, shape, strides, dtype.name)
+            if name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+                return args[0]
+        elif self.text == "torch._tensor._rebuild_from_type_v2":
+            return args[0](*args[2])
+        elif self.text == "torch.Size":
+            return tuple(*args)
+        elif (
+            name.endswith("Tensor")
+            or self.text == "builtins.bytearray"
+            or self.module == "torch.storage"
+        ) and not all(isinstance(a, str | bytes) or type(a) is Inert for a in args):
+            # each makes as much memory as it is told to
+            raise pickle.UnpicklingError(f"a call of {self.text}, which is refused")
+        return Inert(self.text)
+
+
+def _width(dtype: str) -> int:
+    return 4 if dtype == "qint32" else max(1, BITS.get(dtype, 8) // 8)
+
+
+# Python's own, in Python: the memory of the one in C grows with the numbers in the pickle
+class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined, unused-ignore]
+    # reserves what the pickle asks for before it reads
+    dispatch.pop(pickle.BYTEARRAY8[0], None)
+    stack: list[Any]
+
+
+class _Symbolic(_Reader):
+    dispatch: ClassVar[dict[int, Any]] = dict(_Reader.dispatch)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("collections", "OrderedDict"), ("collections", "Counter")):
+            return OrderedDict
+        return Callee(module, name)
+
+    def persistent_load(self, saved: Any) -> Storage:
+        _, kind, key, _, count = saved
+        return Storage(key, count, _DTYPES.get(kind.name, kind.name))
+
+    def load_newobj(self) -> None:
+        """Call the stand-in: it is no class that could make an object."""
+        args = self.stack.pop()
+        self.stack[-1] = self.stack[-1](*args)
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+
+def read_pickle(data: bytes, find: Callable[[str, str], Any]) -> Any:
+    """What a pickle holds, where `find` gives the class of (module, name)."""
+    unpickler = _Reader(io.BytesIO(data))
+    unpickler.find_class = find  # type: ignore[method-assign, assignment]
+    return unpickler.load()
+
+
+# ---- looking ------------------------------------------------------------------------------------
+
+
+def look(file: BinaryIO, start: int, length: int, what: str) -> Any:
+    """What ``torch.save`` wrote at a place of a file, with stand-ins for what is no plain value.
+
+    Raises
+    ------
+    CheckpointError
+        It is no such zip file, its directory or its pickle contradict it, or it asks for more
+        than there is.
+    """
+    try:
+        return _look(file, start, length)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{what} is refused, it holds {error}") from error
+    except Exception as error:  # of many kinds, as the bytes may be anything
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{what} cannot be read as a zip file of torch.save: {text[0]}"
+        ) from error
+
+
+def _look(file: BinaryIO, start: int, length: int) -> Any:
+    window = Window(file, start, length)
+    with zipfile.ZipFile(window) as archive:
+        records = archive.infolist()
+        sizes: dict[str, int] = {}
+        starts: dict[str, int] = {}
+        for record in records:
+            name = record.filename
+            if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+                raise ValueError(f"its record {name!r} is compressed, which torch does not write")
+            if record.file_size != record.compress_size:
+                raise ValueError(f"its record {name!r} has two sizes")
+            if name in sizes:
+                raise ValueError(f"it has the record {name!r} twice")
+            if record.header_offset + record.file_size > length:
+                raise ValueError(f"its record {name!r} has more bytes than the file")
+            if "/data/" not in name and record.file_size > MAX_PICKLE:
+                raise ValueError(f"its record {name!r} is larger than 100 MB")
+            sizes[name], starts[name] = record.file_size, record.header_offset
+        folder = records[0].filename.partition("/")[0] if records else ""
+        if f"{folder}/constants.pkl" in sizes:
+            raise ValueError("it is a TorchScript archive, which holds code")
+        if f"{folder}/data.pkl" not in sizes:
+            raise ValueError("it has no record data.pkl")
+    # not by zipfile, which refuses a wrong checksum: torch can be told to write none
+    window.seek(starts[f"{folder}/data.pkl"])
+    head = window.read(30)
+    if head[:4] != b"PK\3\4":
+        raise ValueError("it has no record data.pkl where its directory says")
+    window.seek(sum(struct.unpack("<2H", head[26:30])), io.SEEK_CUR)
+    data = window.read(sizes[f"{folder}/data.pkl"])
+    whole = _Symbolic(io.BytesIO(data), encoding="utf-8").load()
+    for key, place in _tensors(whole):
+        held = sizes.get(f"{folder}/data/{place.storage.key}")
+        if held is None:
+            raise ValueError(f"tensor {key!r} has no record data/{place.storage.key}")
+        if place.storage.nbytes > held or place.end > place.storage.nbytes:
+            raise ValueError(
+                f"tensor {key!r}, of shape {list(place.shape)}, needs "
+                f"{max(place.end, place.storage.nbytes)} bytes of the record "
+                f"data/{place.storage.key}, which holds {held}"
+            )
+        if place.nbytes > length:
+            raise ValueError(
+                f"tensor {key!r}, of shape {list(place.shape)}, repeats its elements: it has "
+                f"{place.nbytes} bytes, the file {length}"
+            )
+    return whole
+
+
+def _tensors(whole: Any) -> list[tuple[Any, StoredTensor]]:
+    found: list[tuple[Any, StoredTensor]] = []
+    seen: set[int] = set()
+    todo: list[tuple[Any, Any]] = [("", whole)]
+    while todo:
+        key, here = todo.pop()
+        if isinstance(here, StoredTensor):
+            found.append((key, here))
+        elif isinstance(here, dict | list | tuple) and id(here) not in seen:
+            seen.add(id(here))
+            items = here.items() if isinstance(here, dict) else ((key, v) for v in here)
+            todo += [(k if isinstance(k, str) else key, v) for k, v in items]
+    return found
