@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -218,6 +219,90 @@ def test_distributed_checkpoints(tmp_path):
         state_dict_loader.load(got, checkpoint_id=out, no_dist=True)
     assert_forecast(got, states, report.copied)
     assert set(report.copied) == {n for n in got if "running" in n or "batches" in n}
+
+
+SHARDED = """
+    import sys, torch
+    import torch.distributed as dist
+    from torch.distributed.checkpoint import state_dict_saver
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for step in (0, 500):
+        whole = torch.arange(35.0).reshape(7, 5) * (1 + step)
+        state = {
+            "rows": distribute_tensor(whole, mesh, [Shard(0)]),
+            "columns": distribute_tensor(whole.bfloat16(), mesh, [Shard(1)]),
+            "both": distribute_tensor(whole, mesh, [Replicate()]),
+        }
+        state_dict_saver.save(state, checkpoint_id=f"{folder}/dcp-{step}")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_what_two_processes_wrote(tmp_path):
+    """Tensors in pieces, by rows and by columns, as FSDP and tensor parallelism leave them."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    paths = {step: tmp_path / f"dcp-{step}" for step in STEPS}
+    assert len(list(paths[0].glob("*.distcp"))) == 2
+    wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out.safetensors")
+    whole = {step: torch.arange(35.0).reshape(7, 5) * (1 + step) for step in STEPS}
+    got = open_checkpoint(tmp_path / "out.safetensors")
+    exact = 3 * whole[500] - 2 * whole[0]
+    for name in ("rows", "both"):
+        assert torch.equal(torch.as_tensor(got.value(name)), exact)
+    halves = {step: w.bfloat16().float() for step, w in whole.items()}
+    columns = (3 * halves[500] - 2 * halves[0]).bfloat16()
+    assert torch.equal(
+        torch.as_tensor(np.asarray(got.value("columns")).astype("f")), columns.float()
+    )
+
+
+def test_every_format_keeps_scalars_and_what_has_no_elements(tmp_path):
+    state = {
+        "scalar": torch.tensor(2.0),
+        "empty": torch.zeros(0, 3),
+        "none": torch.zeros(2, 0, dtype=torch.int64),
+        "w": torch.ones(3),
+    }
+    for step in STEPS:
+        torch.save(state, tmp_path / f"{step}.pt")
+    source = {step: tmp_path / f"{step}.pt" for step in STEPS}
+    for out, options in (
+        ("a.safetensors", {}),
+        ("b", {"shard_size": 8}),
+        ("c.pt", {}),
+        ("d", {"format": "torch", "shard_size": 8}),
+        ("e", {"format": "dcp"}),
+    ):
+        for again in (source, dict.fromkeys(STEPS, tmp_path / out)):  # and from each of them
+            wfcast.forecast_checkpoint(LINE, again, 1500, tmp_path / out, overwrite=True, **options)
+            found = open_checkpoint(tmp_path / out)
+            assert found.tensors.keys() == state.keys()
+            for name, value in state.items():
+                got = torch.as_tensor(found.value(name))
+                assert (got.shape, got.dtype) == (value.shape, value.dtype), (out, name)
+                assert torch.equal(got, value)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    values = np.random.default_rng(0).normal(size=(2, 100_000, 3)).astype(np.float32)
+    for step, rows in zip(STEPS, values, strict=True):
+        save_file({f"t{i}": row for i, row in enumerate(rows)}, tmp_path / f"{step}.safetensors")
+    paths = {step: tmp_path / f"{step}.safetensors" for step in STEPS}
+    report = wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out.safetensors")
+    assert len(report.forecast) == 100_000
+    got = load_file(tmp_path / "out.safetensors")
+    whole = np.stack([got[f"t{i}"] for i in range(100_000)])
+    np.testing.assert_allclose(whole, 3 * values[1] - 2 * values[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

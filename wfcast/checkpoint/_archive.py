@@ -99,12 +99,16 @@ class Inert:
 
 
 class Storage:
-    """A storage: the key of its record, its bytes and the dtype of its elements."""
+    """A storage: the key of its record, its bytes, the dtype of its elements.
+
+    `place` is where its bytes begin in what was looked at; None until they were found.
+    """
 
     def __init__(self, key: Any, count: Any, dtype: str) -> None:
         if type(count) is not int or count < 0:
             raise ValueError(f"a storage of {count!r} elements")
         self.key, self.nbytes, self.dtype = str(key), count * _width(dtype), dtype
+        self.place: int | None = None
 
 
 class StoredTensor(Inert):
@@ -116,8 +120,10 @@ class StoredTensor(Inert):
     shape : tuple of int
     dtype : str
         Torch's name of it.
-    end : int
-        How many bytes of the storage the view needs.
+    start, end : int
+        The bytes of the storage that the view spans.
+    contiguous : bool
+        Whether they are its elements in C order and nothing else.
     nbytes : int
         The bytes of its elements.
     """
@@ -133,12 +139,14 @@ class StoredTensor(Inert):
         self.dtype = dtype or storage.dtype
         width = _width(self.dtype)
         count, last = 1, offset
-        for n, s in zip(shape, strides, strict=True):
+        self.contiguous = True
+        for n, s in reversed(tuple(zip(shape, strides, strict=True))):
+            self.contiguous = self.contiguous and (s == count or n == 1)
             count *= n
             last += (n - 1) * s
         self.storage, self.shape = storage, shape
         self.nbytes = count * width
-        self.end = (last + 1) * width if count else 0
+        self.start, self.end = offset * width, (last + 1) * width if count else 0
 
 
 class Callee(Inert):
@@ -259,11 +267,7 @@ def _look(file: BinaryIO, start: int, length: int) -> Any:
         if f"{folder}/data.pkl" not in sizes:
             raise ValueError("it has no record data.pkl")
     # not by zipfile, which refuses a wrong checksum: torch can be told to write none
-    window.seek(starts[f"{folder}/data.pkl"])
-    head = window.read(30)
-    if head[:4] != b"PK\3\4":
-        raise ValueError("it has no record data.pkl where its directory says")
-    window.seek(sum(struct.unpack("<2H", head[26:30])), io.SEEK_CUR)
+    window.seek(_begin(window, starts[f"{folder}/data.pkl"], "data.pkl"))
     data = window.read(sizes[f"{folder}/data.pkl"])
     whole = _Symbolic(io.BytesIO(data), encoding="utf-8").load()
     for key, place in _tensors(whole):
@@ -281,7 +285,22 @@ def _look(file: BinaryIO, start: int, length: int) -> Any:
                 f"tensor {key!r}, of shape {list(place.shape)}, repeats its elements: it has "
                 f"{place.nbytes} bytes, the file {length}"
             )
+        if place.storage.place is None:
+            name = f"data/{place.storage.key}"
+            place.storage.place = _begin(window, starts[f"{folder}/{name}"], name)
+            if place.storage.place + held > length:
+                raise ValueError(f"its record {name!r} has more bytes than the file")
     return whole
+
+
+def _begin(window: Window, header: int, name: str) -> int:
+    """Where the bytes of a record begin, behind its own header."""
+    window.seek(header)
+    head = window.read(30)
+    if head[:4] != b"PK\3\4":
+        raise ValueError(f"it has no record {name} where its directory says")
+    name_length, extra_length = struct.unpack("<2H", head[26:30])
+    return int(header + 30 + name_length + extra_length)
 
 
 def _tensors(whole: Any) -> list[tuple[Any, StoredTensor]]:

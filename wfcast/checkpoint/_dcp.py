@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import mmap
 import os
 import pickle
 import warnings
@@ -17,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from .._columns import Array, Column
+import numpy as np
+
+from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
 from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
 from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
@@ -36,7 +39,11 @@ class _Place(NamedTuple):
 
 
 class DistributedCheckpoint(FileCheckpoint):
-    """A folder of torch.distributed.checkpoint; one tensor at a time is in memory."""
+    """A folder of torch.distributed.checkpoint.
+
+    A tensor that lies in one piece is mapped; of those in several, torch puts one at a time
+    together in memory.
+    """
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
@@ -177,26 +184,67 @@ class DistributedCheckpoint(FileCheckpoint):
         except (Exception, CheckpointException) as error:  # of many kinds
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
-        if self._identify() != self._identity:  # torch opens the data by name each time
-            raise CheckpointError(f"{self.what} changed while it was being read")
+        self._check_same()
         return MappingCheckpoint(into, self.what)
 
-    def _look(self, name: str, place: _Place) -> None:
+    def _map(self, name: str) -> Array | None:
+        """The bytes of a tensor that lies in one piece; None for one that torch puts together."""
+        tensor = self.tensors[name]
+        quantized = tensor.dtype.startswith("q")  # whose bytes say nothing without a scale
+        if len(self._places[name]) != 1 or not tensor.nbytes or quantized:
+            return None
+        place = self._places[name][0]
+        try:
+            held = self._look(name, place)
+            if not held.contiguous:
+                return None
+            assert held.storage.place is not None
+            start = place.offset + held.storage.place + held.start
+            slack = start % mmap.ALLOCATIONGRANULARITY
+            with open(self.path / place.file, "rb") as file:
+                mapped = mmap.mmap(
+                    file.fileno(),
+                    tensor.nbytes + slack,
+                    access=mmap.ACCESS_READ,
+                    offset=start - slack,
+                )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
+        self._check_same()
+        return np.frombuffer(mapped, np.uint8, tensor.nbytes, slack)
+
+    def _check_same(self) -> None:
+        """The data are opened by name each time: they must be those that the metadata are of."""
+        if self._identify() != self._identity:
+            raise CheckpointError(f"{self.what} changed while it was being read")
+
+    def _look(self, name: str, place: _Place) -> StoredTensor:
         what = f"{self.label(name)}, in {place.file!r},"
         with open(self.path / place.file, "rb") as file:
             held = look(file, place.offset, place.length, what)
         dtype, sizes = self.tensors[name].dtype, place.sizes
         if not isinstance(held, StoredTensor) or (held.dtype, held.shape) != (dtype, sizes):
             raise CheckpointError(f"{what} cannot be read: no {dtype} tensor of {list(sizes)}")
+        return held
 
     def column(self, name: str) -> Column:
-        return self._load(name).column(name)
+        tensor = self.tensors[name]
+        mapped = self._map(name) if tensor.dtype in FLOATS else None
+        if mapped is None:
+            return self._load(name).column(name)
+        import torch
+
+        array = mapped.view("uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
+        # what a result is made like: a tensor of that form, without memory of its own
+        like = torch.empty((), dtype=getattr(torch, tensor.dtype)).expand(tensor.shape)
+        return Column(array.reshape(tensor.shape), tensor.dtype, like)
 
     def value(self, name: str) -> Any:
         return self._load(name).value(name)
 
     def raw(self, name: str) -> Array:
-        return self._load(name).raw(name)
+        mapped = self._map(name)
+        return self._load(name).raw(name) if mapped is None else mapped
 
 
 def _first_cause(error: BaseException) -> BaseException:
