@@ -262,7 +262,7 @@ def test_interrupt_does_not_wait_for_lapack(shape, delay):
         child.send_signal(signal.SIGINT)
         start = time.monotonic()
         assert child.stdout.readline() == "stopped True\n"
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 1.0 + 0.5  # half a second for a busy machine
     assert child.returncode == 0  # the process's end waits for the worker
 
 
