@@ -18,46 +18,13 @@ from wfcast.checkpoint import open_checkpoint
 from wfcast.checkpoint._atomic import atomic_file, atomic_folder
 
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
-transformers = pytest.importorskip("transformers")  # the same
+pytest.importorskip("transformers")  # the same
+
+from models import ConvNet, Opened, small  # noqa: E402  only with both
 
 STEPS = (0, 500)
 LINE = wfcast.linear_trend(STEPS, (1500,))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(wfcast.__file__).parents[1])}
-
-
-def small(kind):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": 64, "intermediate_size": 32, "max_position_embeddings": 16, **sizes}
-    t = transformers
-    torch.manual_seed(0)
-    if kind == "distilbert":
-        config = t.DistilBertConfig(
-            vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
-        )
-        return t.DistilBertForMaskedLM(config)
-    if kind == "bert":
-        return t.BertForMaskedLM(t.BertConfig(**text))
-    if kind == "gpt2":
-        config = t.GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2)
-        return t.GPT2LMHeadModel(config)
-    if kind == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**text, tie_word_embeddings=False))
-    assert kind == "vit"
-    return t.ViTForImageClassification(
-        t.ViTConfig(**sizes, intermediate_size=32, image_size=8, patch_size=4)
-    )
-
-
-class ConvNet(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
-        )
-        self.head = torch.nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.features(x).mean((2, 3)))
 
 
 def move(model, size=0.1):
@@ -116,16 +83,6 @@ def test_hugging_face_folders(tmp_path, kind, shards):
     if kind in ("distilbert", "bert", "gpt2"):
         embedding = loaded.get_input_embeddings().weight
         assert loaded.get_output_embeddings().weight.data_ptr() == embedding.data_ptr()
-
-
-class Opened:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 WRAPS = {

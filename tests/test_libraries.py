@@ -17,6 +17,8 @@ transformers = pytest.importorskip("transformers")  # the same
 accelerate = pytest.importorskip("accelerate")  # only the tests use it
 peft = pytest.importorskip("peft")  # the same
 
+from models import Opened, small  # noqa: E402  only with them
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(wfcast.__file__).parents[1])}
 LINE = wfcast.linear_trend((2, 4), (8,))
 
@@ -27,14 +29,6 @@ def wf(*args):
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
-
-
-def small(seed):
-    transformers.set_seed(seed)
-    config = transformers.DistilBertConfig(
-        vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
-    )
-    return transformers.DistilBertForMaskedLM(config)
 
 
 def texts():
@@ -63,7 +57,9 @@ def trained(folder, seed):
         dataloader_pin_memory=False,
         seed=seed,
     )
-    trainer = transformers.Trainer(model=small(seed), args=arguments, train_dataset=texts())
+    trainer = transformers.Trainer(
+        model=small("distilbert", seed), args=arguments, train_dataset=texts()
+    )
     trainer.train()
     return folder
 
@@ -116,16 +112,6 @@ def test_the_trainer(runs, tmp_path):
     assert errors["total"]["n"] == sum(v.size for v in a.values())
 
 
-class Opened:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.slow
 def test_an_unfinished_checkpoint_of_the_trainer(runs, tmp_path):
     unfinished = runs[1] / "checkpoint-10"
@@ -143,7 +129,7 @@ def test_an_unfinished_checkpoint_of_the_trainer(runs, tmp_path):
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "torch"])
 def test_accelerate(tmp_path, safe):
     accelerator = accelerate.Accelerator(cpu=True)
-    model = small(0)
+    model = small("distilbert", 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model, optimizer = accelerator.prepare(model, optimizer)
     states = {}
@@ -162,7 +148,7 @@ def test_accelerate(tmp_path, safe):
         "model.safetensors" if safe else "pytorch_model.bin",
         *report.carried,
     }
-    fresh = small(1)
+    fresh = small("distilbert", 1)
     accelerate.load_checkpoint_in_model(fresh, str(out))
     for name, value in fresh.state_dict().items():
         expected = 3 * states[4][name].double() - 2 * states[2][name].double()
@@ -172,7 +158,7 @@ def test_accelerate(tmp_path, safe):
 
 def adapter(base_seed, path, base):
     """A LoRA adapter, trained for two steps, then for two more."""
-    small(base_seed).save_pretrained(base)
+    small("distilbert", base_seed).save_pretrained(base)
     model = transformers.AutoModelForMaskedLM.from_pretrained(base)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_lin", "v_lin"])
     adapted = peft.get_peft_model(model, config)
@@ -199,7 +185,7 @@ def test_peft(tmp_path):
     for name in c:
         assert ".lora_A." in name or ".lora_B." in name
         np.testing.assert_allclose(c[name], 3 * b[name] - 2 * a[name], rtol=1e-5, atol=1e-7)
-    loaded = peft.PeftModel.from_pretrained(small(0), out)
+    loaded = peft.PeftModel.from_pretrained(small("distilbert", 0), out)
     got = peft.get_peft_model_state_dict(loaded)
     for name, value in got.items():
         np.testing.assert_array_equal(value.double().numpy(), c[name])
@@ -215,10 +201,7 @@ def test_peft(tmp_path):
 
 def moving(seed, keep):
     """A GPT-2 that drifts; what `keep(model, step)` makes of it at steps 0, 10, 20 and 30."""
-    torch.manual_seed(seed)
-    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, **sizes, **ends))
+    model = small("gpt2", seed)
     drift = [torch.randn_like(p) / 100 for p in model.parameters()]
     kept = {}
     for step in (0, 10, 20, 30):
