@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sklearn.exceptions import NotFittedError
 
 import wfcast
 from wfcast.report import Errors
@@ -149,6 +150,15 @@ def test_layers_stand_in_their_own_order():
         "layer.9.w",
         "layer.10.w",
     ]
+
+
+def test_what_was_not_fitted_has_nothing_to_show():
+    unfitted = wfcast.ModelFarcaster((0, 20), (30, 40))
+    for call in (lambda: wfcast.evaluate(unfitted, run_of(1)), lambda: wfcast.inspect(unfitted)):
+        with pytest.raises(NotFittedError):
+            call()
+    with pytest.raises(NotFittedError):
+        unfitted.plot()
 
 
 def test_html_is_escaped():

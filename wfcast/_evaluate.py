@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from . import _core
 from ._columns import blocks
@@ -124,9 +125,10 @@ def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) 
 
     Raises
     ------
-    CheckpointError, WfcastError
+    NotFittedError, CheckpointError, WfcastError
         As `ModelFarcaster.predict`; or the run has none of the targets.
     """
+    check_is_fitted(mf)
     given = check_run(run, mf.inputs_, "the run")
     targets = tuple(t for t in mf.targets_ if t in given)
     if not targets:

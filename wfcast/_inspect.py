@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from . import _core
 from ._columns import value_at
@@ -46,8 +47,11 @@ def inspect(
     ------
     CheckpointError
         Nothing there, or nothing that wfcast can read.
+    NotFittedError
+        A ModelFarcaster that is neither fitted nor ready-made.
     """
     if isinstance(source, ModelFarcaster):
+        check_is_fitted(source)
         return FarcasterReport(source, "farcaster")
     if _is_run(source):
         what = os.fspath(source) if not isinstance(source, Mapping) else "run"
