@@ -6,7 +6,7 @@
 typedef struct {
     PyObject_HEAD
     wf_fit *fit; /* NULL after an interrupt that left it to its worker */
-    ptrdiff_t p, m, n_groups;
+    ptrdiff_t p, m, n_rows, n_groups;
     int busy;   /* a call is under way with the GIL released */
     int failed; /* a pass broke off: what is gathered is not whole */
 } fit_object;
@@ -89,6 +89,7 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->p = p;
     self->m = m;
+    self->n_rows = n_rows;
     self->n_groups = o.n_groups;
     if (wf_fit_new(&o, &self->fit) != WF_OK) {
         self->fit = NULL;
@@ -207,6 +208,14 @@ done:
     return result;
 }
 
+/* Whether the end of a pass takes so little that Ctrl-C can wait for it, and a thread would be most
+ * of the time: some 1e9 operations, for the products of a row are made about a hundred times. */
+static int is_small(const fit_object *self)
+{
+    const double q = (double)self->p + 1;
+    return (2e3 + (double)self->n_rows) * q * q * (double)self->m < 1e7;
+}
+
 static PyObject *fit_advance(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -215,7 +224,15 @@ static PyObject *fit_advance(PyObject *object, PyObject *unused)
         return NULL;
     }
     const wf_fault fault = {0, 0};
-    PyObject *result = outcome(self, wf_advance(&self->fit), &fault);
+    wf_status status;
+    if (is_small(self)) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wf_fit_advance(self->fit, NULL, NULL);
+        Py_END_ALLOW_THREADS
+    } else {
+        status = wf_advance(&self->fit);
+    }
+    PyObject *result = outcome(self, status, &fault);
     self->busy = 0;
     return result;
 }
