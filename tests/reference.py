@@ -135,3 +135,22 @@ def error_sums(pred, true):
         "sum_true_sq": (t * t).sum(),
         "n_nonfinite": int((~good).sum()),
     }
+
+
+def gram(x, y=None):
+    """What _core.gram returns."""
+    left = np.array([widen(c) for c in x])
+    return left @ (left if y is None else np.array([widen(c) for c in y])).T
+
+
+def drift(moves, forget=0.5):
+    """Slopes of wfcast.torch's Drift for one tensor.
+
+    `moves` is a list of lists of movements (vectors), one list per lesson, oldest first.
+    """
+    total = 0
+    for lesson in moves:
+        d = np.array(lesson, np.float64)
+        total = forget * total + d @ d.T
+    rho = np.linalg.lstsq(total[:-1, :-1], total[:-1, -1], rcond=1e-9)[0]
+    return np.zeros(len(rho)) if rho.sum() <= 0 else rho / max(rho.sum(), 1.0)

@@ -278,6 +278,45 @@ def test_error_sums_and_update_norm(isa, dtype):
             np.testing.assert_allclose(_core.update_norm(a, b), want["sum_abs"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_gram(isa, dtype):
+    rng = np.random.default_rng(11)
+    for n in [*range(66), 1000, 40_001]:
+        for step, offset in [(1, 0), (-2, 3)]:
+            x = [reference.placed(column(rng, n, dtype), step, offset) for _ in range(3)]
+            y = [reference.placed(column(rng, n, np.float32), 1, 0) for _ in range(2)]
+            size = max(1.0, reference.gram(x).max(initial=0.0), reference.gram(y).max(initial=0.0))
+            for threads in (1, 3):
+                got = _core.gram(x, None, threads)
+                np.testing.assert_allclose(got, reference.gram(x), atol=1e-13 * size)
+                np.testing.assert_array_equal(got, got.T)
+                got = _core.gram(x, y, threads)
+                np.testing.assert_allclose(got, reference.gram(x, y), atol=1e-13 * size)
+
+
+def test_gram_does_not_depend_on_threads():
+    rng = np.random.default_rng(12)
+    x = [rng.normal(size=300_001).astype(np.float32) for _ in range(3)]
+    np.testing.assert_array_equal(_core.gram(x, None, 1), _core.gram(x, None, 4))
+    np.testing.assert_array_equal(_core.gram(x[:1], x, 1), _core.gram(x[:1], x, 3))
+
+
+def test_gram_refuses():
+    x = np.ones(20)
+    with pytest.raises(ValueError, match="at least one column on each side"):
+        _core.gram([])
+    with pytest.raises(ValueError, match="at least one column on each side"):
+        _core.gram([x], [])
+    with pytest.raises(ValueError, match="shape"):
+        _core.gram([x, np.ones(21)])
+    for bad in (np.nan, np.inf):
+        y = x.copy()
+        y[7] = bad
+        with pytest.raises(_core.NonFinite) as info:
+            _core.gram([x], [x, y])
+        assert info.value.args == ("input", 2, 7)
+
+
 def test_triad(isa):
     rng = np.random.default_rng(10)
     a, b, out = (rng.normal(size=1003).astype(np.float32) for _ in range(3))

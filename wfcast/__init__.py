@@ -1,5 +1,7 @@
 """wfcast forecasts the weights of a neural network in the middle of its training."""
 
+from types import ModuleType
+
 from ._config import show_config
 from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
 from ._evaluate import Evaluation, evaluate
@@ -34,3 +36,11 @@ __all__ = [
     "persistence",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "torch":  # imported on use
+        import importlib
+
+        return importlib.import_module(".torch", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

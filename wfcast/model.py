@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -329,7 +330,38 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         result.update({alias: result[name] for alias, name in plan.latest.tied.items()})
         return result
 
-    def _plan(self, run: Any, step: int | None, partial: bool = False) -> Plan:
+    def applied(self, model: Any, run: Any, step: int | None = None) -> AbstractContextManager[Any]:
+        """A context in which a torch model has the forecast weights.
+
+        ::
+
+            with mf.applied(model, states):
+                evaluate(model)
+                model.save_pretrained("forecast")
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Its parameters are written in place, and get their own values back, to the bit, however
+            the block ends. Buffers and parameters that were not fitted stay as they are.
+        run : {step: state_dict, module or path}
+            Holds the inputs; other steps are ignored.
+        step : int, optional
+            One of the targets; may be left out where there is but one.
+
+        Raises
+        ------
+        CheckpointError
+            A step or a parameter is missing, or a shape differs.
+        WfcastError
+            A step that is no target, or a value at fault.
+        """
+        from .torch._span import applied
+
+        return applied(self, model, run, self._horizon(step))
+
+    def _horizon(self, step: int | None) -> int:
+        """The index of the target `step`."""
         check_is_fitted(self)
         if step is None and len(self.targets_) == 1:
             step = self.targets_[0]
@@ -338,6 +370,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             raise WfcastError(
                 f"{given}, expected one of the targets {', '.join(map(str, self.targets_))}"
             )
+        return self.targets_.index(step)
+
+    def _plan(self, run: Any, step: int | None, partial: bool = False) -> Plan:
+        horizon = self._horizon(step)
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
         for at, checkpoint in inputs.items():
@@ -363,7 +399,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         forecast = [t for t in wanted if t.size]
         known = {t.name for t in forecast}
         copied = [t for n, t in latest.tensors.items() if n not in known]
-        return Plan(inputs, forecast, copied, self.targets_.index(step))
+        return Plan(inputs, forecast, copied, horizon)
 
     def _knows(self, tensor: Tensor) -> bool:
         return ALL in self.coef_ or tensor.name in self.coef_

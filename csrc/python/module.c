@@ -134,6 +134,43 @@ static PyObject *core_update_norm(PyObject *module, PyObject *args)
     return PyFloat_FromDouble(e.sum_abs);
 }
 
+static PyObject *core_gram(PyObject *module, PyObject *args)
+{
+    PyObject *x, *y = Py_None, *result = NULL;
+    int n_threads = 0;
+    wf_arrays arrays = {0};
+    if (!PyArg_ParseTuple(args, "O|Oi:gram", &x, &y, &n_threads) ||
+        (n_threads = wf_threads(n_threads)) < 0 || wf_arrays_add(&arrays, x, "column", 0) != 0) {
+        goto done;
+    }
+    const ptrdiff_t p = arrays.table.n_columns;
+    if (y != Py_None && wf_arrays_add(&arrays, y, "column", 0) != 0) {
+        goto done;
+    }
+    const ptrdiff_t m = y == Py_None ? p : arrays.table.n_columns - p;
+    if (p == 0 || m == 0) {
+        PyErr_SetString(PyExc_ValueError, "gram needs at least one column on each side");
+        goto done;
+    }
+    npy_intp shape[2] = {p, m};
+    result = PyArray_SimpleNew(2, shape, NPY_DOUBLE);
+    if (!result) {
+        goto done;
+    }
+    double *out = PyArray_DATA((PyArrayObject *)result);
+    wf_fault fault = {0, 0};
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_gram(&arrays.table, p, n_threads, out, &fault);
+    Py_END_ALLOW_THREADS
+    if (status != WF_OK) {
+        Py_SETREF(result, wf_raise(wf_state_of(module), status, &fault));
+    }
+done:
+    wf_arrays_release(&arrays);
+    return result;
+}
+
 static PyObject *core_triad(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -203,6 +240,7 @@ static PyMethodDef functions[] = {
      "apply(x, y, coef, intercept, check_finite=True, n_threads=0)"},
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
+    {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0) -> array"},
     {"triad", core_triad, METH_VARARGS, "triad(out, a, b, scalar, n_threads=0)"},
     {"config", core_config, METH_NOARGS, "config() -> dict"},
     {"set_isa", core_set_isa, METH_O, "set_isa(name)"},

@@ -1,0 +1,834 @@
+"""Jumps in a training loop: the weights they give, and what a rollback gives back."""
+
+import copy
+import gc
+import io
+import logging
+import math
+import resource
+import signal
+
+import loops
+import numpy as np
+import peft
+import pytest
+import reference
+import torch
+from models import ConvNet, small
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+
+import wfcast
+from wfcast import WfcastError
+from wfcast.torch import Farcasting, _tensors
+
+FAST = {"spacing": 5, "period": 10, "recovery": 5}
+
+
+def setup(optimizer="adam", norm=False, **parameters):
+    model = loops.mlp(norm=norm)
+    made = loops.OPTIMIZERS[optimizer](model.parameters())
+    return model, made, Farcasting(model, made, **{**FAST, **parameters})
+
+
+# ---- the weights of a jump ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_states", [2, 3])
+def test_jump_is_the_refitted_line(n_states):
+    model, optimizer, farcasting = setup(n_states=n_states, period=5 * n_states, horizon=20)
+    addresses = [p.data_ptr() for p in model.parameters()]
+    recorded = {0: loops.weights(model)}
+    for step in range(1, 5 * n_states + 1):
+        loss = loops.optimize(model, optimizer, step)
+        recorded[step] = loops.weights(model)
+        assert farcasting.step(loss) == (step == 5 * n_states)
+    for name, now in model.state_dict().items():
+        w = [recorded[5 * k][name].double().numpy().ravel() for k in range(n_states + 1)]
+        d = np.diff(w, axis=0)
+        slope = reference.drift([d])
+        want = w[-1] + 20 / 5 * slope @ d[1:]
+        np.testing.assert_allclose(now.numpy().ravel(), want, rtol=2e-6, atol=2e-7)
+        assert not np.allclose(want, w[-1])
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert farcasting.history[-1]["horizon"] == 20
+
+
+def test_slopes_go_on_learning_across_jumps():
+    """Movements before and after a jump meet in one lesson; the jump itself is in none."""
+    model, optimizer, farcasting = setup(horizon=2, max_loss=0.9, patience=99)
+    seen = {0: loops.weights(model)}
+    for step in range(1, 21):
+        loss = loops.optimize(model, optimizer, step)
+        seen[step] = loops.weights(model)
+        farcasting.step(loss)
+    assert [e["step"] for e in farcasting.history] == [10, 20]
+    assert farcasting.history[0]["outcome"] == "kept"
+    for name, now in model.state_dict().items():
+        w = {t: seen[t][name].double().numpy().ravel() for t in (0, 5, 10, 15, 20)}
+        moves = [w[5] - w[0], w[10] - w[5], w[20] - w[15]]
+        slope = reference.drift([moves[:2], moves[1:]])
+        want = w[20] + 2 / 5 * slope[0] * moves[2]
+        np.testing.assert_allclose(now.numpy().ravel(), want, rtol=2e-6, atol=2e-7)
+
+
+def test_line_given_as_a_function():
+    model, optimizer, farcasting = setup(forecaster=wfcast.linear_trend, n_states=3, horizon=7.5)
+    seen = {}
+    for step in range(1, 11):
+        loss = loops.optimize(model, optimizer, step)
+        seen[step] = loops.weights(model)
+        farcasting.step(loss)
+    initial = loops.weights(loops.mlp())
+    for name, now in model.state_dict().items():
+        w = np.array([x[name].double().numpy().ravel() for x in (initial, seen[5], seen[10])])
+        t = np.array([0.0, 5, 10])
+        slope, level = np.polyfit(t, w, 1)
+        line = level + slope * 18  # the forecast of a whole step, and then in proportion
+        want = w[-1] + 7.5 / 8 * (line - w[-1])
+        np.testing.assert_allclose(now.numpy().ravel(), want, rtol=1e-5, atol=1e-6)
+
+
+def siblings(inputs, targets):
+    runs = []
+    for seed in (1, 2):
+        model = loops.mlp(seed=seed)
+        optimizer = loops.OPTIMIZERS["adam"](model.parameters())
+        run = {0: loops.weights(model)}
+        for step in range(1, targets[-1] + 1):
+            loops.optimize(model, optimizer, 1000 * seed + step)
+            run[step] = loops.weights(model)
+        runs.append(run)
+    mf = wfcast.ModelFarcaster(inputs, targets, loss="squared_error", beta=0.0)
+    return mf.fit(runs)
+
+
+def test_fitted_forecaster_and_horizons_between_its_targets():
+    mf = siblings((0, 6, 10), (14, 20))
+    for horizon, expected in ((10, 20), (4, 14), (7, None), (2, None)):
+        model, optimizer, farcasting = setup(forecaster=mf, horizon=horizon)
+        run = {0: loops.weights(model)}
+        for step in range(1, 11):
+            loss = loops.optimize(model, optimizer, step)
+            run[step] = loops.weights(model)
+            farcasting.step(loss)
+        if expected is None:
+            near, far = (
+                (run[10], mf.predict(run, 14))
+                if horizon < 4
+                else [mf.predict(run, s) for s in (14, 20)]
+            )
+            share = horizon / 4 if horizon < 4 else (horizon - 4) / 6
+            want = {n: near[n] + share * (far[n] - near[n]) for n in near}
+        else:
+            want = mf.predict(run, expected)
+        for name, now in model.state_dict().items():
+            torch.testing.assert_close(now, want[name], rtol=1e-5, atol=1e-6)
+        farcasting.close()
+
+
+def test_horizon_stays_within_the_fit():
+    mf = siblings((0, 5), (10, 12))
+    _, _, farcasting = setup(forecaster=mf, horizon=500)
+    assert farcasting.horizon == 7
+
+
+def test_torch_path_gives_what_the_core_gives(monkeypatch):
+    """The code for other devices, run on the CPU."""
+    results = []
+    for elsewhere in (False, True):
+        if elsewhere:
+            monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+        model, optimizer, farcasting = setup(norm=True)
+        loops.run(farcasting, model, optimizer, range(1, 11))
+        results.append(loops.weights(model))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("store", ["cpu", "device"])
+def test_cuda_gives_what_the_core_gives(store):
+    start = loops.mlp()
+    states = [loops.weights(loops.mlp(seed=s)) for s in (1, 2)]
+    results = []
+    for device in ("cpu", "cuda"):
+        model = copy.deepcopy(start).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        farcasting = Farcasting(model, optimizer, horizon=20, **FAST, store=store)
+        for step in range(1, 11):
+            if step in (5, 10):
+                model.load_state_dict(states[step // 5 - 1])
+            x, y = (t.to(device) for t in loops.batch(step))
+            loss = loops.loss_of(model, (x, y))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            changed = farcasting.step(loss)
+        assert changed
+        results.append({k: v.cpu() for k, v in loops.weights(model).items()})
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-6)
+
+
+# ---- keeping and rolling back -------------------------------------------------------------------
+
+
+def test_jumps_pay_at_an_untuned_rate():
+    """Adam at a tenth of its default rate, held-out loss of real digits."""
+    plain = loops.mlp(width=64)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4)
+    for step in range(1, 801):
+        loops.optimize(plain, optimizer, step)
+    model = loops.mlp(width=64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    farcasting = Farcasting(model, optimizer, judge=lambda: loops.held_out(model))
+    loops.run(farcasting, model, optimizer, range(1, 401), judged=True)
+    assert loops.held_out(model) < loops.held_out(plain)
+    assert farcasting.steps_saved > 200
+
+
+@pytest.mark.parametrize("optimizer", loops.OPTIMIZERS)
+@pytest.mark.parametrize("judged", [False, True])
+def test_harm_is_taken_back(optimizer, judged):
+    model = loops.mlp(norm=True)
+    made = loops.OPTIMIZERS[optimizer](model.parameters())
+    scheduler = CosineAnnealingWarmRestarts(made, 7)
+    judge = (lambda: loops.held_out(model)) if judged else None
+    farcasting = Farcasting(
+        model, made, horizon=100_000, scheduler=scheduler, judge=judge, **FAST, max_loss=0.5
+    )
+    for step in range(1, 16):
+        loss = loops.optimize(model, made, step, scheduler)
+        if step == 10:
+            kept = loops.weights(model)
+            state = copy.deepcopy(made.state_dict())
+            schedule = copy.deepcopy(scheduler.state_dict())
+            addresses = [p.data_ptr() for p in model.parameters()]
+        changed = farcasting.step(None if judged else loss)
+        if step == 10:
+            assert changed
+            assert not loops.equal(loops.weights(model), kept)
+        if farcasting.history and farcasting.history[-1]["outcome"] == "rolled back":
+            break
+    assert changed
+    entry = farcasting.history[-1]
+    assert entry["verdict"] == "harm"
+    assert entry["steps_saved"] == 10 - step
+    assert farcasting.steps_lost == step - 10
+    assert loops.equal(loops.weights(model), kept)
+    assert loops.equal(made.state_dict(), state)
+    assert loops.equal(scheduler.state_dict(), schedule)
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+
+
+def test_a_rolled_back_run_is_the_run_from_before_the_jump():
+    """Trained on the same batches, it goes where a run without the jump goes."""
+    model, optimizer, farcasting = setup(norm=True, horizon=100_000)
+    twin = loops.mlp(norm=True)
+    other = loops.OPTIMIZERS["adam"](twin.parameters())
+    for step in range(1, 11):
+        loops.optimize(twin, other, step)
+    (step, *_), back = loops.run(farcasting, model, optimizer, range(1, 20)), None
+    assert step == 10
+    back = 10 + farcasting.steps_lost
+    for later in range(back + 1, 20):
+        loops.optimize(twin, other, later)
+    assert farcasting.history[0]["outcome"] == "rolled back"
+    assert loops.equal(loops.weights(model), loops.weights(twin))
+
+
+def test_without_a_scheduler_the_rate_is_left_alone():
+    model, optimizer, farcasting = setup(horizon=100_000)
+    for step in range(1, 16):
+        optimizer.param_groups[0]["lr"] = 1e-3 / step
+        farcasting.step(loops.optimize(model, optimizer, step))
+        if farcasting.steps_lost:
+            break
+    assert optimizer.param_groups[0]["lr"] == 1e-3 / step
+
+
+def test_nan_after_a_jump_is_taken_back_early():
+    model, optimizer, farcasting = setup(recovery=50, horizon=5)
+    for step in range(1, 30):
+        loss = loops.optimize(model, optimizer, step)
+        if step == 10:
+            kept = loops.weights(model)
+        if step > 10:
+            loss = torch.tensor(math.nan)
+        if farcasting.step(loss) and step > 10:
+            break
+    assert step == 20
+    assert loops.equal(loops.weights(model), kept)
+
+
+def test_nan_before_a_jump_means_no_jump(caplog):
+    model, optimizer, farcasting = setup()
+    for step in range(1, 11):
+        loss = loops.optimize(model, optimizer, step)
+        assert not farcasting.step(torch.tensor(math.nan) if step == 8 else loss)
+    assert farcasting.history[-1]["outcome"] == "refused"
+    assert "not finite" in farcasting.history[-1]["reason"]
+    assert "no jump at step 10" in caplog.text
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_nan_in_weights_means_no_jump(elsewhere, monkeypatch):
+    if elsewhere:
+        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+    model, optimizer, farcasting = setup(horizon=5)
+    for step in range(1, 11):
+        loss = loops.optimize(model, optimizer, step)
+        if step == 10:
+            with torch.no_grad():
+                model[2].weight[3, 4] = math.nan
+            before = loops.weights(model)
+        assert not farcasting.step(loss)
+    assert farcasting.history[-1]["outcome"] == "refused"
+    assert "NaN" in farcasting.history[-1]["reason"]
+    for name, now in model.state_dict().items():
+        assert torch.equal(now.nan_to_num(), before[name].nan_to_num())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_overflow_means_no_jump_and_nothing_changed(elsewhere, monkeypatch):
+    if elsewhere:
+        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+    model = loops.mlp().half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    farcasting = Farcasting(model, optimizer, forecaster=wfcast.linear_trend, horizon=1e8, **FAST)
+    for step in range(1, 11):
+        x, y = loops.batch(step)
+        loss = loops.loss_of(model, (x.half(), y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        before = loops.weights(model)
+        assert not farcasting.step(loss)
+    assert "overflow" in farcasting.history[-1]["reason"]
+    assert loops.equal(loops.weights(model), before)
+
+
+def test_it_stops_where_jumps_do_not_pay(caplog):
+    """Weights that only jitter: nothing is gained, and it says so."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    farcasting = Farcasting(model, optimizer, **FAST)
+    with caplog.at_level(logging.WARNING, "wfcast"):
+        for _ in range(200):
+            loss = model(torch.randn(8, 3)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            farcasting.step(loss)
+    assert farcasting.stopped
+    assert "Farcasting stopped at step" in caplog.text
+    assert caplog.text.count("stopped at step") == 1
+    assert not farcasting._states  # the memory was given back
+
+
+def test_recovery_0_keeps_every_jump():
+    model, optimizer, farcasting = setup(recovery=0, horizon=5)
+    for step in range(1, 31):
+        loops.optimize(model, optimizer, step)
+        assert farcasting.step() == (step % 10 == 0)
+    assert [e["outcome"] for e in farcasting.history] == ["kept"] * 3
+
+
+def test_a_callable_given_to_step_is_a_judge():
+    model, optimizer, farcasting = setup()
+    calls = []
+
+    def judge():
+        calls.append(farcasting._step)
+        assert not model.training
+        return loops.held_out(model)
+
+    model.train()
+    for step in range(1, 16):
+        loops.optimize(model, optimizer, step)
+        farcasting.step(judge)
+        assert model.training
+    assert calls == [5, 10, 10, 15]
+
+
+def test_a_judge_does_not_change_the_random_numbers():
+    drawn = []
+    for judge in (None, lambda: float(torch.rand(()))):
+        model, optimizer, farcasting = setup(judge=judge, horizon=3, stop=10)
+        torch.manual_seed(5)
+        loops.run(farcasting, model, optimizer, range(1, 12))
+        drawn.append(torch.rand(4))
+    assert torch.equal(*drawn)
+
+
+def test_start_and_stop():
+    model, optimizer, farcasting = setup(start=20, stop=47, horizon=2, patience=99, max_loss=0.9)
+    loops.run(farcasting, model, optimizer, range(1, 80))
+    jumps = [e["step"] for e in farcasting.history]
+    assert jumps[0] == 30
+    assert jumps[-1] + 5 <= 47
+    assert all(e["outcome"] != "pending" for e in farcasting.history)
+
+
+@pytest.mark.parametrize("harm", [False, True])
+def test_close_judges_the_jump_under_way(harm):
+    model, optimizer, farcasting = setup(horizon=100_000 if harm else 2, recovery=50)
+    loops.run(farcasting, model, optimizer, range(1, 10))
+    loss = loops.optimize(model, optimizer, 10)
+    kept = loops.weights(model)
+    farcasting.step(loss)
+    for step in range(11, 14):
+        farcasting.step(loops.optimize(model, optimizer, step))
+    farcasting.close()
+    assert farcasting.history[-1]["outcome"] == ("rolled back" if harm else "kept")
+    assert loops.equal(loops.weights(model), kept) == harm
+    Farcasting(model, optimizer)
+
+
+def test_moments():
+    factors = {}
+    for how in ("keep", "reset", "scale"):
+        model, optimizer, farcasting = setup(optimizer_state=how, horizon=15, exclude=["2.bias"])
+        loops.run(farcasting, model, optimizer, range(1, 10))
+        loss = loops.optimize(model, optimizer, 10)
+        before = copy.deepcopy(optimizer.state_dict())["state"]
+        farcasting.step(loss)
+        after = optimizer.state_dict()["state"]
+        factors[how] = [
+            float((after[i]["exp_avg"] / before[i]["exp_avg"]).nanmedian()) if i in after else None
+            for i in range(4)
+        ]
+        if how != "reset":
+            assert loops.equal(
+                [after[i]["exp_avg_sq"] for i in after], [before[i]["exp_avg_sq"] for i in before]
+            )
+        loops.run(farcasting, model, optimizer, range(11, 20))
+    assert factors["keep"] == [1.0] * 4
+    assert factors["reset"] == [None, None, None, 1.0]
+    np.testing.assert_allclose(factors["scale"], [0.25, 0.25, 0.25, 1.0], rtol=1e-5)
+
+
+# ---- models and loops of every kind -------------------------------------------------------------
+
+
+def changed_by_first_jump(model, optimizer, farcasting, train):
+    """Names of the state dict that the jump changed."""
+    for _ in range(40):
+        loss = train()
+        before = loops.weights(model)
+        if farcasting.step(loss):
+            after = model.state_dict()
+            return {n for n in before if not torch.equal(before[n], after[n])}
+    raise AssertionError("no jump")
+
+
+def test_include_exclude_and_frozen():
+    model = loops.mlp(norm=True)
+    model[3].bias.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters())
+    farcasting = Farcasting(model, optimizer, include=["*weight", "3.*"], exclude=["1.*"], **FAST)
+    steps = iter(range(1, 100))
+    train = lambda: loops.optimize(model, optimizer, next(steps))  # noqa: E731
+    names = changed_by_first_jump(model, optimizer, farcasting, train)
+    assert names == {"0.weight", "3.weight"}
+
+
+def test_tied_weights_jump_once():
+    model = small("gpt2")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    farcasting = Farcasting(model, optimizer, horizon=3, **FAST)
+    tokens = torch.arange(16).repeat(4, 1)
+
+    def train():
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    names = changed_by_first_jump(model, optimizer, farcasting, train)
+    assert {"lm_head.weight", "transformer.wte.weight"} <= names
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT's own
+def test_lora():
+    model = peft.get_peft_model(
+        small("llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    farcasting = Farcasting(model, optimizer, horizon=3, **FAST)
+    tokens = torch.arange(16).repeat(4, 1)
+
+    def train():
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    names = changed_by_first_jump(model, optimizer, farcasting, train)
+    assert names
+    assert all("lora_" in name for name in names)
+
+
+def test_batch_norm_statistics_are_refreshed():
+    model = ConvNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = [(images[:32],), (images[32:],)]
+    refreshed = []
+
+    def refresh():
+        torch.optim.swa_utils.update_bn(loader, model)
+        refreshed.append(loops.weights(model))
+
+    farcasting = Farcasting(model, optimizer, refresh=refresh, horizon=5, **FAST)
+    farcasting_steps = 0
+    for step in range(1, 11):
+        loss = (model(images)[:, 0] - images.mean((1, 2, 3))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        farcasting_steps += farcasting.step(loss)
+        assert len(refreshed) == (step == 10)
+    expected = model.features[0](images).mean((0, 2, 3))
+    torch.testing.assert_close(model.features[1].running_mean, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_model():
+    model = loops.mlp()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.Adam(compiled.parameters(), lr=1e-3)
+    mf = siblings((0, 10), (15, 20))
+    farcasting = Farcasting(compiled, optimizer, forecaster=mf, horizon=5, **FAST)
+    assert [s.name for s in farcasting._slots] == list(model.state_dict())
+    assert loops.run(farcasting, compiled, optimizer, range(1, 11)) == [10]
+
+
+def test_accumulation_and_clipping():
+    model, optimizer, farcasting = setup()
+    jumped = 0
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        for part in range(2):
+            loss = loops.loss_of(model, loops.batch(10 * step + part)) / 2
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        jumped += farcasting.step(loss * 2)
+    assert jumped == 1
+
+
+def test_gradient_scaler_that_leaves_out_steps():
+    model, optimizer, farcasting = setup()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    taken = 0
+    for step in range(1, 13):
+        loss = loops.loss_of(model, loops.batch(step))
+        optimizer.zero_grad()
+        scaler.scale(loss * (math.inf if step in (3, 7) else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        farcasting.step(loss)
+        taken += step not in (3, 7)
+        assert farcasting._step == taken
+    assert [e["step"] for e in farcasting.history] == [10]
+
+
+def test_float32_masters_of_a_bfloat16_model():
+    model = loops.mlp().bfloat16()
+    masters = [p.detach().clone().float().requires_grad_() for p in model.parameters()]
+    optimizer = torch.optim.Adam(masters, lr=1e-3)
+    farcasting = Farcasting(model, optimizer, horizon=10, **FAST)
+
+    def spread():
+        with torch.no_grad():
+            for p, m in zip(model.parameters(), masters, strict=True):
+                p.copy_(m)
+
+    for step in range(1, 11):
+        x, y = loops.batch(step)
+        loss = loops.loss_of(model, (x.bfloat16(), y))
+        model.zero_grad()
+        loss.backward()
+        for p, m in zip(model.parameters(), masters, strict=True):
+            m.grad = p.grad.float()
+        optimizer.step()
+        spread()
+        before = [m.detach().clone() for m in masters]
+        jumped = farcasting.step(loss)
+    assert jumped
+    for p, m, old in zip(model.parameters(), masters, before, strict=True):
+        assert not torch.equal(m, old)
+        assert torch.equal(p, m.bfloat16())
+
+
+@pytest.mark.parametrize("store", ["cpu", "device", "disk", "folder"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_stores_give_the_same_jumps(store, dtype, tmp_path):
+    """bfloat16 states change the forecast, never what a rollback restores."""
+    where = tmp_path if store == "folder" else store
+    model, optimizer, farcasting = setup(norm=True, store=where, state_dtype=dtype)
+    plain, other, reference_run = setup(norm=True, state_dtype=dtype)
+    for step in range(1, 41):
+        farcasting.step(loops.optimize(model, optimizer, step))
+        reference_run.step(loops.optimize(plain, other, step))
+    assert loops.equal(loops.weights(model), loops.weights(plain))
+    assert any(e["outcome"] == "kept" for e in farcasting.history)
+    if store == "folder":
+        (folder,) = tmp_path.iterdir()
+        # states, and what a jump under way may take back; nothing that was let go
+        assert 0 < len(list(folder.iterdir())) <= len(farcasting._states) + 3
+        del farcasting
+        gc.collect()
+        assert not folder.exists()
+
+
+def test_exact_rollback_from_bfloat16_states(tmp_path):
+    model, optimizer, farcasting = setup(state_dtype=torch.bfloat16, store="disk", horizon=100_000)
+    for step in range(1, 16):
+        loss = loops.optimize(model, optimizer, step)
+        if step == 10:
+            kept = loops.weights(model)
+        if farcasting.step(loss) and step > 10:
+            break
+    assert farcasting.steps_lost
+    assert loops.equal(loops.weights(model), kept)
+
+
+def test_full_disk_means_no_jump(tmp_path, caplog):
+    """The limit on file sizes makes the write fail as a full disk does."""
+    model, optimizer, farcasting = setup(store=tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for step in range(1, 26):
+            loss = loops.optimize(model, optimizer, step)
+            if step == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            if step == 6:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            changed = farcasting.step(loss)
+            assert not changed or step > 10
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "no state could be kept at step 5" in farcasting.history[0]["reason"]
+    assert "no jump" in caplog.text
+    assert farcasting.history[-1]["outcome"] in ("pending", "kept")  # and later it could
+
+
+# ---- killed and resumed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw fused", "adafactor"])
+@pytest.mark.parametrize("store", ["cpu", "disk"])
+@pytest.mark.parametrize("judged", [False, True])
+def test_resumed_run_is_the_other_run(optimizer, store, judged, tmp_path):
+    """Saved at every step of two periods: before, in and after jumps, kept and rolled back."""
+
+    def begin():
+        model = loops.mlp(norm=True)
+        made = loops.OPTIMIZERS[optimizer](model.parameters())
+        scheduler = CosineAnnealingWarmRestarts(made, 17)
+        judge = (lambda: loops.held_out(model)) if judged else None
+        farcasting = Farcasting(
+            model, made, judge=judge, scheduler=scheduler, store=store, max_loss=0.9, **FAST
+        )
+        return model, made, scheduler, farcasting
+
+    def finish(parts, steps):
+        model, made, scheduler, farcasting = parts
+        loops.run(farcasting, model, made, steps, scheduler, judged)
+        history = [{k: v for k, v in e.items() if k != "seconds"} for e in farcasting.history]
+        return loops.weights(model), made.state_dict(), scheduler.state_dict(), history
+
+    parts = begin()
+    saved = {}
+    for step in range(1, 36):
+        loops.run(parts[3], parts[0], parts[1], [step], parts[2], judged)
+        if step >= 12 and step % 2:
+            file = io.BytesIO()
+            torch.save([part.state_dict() for part in parts], file)
+            saved[step] = file.getvalue()
+    want = finish(parts, range(36, 46))
+    for step, data in saved.items():
+        states = torch.load(io.BytesIO(data), weights_only=True)
+        again = begin()
+        for part, state in zip(again, states, strict=True):
+            part.load_state_dict(state)
+        assert loops.equal(finish(again, range(step + 1, 46)), want), step
+
+
+# ---- bad use ------------------------------------------------------------------------------------
+
+
+def test_bad_parameters():
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameters, message in [
+        ({"spacing": 0}, "spacing is 0"),
+        ({"spacing": 2.5}, r"spacing is 2\.5"),
+        ({"n_states": 1}, "n_states is 1"),
+        ({"period": True}, "period is True"),
+        ({"horizon": "far"}, "horizon is 'far'"),
+        ({"horizon": -3}, "horizon is -3"),
+        ({"recovery": 0}, "adaptive.*needs a recovery window"),
+        ({"recovery": -1}, "recovery is -1"),
+        ({"judge": 3}, "judge is 3"),
+        ({"optimizer_state": "drop"}, "optimizer_state is 'drop'"),
+        ({"store": 3}, "store is 3"),
+        ({"start": 5, "stop": 4}, "stop is 4"),
+        ({"max_loss": 1.0}, r"max_loss is 1\.0"),
+        ({"forecaster": "line"}, "forecaster is a str"),
+        ({"forecaster": lambda inputs, targets: 3}, "returned a int"),
+        ({"include": ["nothing*"]}, "no parameter is left"),
+    ]:
+        with pytest.raises(WfcastError, match=message):
+            Farcasting(model, optimizer, **parameters)
+    Farcasting(model, optimizer)  # none of them held on to the model
+
+
+def test_forecaster_of_another_model():
+    mf = siblings((0, 5), (10, 12))
+    model = loops.mlp(norm=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(WfcastError, match=r"no coefficients for 4.*'1\.weight' first"):
+        Farcasting(model, optimizer, forecaster=mf)
+    wide = loops.mlp(width=20)
+    with pytest.raises(WfcastError, match=r"'0\.weight' is \[20, 64\] in the model, \[16, 64\]"):
+        Farcasting(wide, torch.optim.Adam(wide.parameters()), forecaster=mf)
+    past = wfcast.average((0, 5))
+    with pytest.raises(WfcastError, match="nowhere to jump"):
+        Farcasting(wide, torch.optim.Adam(wide.parameters()), forecaster=past)
+
+
+def test_optimizer_of_another_model():
+    with pytest.raises(WfcastError, match="none of the model's parameters"):
+        Farcasting(loops.mlp(), torch.optim.Adam(loops.mlp(width=7).parameters()))
+
+
+def test_two_controllers():
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    first = Farcasting(model, optimizer)
+    with pytest.raises(WfcastError, match="has a Farcasting already"):
+        Farcasting(model, optimizer)
+    first.close()
+    with pytest.raises(WfcastError, match="was closed"):
+        first.step(1.0)
+    second = Farcasting(model, optimizer)
+    del second
+    gc.collect()
+    Farcasting(model, optimizer)
+
+
+def test_step_out_of_order_or_twice():
+    model, optimizer, farcasting = setup()
+    assert not farcasting.step(1.0)  # no optimizer step yet: not counted
+    assert farcasting._step == 0
+    farcasting.step(loops.optimize(model, optimizer, 1))
+    farcasting.step(1.0)
+    assert farcasting._step == 1
+    loops.optimize(model, optimizer, 2)
+    loops.optimize(model, optimizer, 3)
+    with pytest.raises(WfcastError, match="took 2 steps since the last call"):
+        farcasting.step(1.0)
+
+
+def test_nothing_to_judge_by():
+    model, optimizer, farcasting = setup()
+    loops.optimize(model, optimizer, 1)
+    with pytest.raises(WfcastError, match="nothing to judge a jump by"):
+        farcasting.step()
+    loops.optimize(model, optimizer, 2)
+    with pytest.raises(WfcastError, match=r"loss has shape \[3\]"):
+        farcasting.step(torch.ones(3))
+
+
+def test_parameters_that_come_and_go():
+    model, optimizer, farcasting = setup()
+    loops.run(farcasting, model, optimizer, range(1, 5))
+    model[2] = torch.nn.Linear(16, 10)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    loss = loops.optimize(model, optimizer, 5)
+    with pytest.raises(WfcastError, match=r"2 parameters, '2\.weight' first, are no longer"):
+        farcasting.step(loss)
+    model, optimizer, farcasting = setup("sgd")
+    loops.run(farcasting, model, optimizer, range(1, 5))
+    model[2].bias.data = torch.zeros(11)
+    model[2].weight.data = torch.zeros(11, 16)
+    model.zero_grad()
+    loss = loops.optimize(model, optimizer, 5)
+    with pytest.raises(WfcastError, match=r"'2\.weight' is \[11, 16\] now and was \[10, 16\]"):
+        farcasting.step(loss)
+
+
+def test_meta_and_odd_dtypes():
+    with torch.device("meta"):
+        model = torch.nn.Linear(3, 3)
+    with pytest.raises(WfcastError, match="'weight' is on the meta device"):
+        Farcasting(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model = torch.nn.Linear(3, 3, dtype=torch.complex64)
+    with pytest.raises(WfcastError, match="'weight' has dtype complex64"):
+        Farcasting(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_sparse_gradients():
+    model = torch.nn.Sequential(torch.nn.Embedding(20, 4, sparse=True))
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=1e-2)
+    farcasting = Farcasting(model, optimizer, horizon=1e7, **FAST)
+    for step in range(1, 16):
+        loss = (model(torch.arange(5)) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 10:
+            kept = loops.weights(model)
+        farcasting.step(loss)
+        if farcasting.steps_lost:
+            break
+    assert farcasting.history[0]["outcome"] == "rolled back"
+    assert loops.equal(loops.weights(model), kept)
+
+
+def test_state_of_another_run():
+    _, _, farcasting = setup()
+    _, _, other = setup(norm=True)
+    with pytest.raises(WfcastError, match=r"saved for 4 parameters, expected 6.*'1\.bias'"):
+        other.load_state_dict(farcasting.state_dict())
+    model = loops.mlp(width=20)
+    wide = Farcasting(model, torch.optim.Adam(model.parameters()), **FAST)
+    with pytest.raises(WfcastError, match=r"'0\.weight' is \[16, 64\], expected \[20, 64\]"):
+        wide.load_state_dict(farcasting.state_dict())
+
+
+# ---- showing ------------------------------------------------------------------------------------
+
+
+def test_history_is_shown():
+    model, optimizer, farcasting = setup(max_loss=0.9)
+    loops.run(farcasting, model, optimizer, range(1, 60))
+    report = farcasting.summary()
+    text = str(report)
+    assert text.splitlines()[0].startswith(f"{farcasting.log()['farcasting/jumps']:.0f} jumps")
+    assert len(text.splitlines()) >= len(farcasting.history) + 4
+    assert "<table>" in farcasting._repr_html_()
+    assert all(isinstance(v, float) for v in farcasting.log().values())
+    document = report.to_dict()
+    assert [j["step"] for j in document["jumps"]] == [e["step"] for e in farcasting.history]
+    import matplotlib.pyplot as plt
+
+    ax = farcasting.plot()
+    assert len(ax.lines) >= len(farcasting.history)
+    plt.close(ax.figure)
+
+
+def test_wfcast_alone_does_not_import_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, wfcast; assert 'torch' not in sys.modules; wfcast.torch.Farcasting"
+    subprocess.run([sys.executable, "-c", code], check=True)

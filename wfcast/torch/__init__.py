@@ -1,0 +1,25 @@
+"""Forecasts inside a training loop: everything that needs torch.
+
+`Farcasting` jumps ahead while training, `fit_to_loss` finds the best combination of recorded
+states, `FarcastingCallback` puts the former into the Hugging Face Trainer;
+`wfcast.torch.lightning.FarcastingCallback` does so for Lightning.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ._history import FarcastingReport
+from .farcasting import Farcasting
+from .loss_fit import fit_to_loss
+
+if TYPE_CHECKING:
+    from .transformers import FarcastingCallback
+
+__all__ = ["Farcasting", "FarcastingCallback", "FarcastingReport", "fit_to_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FarcastingCallback":  # transformers is imported on use
+        from .transformers import FarcastingCallback
+
+        return FarcastingCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

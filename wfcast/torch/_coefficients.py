@@ -1,0 +1,223 @@
+"""Coefficients of a jump: from a fitted operator, from a ready-made one, or from the run itself.
+
+Each source says which states a jump needs, as distances before it, and gives for any horizon one
+coefficient per state and an intercept, by tensor. ``out = sum_k a_k w_k + b``, the last state is
+the weights before the jump.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from .._errors import WfcastError
+from ..model import ALL, ModelFarcaster
+from ._distributed import add_up
+from ._tensors import Slot, Vector, products, share
+
+Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class Source(ABC):
+    """Where the coefficients come from.
+
+    Attributes
+    ----------
+    offsets : tuple of int
+        The steps of the states before the jump, falling to 0.
+    longest : float
+        The largest horizon.
+    learns : int
+        States that `learn` needs, one spacing apart.
+    """
+
+    offsets: tuple[int, ...]
+    longest: float = float("inf")
+    learns: int = 0
+
+    @abstractmethod
+    def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
+        """a and b of a tensor."""
+
+    def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
+        """Take in the last ``learns - 1`` movements, each as its two states."""
+        raise NotImplementedError  # only called where `learns` is above 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        assert not state
+
+
+class Fitted(Source):
+    """A ModelFarcaster: between its targets the forecast is a straight line in time.
+
+    The time before the first target leads from the last input, so any horizon up to the last target
+    has a forecast.
+    """
+
+    def __init__(self, mf: ModelFarcaster, names: Sequence[str]) -> None:
+        check_is_fitted(mf)
+        self._mf = mf
+        last = mf.inputs_[-1]
+        self.offsets = tuple(last - s for s in mf.inputs_)
+        self._ahead = [0, *(t - last for t in mf.targets_)]
+        if self._ahead[1] <= 0:
+            raise WfcastError(
+                f"the forecaster's targets {mf.targets_} must lie after its last input {last}: "
+                "it has nowhere to jump to"
+            )
+        self.longest = float(self._ahead[-1])
+        if ALL not in mf.coef_:
+            missing = [n for n in names if n not in mf.coef_]
+            if missing:
+                extra = sorted(mf.coef_.keys() - set(names))
+                raise WfcastError(
+                    f"the forecaster has no coefficients for {len(missing)} of the model's "
+                    f"{len(names)} parameters, {missing[0]!r} first"
+                    + (f"; it has {extra[0]!r}, which the model lacks" if extra else "")
+                    + ": fit it to this model, or pass include or exclude"
+                )
+
+    def check(self, slots: Sequence[Slot]) -> None:
+        """Raise WfcastError where shapes differ from those of the fit."""
+        for slot in slots:
+            known = self._mf.tensors_.get(slot.name)
+            if known is not None and tuple(known[0]) != tuple(slot.parameter.shape):
+                raise WfcastError(
+                    f"parameter {slot.name!r} is {list(slot.parameter.shape)} in the model, "
+                    f"{list(known[0])} in the forecaster"
+                )
+
+    def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
+        key = ALL if ALL in self._mf.coef_ else name
+        now = np.zeros((1, len(self.offsets)))
+        now[0, -1] = 1
+        coef = np.vstack([now, self._mf.coef_[key]])
+        intercept = np.append(0.0, self._mf.intercept_[key])
+        a = np.array([np.interp(horizon, self._ahead, column) for column in coef.T])
+        return a, float(np.interp(horizon, self._ahead, intercept))
+
+
+class ReadyMade(Source):
+    """A function of (inputs, targets) such as `wfcast.linear_trend`."""
+
+    def __init__(
+        self, make: Callable[..., ModelFarcaster], spacing: int, n_states: int, names: Sequence[str]
+    ) -> None:
+        self._make, self._names = make, names
+        self.offsets = tuple(spacing * k for k in range(n_states - 1, -1, -1))
+        Fitted(self._at(spacing), names)  # a function that does something else is found now
+
+    def _at(self, horizon: int) -> ModelFarcaster:
+        steps = [self.offsets[0] - o for o in self.offsets]
+        mf = self._make(steps, [steps[-1] + horizon])
+        if not isinstance(mf, ModelFarcaster):
+            raise WfcastError(
+                f"the forecaster returned a {type(mf).__name__}, expected a ModelFarcaster as "
+                "wfcast.linear_trend(inputs, targets) gives"
+            )
+        return mf
+
+    def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
+        whole = max(1, int(np.ceil(horizon)))
+        return Fitted(self._at(whole), self._names).coefficients(name, horizon)
+
+
+class Drift(Source):
+    r"""Each tensor's line, its slope refitted to the run's own history by least squares.
+
+    With the movements ``d_k = w_k - w_{k-1}`` between states one spacing s apart, the next movement
+    is ``sum_k rho_k d_k``, where rho minimises the squared error over the movements seen so far,
+    older ones weighing half as much each time. The forecast goes on at that slope,
+    ``w + (h / s) sum_k rho_k d_k``. A tensor that drifts has rho near 1, one that jitters near 0 or
+    below, which is taken as 0: it stays.
+    """
+
+    FORGET = 0.5
+
+    def __init__(self, spacing: int, n_states: int, names: Sequence[str]) -> None:
+        self._spacing, self._n, self._names = spacing, n_states, list(names)
+        self.offsets = tuple(spacing * k for k in range(n_states - 1, -1, -1))
+        self.learns = n_states + 1
+        self._gram = np.zeros((len(self._names), n_states, n_states))
+
+    def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
+        fresh = np.zeros_like(self._gram)
+        n = len(moves)
+        step = np.zeros((n, 2 * n))
+        step[np.arange(n), 2 * np.arange(n)] = -1
+        step[np.arange(n), 2 * np.arange(n) + 1] = 1
+        for i in range(len(slots)):
+            columns = [state[i] for move in moves for state in move]
+            if columns[0].numel():
+                try:
+                    gram = products(columns)
+                except ValueError as error:
+                    raise ValueError(f"parameter {slots[i].name!r}: {error}") from error
+                fresh[i] = step @ gram @ step.T * share(slots[i].parameter)
+        self._gram = self.FORGET * self._gram + add_up(fresh.ravel()).reshape(fresh.shape)
+
+    def slope(self, name: str) -> Vector:
+        """rho, oldest movement first."""
+        gram = self._gram[self._names.index(name)]
+        inner, cross = gram[:-1, :-1], gram[:-1, -1]
+        if not np.trace(inner) > 0:
+            return np.zeros(self._n - 1)
+        rho: Vector = np.linalg.lstsq(inner, cross, rcond=1e-9)[0]
+        total = rho.sum()
+        if total <= 0:
+            return np.zeros(self._n - 1)
+        result: Vector = rho / max(total, 1.0)  # no faster than it moved
+        return result
+
+    def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
+        rho = self.slope(name) * horizon / self._spacing
+        a = np.zeros(self._n)
+        a[-1] = 1
+        a[1:] += rho
+        a[:-1] -= rho
+        return a, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gram": torch.from_numpy(self._gram.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        gram = state["gram"].numpy()
+        if gram.shape != self._gram.shape:
+            raise WfcastError(
+                f"the state was saved for {gram.shape[0]} tensors and {gram.shape[1]} states, "
+                f"expected {self._gram.shape[0]} and {self._gram.shape[1]}"
+            )
+        self._gram = gram.copy()
+
+
+def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) -> Source:
+    """What `Farcasting(forecaster=...)` stands for.
+
+    Raises
+    ------
+    WfcastError
+        Something else, or a ModelFarcaster of another model.
+    """
+    names = [s.name for s in slots]
+    if forecaster is None:
+        return Drift(spacing, n_states, names)
+    if isinstance(forecaster, ModelFarcaster):
+        fitted = Fitted(forecaster, names)
+        fitted.check(slots)
+        return fitted
+    if callable(forecaster):
+        return ReadyMade(forecaster, spacing, n_states, names)
+    raise WfcastError(
+        f"forecaster is a {type(forecaster).__name__}, expected a ModelFarcaster, a function such "
+        "as wfcast.linear_trend, or None"
+    )

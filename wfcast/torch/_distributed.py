@@ -1,0 +1,52 @@
+"""What all processes of a distributed run must agree on; a single process agrees with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed
+
+
+def active() -> bool:
+    """Whether this process is one of several."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def size() -> int:
+    """The number of processes."""
+    return distributed.get_world_size() if active() else 1
+
+
+def add_up(values: npt.NDArray[np.float64] | Sequence[float]) -> npt.NDArray[np.float64]:
+    """The sums over all processes, the same to the bit on every one of them."""
+    array = np.asarray(values, dtype=np.float64)
+    if not active() or array.size == 0:
+        return array
+    tensor = torch.from_numpy(array.copy()).to(_device())
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def mean(values: Sequence[float]) -> list[float]:
+    """The means over all processes; NaN where one of them has NaN."""
+    return [float(v) for v in add_up(values) / size()]
+
+
+def first_problem(problem: str) -> str:
+    """The message of the first process that has one, on all of them; empty where none has."""
+    if not active():
+        return problem
+    if add_up([float(bool(problem))])[0] == 0:
+        return ""
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, problem)
+    return next(str(text) for text in found if text)
+
+
+def _device() -> torch.device:
+    backend = distributed.get_backend()
+    return torch.device("cuda" if backend == "nccl" else "cpu")

@@ -1,0 +1,132 @@
+"""Recorded states of a model, parameter by parameter, and weights made of them in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._columns import is_tensor
+from .._errors import CheckpointError, WfcastError
+from .._runs import check_run
+from ..checkpoint import open_checkpoint
+from ._tensors import Slot, Vector, bare, check_slot, combine, local
+
+
+def parameters(model: torch.nn.Module) -> list[Slot]:
+    """Every parameter of a model with values to forecast, frozen ones included."""
+    slots = [Slot(bare(name), p) for name, p in model.named_parameters()]
+    return [s for s in slots if s.parameter.is_floating_point()]
+
+
+class States:
+    """The states of a run, opened, for some parameters.
+
+    Parameters
+    ----------
+    run : {step: state_dict, module or path}
+    steps : sequence of int
+        Which of them, in order.
+    slots : sequence of Slot
+        The parameters; names that begin with "module." or the like are found, too.
+    """
+
+    def __init__(self, run: Any, steps: Sequence[int], slots: Sequence[Slot]) -> None:
+        found = check_run(run, tuple(steps), "states")
+        self.steps = tuple(steps)
+        self._sources = [self._open(found[s], s) for s in self.steps]
+        for step, source in zip(self.steps, self._sources, strict=True):
+            missing = [s.name for s in slots if s.name not in source]
+            if missing:
+                raise CheckpointError(
+                    f"the state at step {step} lacks {len(missing)} of the model's "
+                    f"{len(slots)} parameters, {missing[0]!r} first"
+                )
+        for slot in slots:
+            check_slot(slot)
+            for step, state in zip(self.steps, self.of(slot), strict=True):
+                if state.shape != slot.local.shape:
+                    raise CheckpointError(
+                        f"parameter {slot.name!r} is {list(slot.local.shape)} in the model, "
+                        f"{list(state.shape)} in the state at step {step}"
+                    )
+
+    @staticmethod
+    def _open(source: Any, step: int) -> Mapping[str, Any]:
+        if isinstance(source, torch.nn.Module):
+            source = source.state_dict()
+        if isinstance(source, Mapping) and all(is_tensor(v) for v in source.values()):
+            return {bare(name): value for name, value in source.items()}
+        return _Opened(open_checkpoint(source, f"states, step {step}"))
+
+    def of(self, slot: Slot) -> list[torch.Tensor]:
+        """One parameter at every step: the part that this process holds."""
+        return [local(source[slot.name]) for source in self._sources]
+
+
+class _Opened(Mapping[str, torch.Tensor]):
+    """A checkpoint's tensors over its own memory."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        self._checkpoint = checkpoint
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        column = self._checkpoint.column(self._checkpoint.tied.get(name, name))
+        if is_tensor(column.owner):
+            return column.owner  # type: ignore[no-any-return]
+        array = column.array if column.array.flags.writeable else column.array.copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.view(torch.bfloat16) if column.dtype == "bfloat16" else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._checkpoint.tensors
+        yield from self._checkpoint.tied
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.tensors) + len(self._checkpoint.tied)
+
+
+def write(
+    slots: Sequence[Slot], states: States, coefficients: Callable[[str], tuple[Vector, float]]
+) -> None:
+    """Replace the weights by ``sum_k a_k states_k + b``; `coefficients(name)` gives a and b."""
+    with torch.no_grad():
+        for slot in slots:
+            a, b = coefficients(slot.name)
+            combine(slot.local, states.of(slot), a, b, f"parameter {slot.name!r}")
+
+
+@contextmanager
+def restored(slots: Sequence[Slot]) -> Iterator[None]:
+    """The weights afterwards are those before, to the bit and in the same memory."""
+    kept = [slot.local.clone() for slot in slots]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for slot, then in zip(slots, kept, strict=True):
+                slot.local.copy_(then)
+
+
+@contextmanager
+def applied(mf: Any, model: torch.nn.Module, run: Any, horizon: int) -> Iterator[Any]:
+    """`ModelFarcaster.applied`."""
+    from ..model import ALL
+
+    if not isinstance(model, torch.nn.Module):
+        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    slots = [s for s in parameters(model) if ALL in mf.coef_ or s.name in mf.coef_]
+    if not slots:
+        raise WfcastError("the forecaster has coefficients for none of the model's parameters")
+    states = States(run, mf.inputs_, slots)
+
+    def coefficients(name: str) -> tuple[Vector, float]:
+        key = ALL if ALL in mf.coef_ else name
+        return mf.coef_[key][horizon], float(mf.intercept_[key][horizon])
+
+    with restored(slots):
+        write(slots, states, coefficients)
+        yield model

@@ -1,0 +1,159 @@
+"""Whether a jump paid: the loss it led to against the loss that the run was heading for.
+
+Over a stretch, learning curves are close to power laws of the step. So the loss that a run is
+heading for is read off the least-squares line of its last losses over log(step), itself in
+logarithms where no loss is 0 or below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BETTER, EVEN, WORSE, HARM = "better", "even", "worse", "harm"
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a jump compares with going on without it.
+
+    Attributes
+    ----------
+    kind : {"better", "even", "worse", "harm"}
+    expected, after : float
+        The loss that the run was heading for at the end of the recovery window, and the one it has.
+    noise : float
+        The standard error of ``after - expected``, as far as the losses show it.
+    steps_saved : float
+        Steps that the run would have taken from one to the other; negative where it fell behind.
+    """
+
+    kind: str
+    expected: float
+    after: float
+    noise: float
+    steps_saved: float
+
+
+def judge(before: Sequence[Point], after: Sequence[Point], window: int, horizon: float) -> Verdict:
+    """Compare losses after a jump with the line through those before it.
+
+    Parameters
+    ----------
+    before, after : sequences of (step, loss)
+        Steps of the trajectory, at least two before. With more than a few the spread around the
+        line says how much of a difference is noise.
+    window : int
+        The recovery window; the unit of progress is what the line gains in it.
+    horizon : float
+        The most steps that a jump can have saved.
+    """
+    t = np.log([step for step, _ in before])
+    later = np.log([step for step, _ in after])
+    losses = np.array([loss for _, loss in before])
+    mean = float(np.mean([loss for _, loss in after]))
+    powers = bool(losses.min() > 0) and not mean <= 0  # NaN stays NaN
+    y, actual = (np.log(losses), math.log(mean)) if powers else (losses, mean)
+    centred = t - t.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ y) / spread if spread > 0 else 0.0
+    reach = float(later.mean() - t.mean())
+    expected = float(y.mean()) + slope * reach
+    noise = 0.0
+    if len(before) > 3:
+        rest = y - y.mean() - slope * centred
+        variance = float(rest @ rest) / (len(before) - 2)
+        noise = math.sqrt(variance * (1 / len(before) + reach**2 / spread + 1 / len(after)))
+    end = after[-1][0]
+    progress = -slope * math.log(end / max(end - window, 1))  # what one window brings
+    unit = max(abs(progress), noise, 1e-4 * (1.0 if powers else abs(expected)), 1e-300)
+    gain = expected - actual
+    if not math.isfinite(actual) or gain < -2 * max(unit, noise):
+        kind = HARM
+    elif gain < -max(0.25 * unit, noise):
+        kind = WORSE
+    elif gain > max(0.1 * unit, noise):
+        kind = BETTER
+    else:
+        kind = EVEN
+    saved = window * gain / progress if progress > 0 else 0.0
+    if not math.isfinite(saved):
+        saved = -float(window)
+    saved = max(-float(window), min(saved, horizon))
+    if powers:
+        expected, noise = math.exp(expected), noise * mean
+    return Verdict(kind, expected, mean, noise, saved)
+
+
+class TrustRegion:
+    """The horizon of the next jump, and whether there is to be one.
+
+    Parameters
+    ----------
+    first : float
+        The horizon of the first jump.
+    lowest, highest : float
+        Below the first of them a jump is not worth its cost; none goes beyond the second.
+    adaptive : bool
+        Whether verdicts change the horizon.
+    max_loss : float
+        Jumps are only tried while the steps lost to those that were rolled back are at most this
+        share of all steps and half of the steps saved.
+    patience : int
+        Jumps in a row that did not pay after which it stops.
+    """
+
+    def __init__(
+        self,
+        first: float,
+        lowest: float,
+        highest: float,
+        *,
+        adaptive: bool,
+        max_loss: float,
+        patience: int,
+    ) -> None:
+        self.horizon = min(first, highest)
+        self.lowest, self.highest = lowest, highest
+        self.adaptive, self.max_loss, self.patience = adaptive, max_loss, patience
+        self.lost = 0
+        self.saved = 0.0
+        self.failures = 0
+        self.stopped = ""
+
+    def affords(self, step: int) -> bool:
+        """Whether another rolled back jump would be within the stated share."""
+        return self.lost <= self.max_loss * step + max(0.0, self.saved) / 2
+
+    def learn(self, verdict: Verdict, window: int) -> None:
+        """Take in the verdict on a jump of the current horizon."""
+        factor = {BETTER: 2.0, EVEN: 1.0, WORSE: 0.5, HARM: 0.25}[verdict.kind]
+        if verdict.kind == HARM:
+            self.lost += window
+        else:
+            self.saved += verdict.steps_saved
+        self.failures = 0 if verdict.kind == BETTER else self.failures + 1
+        if self.adaptive:
+            self.horizon = min(self.horizon * factor, self.highest)
+            if self.horizon < self.lowest:
+                self.stopped = (
+                    f"jumps of {self.horizon / factor:.0f} steps no longer pay and shorter ones "
+                    "are not worth their cost"
+                )
+        if not self.stopped and self.failures >= self.patience:
+            self.stopped = f"{self.failures} jumps in a row did not pay"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        names = ("horizon", "lost", "saved", "failures", "stopped")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, value in state.items():
+            setattr(self, name, value)

@@ -1,0 +1,78 @@
+"""Farcasting in Lightning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from .._errors import WfcastError
+from .farcasting import Farcasting
+
+__all__ = ["FarcastingCallback"]
+
+
+class FarcastingCallback(Callback):
+    """`Farcasting` as a callback: ``Trainer(callbacks=[FarcastingCallback()])``.
+
+    Jumps are judged by `judge`, or by the training losses. The scheduler is rolled back with the
+    weights. Its state is part of Lightning's checkpoints.
+
+    Parameters
+    ----------
+    **parameters
+        Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
+        training by default.
+
+    Attributes
+    ----------
+    farcasting : Farcasting or None
+        Made when training begins; its `history` and `summary` stay after the end.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+        self.farcasting: Farcasting | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on from a checkpoint."""
+        if len(trainer.optimizers) != 1:
+            raise WfcastError(
+                f"the module has {len(trainer.optimizers)} optimizers, expected one: drive "
+                "wfcast.torch.Farcasting from the module itself"
+            )
+        last = trainer.estimated_stepping_batches
+        configs = trainer.lr_scheduler_configs
+        self.farcasting = Farcasting(
+            pl_module,
+            trainer.optimizers[0],
+            scheduler=configs[0].scheduler if configs else None,
+            **{"stop": None if math.isinf(last) else int(last), **self.parameters},
+        )
+        if self._saved is not None:
+            self.farcasting.load_state_dict(self._saved)
+            self._saved = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One batch is done; only those that end with an optimizer step count."""
+        assert self.farcasting is not None
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        self.farcasting.step(loss if isinstance(loss, torch.Tensor) else None)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the memory back."""
+        if self.farcasting is not None:
+            self.farcasting.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoints."""
+        return {} if self.farcasting is None else self.farcasting.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From one of Lightning's checkpoints."""
+        self._saved = state_dict or None

@@ -1,0 +1,239 @@
+"""Coefficients fitted to the loss itself, in the span of a run's recorded states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._errors import WfcastError
+from .._runs import check_run
+from ..model import ALL, ModelFarcaster
+from ._distributed import add_up, mean
+from ._span import States, parameters, restored, write
+from ._tensors import Slot, Vector, local, products, share
+
+__all__ = ["fit_to_loss"]
+
+RATE = 0.2  # of Adam, in units of the root mean square movement between states, decayed linearly
+BETAS = (0.9, 0.95)
+
+
+def fit_to_loss(
+    model: torch.nn.Module,
+    states: Any,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    batches: Iterable[Any],
+    rank: int = 6,
+    n_evals: int = 40,
+    *,
+    judge: Callable[[], Any] | None = None,
+    n_judge: int = 8,
+) -> ModelFarcaster:
+    r"""The combination of recorded states with the least loss, found by a few gradients.
+
+    ``min_a L(sum_k a_k w_k)`` with ``sum_k a_k = 1``, from the latest weights on. The search goes
+    along the `rank` leading directions of the movements ``w_k - w_K`` (the eigenvectors u_j of
+    their Gram matrix): the derivative along one of them is the dot product of the minibatch
+    gradient with it. Adam takes `n_evals` steps whose length is set by the movements and falls
+    linearly to 0. Where noise dominates the result averages the states, where drift dominates it
+    goes beyond them.
+
+    Use it to see, and to export, what the model would be if training ended now, while the run goes
+    on untouched (`ModelFarcaster.applied`), or as a jump. After a schedule that has decayed there
+    is nothing left to gain.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its weights and gradients are the same afterwards.
+    states : {step: state_dict, module or path}
+        The run's last states, evenly spaced: a dozen, some 25 steps apart, do well.
+    loss_fn : callable
+        ``loss_fn(model, batch)``, a scalar tensor.
+    batches : iterable
+        Training batches: ``n_judge + n_evals`` of them, fewer are gone through again.
+    rank : int, default=6
+        Directions to search, at most one less than the states.
+    n_evals : int, default=40
+        Minibatch gradients: the cost, beside two judgements.
+    judge : callable, optional
+        ``judge() -> float``, the held-out loss of the weights that are in the model. By default the
+        mean loss over the first `n_judge` batches, which the search does not see.
+    n_judge : int, default=8
+        See `judge`.
+
+    Returns
+    -------
+    ModelFarcaster
+        Like any other: one coefficient set, its single target the last state's step. Beside the
+        usual attributes it has ``n_evals_`` (gradients spent) and ``losses_`` (of the latest
+        weights and of the result, by the judge). Where the search did not lower the judge's loss,
+        the result is the latest weights.
+
+    Raises
+    ------
+    WfcastError
+        Fewer than two states, no batches, a loss that is no finite scalar.
+    CheckpointError
+        States that lack parameters of the model or differ in shape.
+    """
+    _check(model, rank, n_evals, n_judge)
+    steps = tuple(check_run(states, (), "states"))
+    if len(steps) < 2:
+        raise WfcastError(f"states holds {len(steps)} steps, expected at least two")
+    slots = [s for s in parameters(model) if s.parameter.requires_grad]
+    if not slots:
+        raise WfcastError("the model has no trainable parameters")
+    opened = States(states, steps, slots)
+    held, feed = _batches(batches, 0 if judge is not None else n_judge)
+
+    def measure() -> float:
+        if judge is not None:
+            with torch.no_grad():
+                value = float(judge())
+        else:
+            with torch.no_grad():
+                value = float(np.mean([float(loss_fn(model, batch)) for batch in held]))
+        return mean([value])[0]
+
+    training = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        with restored(slots):
+            coef, spent, losses = _search(
+                model, slots, opened, loss_fn, feed, rank, n_evals, measure
+            )
+    finally:
+        for module, mode in training:
+            module.training = mode
+    mf = ModelFarcaster(steps, steps[-1:], by="all", beta=0.0)
+    mf._set(steps, steps[-1:], {ALL: coef[None, :]}, {ALL: np.zeros(1)}, {})
+    mf.n_evals_, mf.losses_ = spent, losses
+    return mf
+
+
+def _search(
+    model: torch.nn.Module,
+    slots: list[Slot],
+    states: States,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    feed: Iterator[Any],
+    rank: int,
+    n_evals: int,
+    measure: Callable[[], float],
+) -> tuple[Vector, int, tuple[float, float]]:
+    k = len(states.steps)
+    latest = np.eye(k)[-1]
+
+    def put(coef: Vector) -> None:
+        write(slots, states, lambda _: (coef, 0.0))
+
+    put(latest)
+    before = measure()
+    if not math.isfinite(before):
+        raise WfcastError(f"the loss of the latest weights is {before}, expected a finite number")
+    basis, length = _basis(slots, states, rank)
+    if length == 0:
+        return latest, 0, (before, before)
+    z = np.zeros(basis.shape[1])
+    first, second = np.zeros_like(z), np.zeros_like(z)
+    for t in range(1, n_evals + 1):
+        gradient = basis.T @ _derivatives(model, slots, states, loss_fn, next(feed))
+        first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+        second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
+        scaled = (first / (1 - BETAS[0] ** t)) / (
+            np.sqrt(second / (1 - BETAS[1] ** t)) + 1e-12 * np.abs(gradient).max() + 1e-300
+        )
+        z -= RATE * length * (1 - (t - 1) / n_evals) * scaled
+        put(latest + basis @ z)
+    after = measure()
+    if not after < before:
+        return latest, n_evals, (before, before)
+    return latest + basis @ z, n_evals, (before, after)
+
+
+def _basis(slots: list[Slot], states: States, rank: int) -> tuple[Vector, float]:
+    """Coefficients (k, r) of orthonormal directions, each summing to 0; the movements' length."""
+    k = len(states.steps)
+    gram = np.zeros((k, k))
+    for slot in slots:
+        if slot.local.numel():
+            gram += products(states.of(slot)) * share(slot.parameter)
+    gram = add_up(gram.ravel()).reshape(k, k)
+    to_latest = np.eye(k)[:-1] - np.eye(k)[-1]  # w_k - w_K
+    values, vectors = np.linalg.eigh(to_latest @ gram @ to_latest.T)
+    order = np.argsort(values)[::-1][:rank]
+    order = order[values[order] > 1e-12 * max(values[-1], 1e-300)]
+    basis: Vector = to_latest.T @ (vectors[:, order] / np.sqrt(values[order]))
+    steps = np.diff(np.eye(k), axis=0)
+    movements = np.einsum("ik,kl,il->i", steps, gram, steps)
+    return basis, float(np.sqrt(max(movements.mean(), 0.0))) if len(order) else 0.0
+
+
+def _derivatives(
+    model: torch.nn.Module,
+    slots: list[Slot],
+    states: States,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    batch: Any,
+) -> Vector:
+    """The dot product of the gradient with every state; the parameters' own gradients stay."""
+    kept = [s.parameter.grad for s in slots]
+    for slot in slots:
+        slot.parameter.grad = None
+    result = np.zeros(len(states.steps))
+    try:
+        with torch.enable_grad():
+            loss = loss_fn(model, batch)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                raise WfcastError("loss_fn must return a scalar tensor that depends on the model")
+            loss.backward()
+        for slot in slots:
+            gradient = slot.parameter.grad
+            if gradient is None or slot.local.numel() == 0:
+                continue
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            result += products([local(dense)], states.of(slot))[0] * share(slot.parameter)
+    except ValueError as error:
+        if isinstance(error, WfcastError):
+            raise
+        raise WfcastError("a gradient of the loss holds NaN or infinity") from error
+    finally:
+        for slot, then in zip(slots, kept, strict=True):
+            slot.parameter.grad = then
+    return add_up(result)
+
+
+def _batches(batches: Iterable[Any], held: int) -> tuple[list[Any], Iterator[Any]]:
+    """Some batches to judge by, and the others without end."""
+    stream = iter(batches)
+    kept = list(islice(stream, held))
+    seen: list[Any] = []
+
+    def feed() -> Iterator[Any]:
+        for batch in stream:
+            seen.append(batch)
+            yield batch
+        if not seen:
+            raise WfcastError(
+                f"batches held {len(kept)}, all of them taken to judge by: give more, or a judge"
+            )
+        while True:
+            yield from seen
+
+    if held and not kept:
+        raise WfcastError("batches is empty")
+    return kept, feed()
+
+
+def _check(model: Any, rank: Any, n_evals: Any, n_judge: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    for name, value in (("rank", rank), ("n_evals", n_evals), ("n_judge", n_judge)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise WfcastError(f"{name} is {value!r}, expected an integer not below 1")

@@ -1,0 +1,117 @@
+"""Farcasting in the Hugging Face Trainer, and in what is built on it (TRL)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..checkpoint._atomic import atomic_file
+from . import _distributed
+from .farcasting import Farcasting
+
+__all__ = ["FarcastingCallback"]
+
+
+class FarcastingCallback(TrainerCallback):
+    """`Farcasting` as a callback: ``Trainer(..., callbacks=[FarcastingCallback()])``.
+
+    Jumps are judged by `judge`, or by the training losses that the model returns. The scheduler is
+    rolled back with the weights. Its state is saved beside each checkpoint, as ``farcasting.pt``
+    (one file per process where there are several), and found again when training resumes from a
+    ``checkpoint-N`` in the output folder.
+
+    Parameters
+    ----------
+    **parameters
+        Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
+        training by default. To judge by the evaluation
+        set: ``judge=lambda: trainer.evaluate()["eval_loss"]``.
+
+    Attributes
+    ----------
+    farcasting : Farcasting or None
+        Made when training begins; its `history` and `summary` stay after the end.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+        self.farcasting: Farcasting | None = None
+        self._losses: list[torch.Tensor] = []
+        self._hook: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin, or go on from a checkpoint."""
+        model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
+        if self.farcasting is not None:
+            self.farcasting.close()
+        self.farcasting = Farcasting(
+            model,
+            kwargs["optimizer"],
+            scheduler=scheduler,
+            **{"stop": state.max_steps, **self.parameters},
+        )
+        self._losses.clear()
+        self._release()
+        self._hook = model.register_forward_hook(self._take)
+        if state.global_step:
+            given = getattr(args, "resume_from_checkpoint", None)
+            name = f"checkpoint-{state.global_step}"
+            folder = Path(given) if isinstance(given, str) else Path(args.output_dir) / name
+            self._load(folder / _file_name())
+
+    def _load(self, path: Path) -> None:
+        assert self.farcasting is not None
+        if path.is_file():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.farcasting.load_state_dict(saved)
+        else:
+            warnings.warn(
+                f"there is no {str(path)!r}: Farcasting begins anew at this step", stacklevel=2
+            )
+
+    def _take(self, model: Any, inputs: Any, output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if model.training and torch.is_grad_enabled() and isinstance(loss, torch.Tensor):
+            self._losses.append(loss.detach().float().mean())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step is done."""
+        assert self.farcasting is not None
+        loss = torch.stack(self._losses).mean() if self._losses else None
+        self._losses.clear()
+        self.farcasting.step(loss)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Add the numbers of the jumps to what is logged."""
+        if logs is not None and self.farcasting is not None and "loss" in logs:
+            logs.update(self.farcasting.log())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save what a resumed run needs."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.farcasting is not None and folder.is_dir():
+            with atomic_file(folder / _file_name()) as file:
+                torch.save(self.farcasting.state_dict(), file)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the memory back."""
+        self._release()
+        if self.farcasting is not None:
+            self.farcasting.close()
+
+    def _release(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def _file_name() -> str:
+    rank = os.environ.get("RANK", "0")
+    return f"farcasting-{rank}.pt" if _distributed.size() > 1 else "farcasting.pt"
