@@ -24,7 +24,7 @@ SHAPES = {
 STEPS = (0, 10, 20, 30, 40)
 
 
-def wf(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def wf(*args: object, cwd: Path | str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "wfcast", *map(str, args)],
         cwd=cwd,
@@ -340,3 +340,72 @@ def test_the_demo_names_its_extra(tmp_path: Path) -> None:
     assert "matplotlib" in line
     assert 'pip install "wfcast[demo]"' in line
     assert not (tmp_path / "x").exists()
+
+
+# ---- what a new user's hand may slip on ---------------------------------------------------------
+
+
+def step_folders(path, steps=(10, 20)):
+    for step in steps:
+        (path / f"checkpoint-{step}").mkdir(parents=True)
+        tensors = {
+            "a.weight": np.full((3, 2), float(step), np.float32),
+            "a.bias": np.full(3, float(step), np.float32),
+        }
+        save_file(tensors, path / f"checkpoint-{step}" / "model.safetensors")
+    return path
+
+
+def line(path, *more):
+    inputs = [f"{s}={path / f'checkpoint-{s}'}" for s in (10, 20)]
+    return wf("forecast", *inputs, "--farcaster", "line", "--step", 40, *more, cwd="/")
+
+
+def test_a_run_is_not_replaced_by_a_forecast(tmp_path):
+    folder = step_folders(tmp_path / "run")
+    for out, reason in [
+        (folder, "an input is in one of its folders"),
+        (tmp_path, "an input is in one of its folders"),
+        (step_folders(tmp_path / "other"), "it holds other checkpoints, such as checkpoint-10"),
+    ]:
+        result = line(folder, "-o", str(out), "--overwrite")
+        assert result.returncode == 1
+        assert reason in result.stderr
+    assert (folder / "checkpoint-10" / "model.safetensors").exists()
+    result = wf(
+        *("forecast", f"10={folder / 'checkpoint-10'}", f"20={folder / 'checkpoint-20'}"),
+        *("--farcaster", "line", "--step", "40", "-o", ".", "--overwrite"),
+        cwd=tmp_path / "other" / "checkpoint-10",
+    )
+    assert "it is the current folder" in result.stderr
+    assert line(folder, "-o", str(folder / "checkpoint-20"), "--overwrite").returncode == 0
+
+
+def test_fit_replaces_nothing_but_a_farcaster(tmp_path):
+    folder = step_folders(tmp_path / "run", (0, 20, 60))
+    target = folder / "checkpoint-60" / "model.safetensors"
+    before = target.read_bytes()
+    arguments = ("fit", str(folder), "--inputs", "0,20", "--targets", "60", "-o")
+    result = wf(*arguments, target, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "it is there and is no farcaster" in result.stderr
+    assert target.read_bytes() == before
+    for _ in range(2):
+        assert wf(*arguments, "fc.safetensors", cwd=tmp_path).returncode == 0
+
+
+def test_patterns_that_match_nothing(tmp_path):
+    folder = step_folders(tmp_path / "run")
+    for option in ("--include", "--exclude"):
+        result = line(folder, "-o", str(tmp_path / "out"), option, "*.bias", "typo*")
+        assert result.returncode == 1
+        assert f"{option[2:]}: the pattern 'typo*' matches none of the 2 tensors" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_patterns_of_a_repeated_option_add_up(tmp_path):
+    folder = step_folders(tmp_path / "run")
+    more = ("--exclude", "*.bias", "--exclude", "*.weight", "--json")
+    result = line(folder, "-o", str(tmp_path / "out"), *more)
+    assert json.loads(result.stdout)["forecast"] == []
+    assert "no tensor is forecast: the output is a copy of" in result.stderr

@@ -401,7 +401,8 @@ def test_values_and_names_that_differ(tmp_path):
     with pytest.raises(wfcast.WfcastError, match=r"'b' of step 0.*nan"):
         wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True)
     assert not out.exists()
-    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True, nonfinite="copy")
+    with pytest.warns(UserWarning, match="no tensor is forecast"):
+        report = wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True, nonfinite="copy")
     assert report.forecast == ()
     assert report.copied == ("a", "b", "n")
 
@@ -540,3 +541,28 @@ def test_killed_at_any_moment(tmp_path):
     assert killed > 5
     assert forecast(tmp_path / "line.safetensors") == 0
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_partial_says_what_is_left_out(tmp_path):
+    a = {"x": np.zeros(3, np.float32), "y": np.zeros(2, np.float32)}
+    b = {"x": np.ones(3, np.float32)}
+    mf = wfcast.linear_trend((0, 1), (2,))
+    with pytest.warns(UserWarning, match="left out, as step 1 lacks them: y"):
+        wfcast.forecast_checkpoint(mf, {0: a, 1: b}, 2, tmp_path / "o.safetensors", partial=True)
+
+
+def test_arguments_of_another_kind(tmp_path):
+    run = {t: {"x.weight": np.full(3, t, np.float32), "x.bias": np.zeros(2)} for t in (0, 1)}
+    mf = wfcast.linear_trend((0, 1), (2,))
+    out = tmp_path / "o.safetensors"
+    for wrong, message in [
+        ({"format": "pt"}, "format is 'pt', expected 'safetensors', 'torch' or 'dcp'"),
+        ({"shard_size": "5GB"}, "shard_size is '5GB', expected a number of bytes"),
+        ({"mf": "fc.safetensors"}, "mf is a str, expected a ModelFarcaster"),
+    ]:
+        with pytest.raises(wfcast.WfcastError, match=message):
+            wfcast.forecast_checkpoint(**{"mf": mf, "run": run, "step": 2, "out": out, **wrong})
+    report = wfcast.forecast_checkpoint(mf, run, 2, out, include="*.weight")  # one pattern
+    assert report.forecast == ("x.weight",)
+    report = wfcast.forecast_checkpoint(mf, run, 2, out, exclude="*.weight")
+    assert report.forecast == ("x.bias",)

@@ -137,12 +137,23 @@ def _parser() -> argparse.ArgumentParser:
         help="what fit has saved; or 'line' or 'persistence', which need no fit",
     )
     forecast.add_argument("--step", type=int, help="one of the targets of the fit")
-    forecast.add_argument("-o", "--out", type=Path, required=True, help="checkpoint to write")
     forecast.add_argument(
-        "--include", nargs="+", metavar="PATTERN", help="tensors to forecast (all); * for anything"
+        "-o", "--out", type=Path, required=True, help="checkpoint to write; a file is replaced"
     )
     forecast.add_argument(
-        "--exclude", nargs="+", metavar="PATTERN", default=[], help="tensors to copy"
+        "--include",
+        nargs="+",
+        action="extend",
+        metavar="PATTERN",
+        help="tensors to forecast (all); * for anything",
+    )
+    forecast.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="PATTERN",
+        default=[],
+        help="tensors to copy",
     )
     forecast.add_argument(
         "--norms", choices=("forecast", "copy"), default="forecast", help="layer norms (forecast)"
@@ -289,6 +300,8 @@ def _fit(args: argparse.Namespace) -> _Result:
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
     check_target(args.out)
+    if args.out.exists():
+        _check_is_farcaster(args.out)
     runs: list[Any] = list(args.folders)
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
     hinge = args.loss == "absolute_error" and len(args.targets) > 1
@@ -316,6 +329,18 @@ def _fit(args: argparse.Namespace) -> _Result:
     log(f"wrote {args.out}")
     report = FarcasterReport(farcaster, str(args.out))
     return {**report.to_dict(), "runs": len(runs)}, str(report)
+
+
+def _check_is_farcaster(out: Path) -> None:
+    """A fit may replace what a fit has written, and nothing else."""
+    from . import load
+
+    try:
+        load(out)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"cannot write {str(out)!r}: it is there and is no farcaster; remove it first"
+        ) from error
 
 
 def _forecast(args: argparse.Namespace) -> _Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,17 +18,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import _core
-from ._columns import Array, blocks
-from ._errors import CheckpointError, WfcastError
+from ._columns import FLOATS, Array, blocks
+from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import Progress, threads
 from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
+    Checkpoint,
     FileCheckpoint,
     Layout,
     Tensor,
     create_checkpoint,
     output_layout,
+    step_named,
 )
 from .model import ModelFarcaster, Plan
 from .report import Grid, Report, finite, is_norm
@@ -113,8 +116,8 @@ def forecast_checkpoint(
     out: str | os.PathLike[str],
     check_finite: bool = True,
     *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -143,9 +146,9 @@ def forecast_checkpoint(
         or not at all, and may be one of the inputs.
     check_finite : bool, default=True
         Whether NaN and infinity, in the inputs or by overflow, are an error.
-    include, exclude : sequence of str
+    include, exclude : str or sequence of str
         Patterns of tensor names (``*`` stands for anything): what to forecast, all by default,
-        and what not. The rest is copied from the last input.
+        and what not. The rest is copied from the last input. Each pattern must match a tensor.
     norms : {"forecast", "copy"}, default="forecast"
         What to do with the tensors of normalization layers.
     nonfinite : {"error", "copy"}, default="error"
@@ -181,15 +184,26 @@ def forecast_checkpoint(
     ):
         if value not in known:
             raise WfcastError(f"{name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
+    if format not in (None, "safetensors", "torch", "dcp"):
+        raise WfcastError(f"format is {format!r}, expected 'safetensors', 'torch' or 'dcp'")
+    if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
+        raise WfcastError(f"shard_size is {shard_size!r}, expected a number of bytes")
+    if not isinstance(mf, ModelFarcaster):
+        raise DtypeError(
+            f"mf is a {type(mf).__name__}, expected a ModelFarcaster: wfcast.load(path) reads one"
+        )
     plan = mf._plan(run, step, partial)
+    latest = plan.latest
+    include = _patterns(include, "include", latest) if include is not None else None
+    exclude = _patterns(exclude, "exclude", latest)
     wanted = [t.name for t in plan.forecast if _is_wanted(t, include, exclude, norms)]
     if nonfinite == "copy":
         wanted = [name for name in wanted if _is_finite(mf, plan, name)]
-    latest = plan.latest
+    _warn_of_less(plan, wanted)
     target = Path(out)
     tensors = list(latest.tensors.values())
     layout = output_layout(latest.layout, target, tensors, format, shard_size)
-    _check_target(target, layout, overwrite)
+    _check_target(target, layout, overwrite, plan)
     moves: dict[str, float] = {}
     computed = _computed(mf, plan, set(wanted), check_finite, progress, moves)
     with create_checkpoint(
@@ -229,12 +243,58 @@ def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:
     return all(not _core.error_sums(a, a, threads(mf.n_threads))["n_nonfinite"] for a in arrays)
 
 
-def _check_target(target: Path, layout: Layout, overwrite: bool) -> None:
-    if layout.folder and target.is_dir() and any(target.iterdir()) and not overwrite:
+def _patterns(given: str | Sequence[str], what: str, latest: Checkpoint) -> Sequence[str]:
+    """A list of patterns, each of which matches something."""
+    patterns = [given] if isinstance(given, str) else list(given)
+    names = [*latest.tensors, *latest.tied]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise WfcastError(
+                f"{what}: the pattern {pattern!r} matches none of the {len(names)} tensors of "
+                f"{latest.what}, such as {names[0]!r}; * stands for anything"
+            )
+    return patterns
+
+
+def _warn_of_less(plan: Plan, wanted: Sequence[str]) -> None:
+    """Say what is not in the output, and that nothing is forecast."""
+    latest = {*plan.latest.tensors, *plan.latest.tied}
+    lost = sorted({n for c in plan.inputs.values() for n in c.tensors} - latest)
+    if lost:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        warnings.warn(
+            f"left out, as {plan.latest.what} lacks them: {', '.join(lost[:SHOWN])}{more}",
+            stacklevel=3,
+        )
+    if not wanted and any(t.dtype in FLOATS and t.size for t in plan.latest.tensors.values()):
+        warnings.warn(
+            f"no tensor is forecast: the output is a copy of {plan.latest.what}", stacklevel=3
+        )
+
+
+def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> None:
+    if not (layout.folder and target.is_dir() and any(target.iterdir())):
+        return
+    if not overwrite:
         raise CheckpointError(
             f"cannot write {str(target)!r}: it is a folder with something in it; overwrite=True "
             "(--overwrite) replaces it with everything in it"
         )
+    inside = target.resolve()
+    files = [c.path.resolve() for c in plan.inputs.values() if isinstance(c, FileCheckpoint)]
+    reason = ""
+    if Path.cwd().is_relative_to(inside):
+        reason = "it is the current folder, or holds it"
+    elif any(len(path.relative_to(inside).parts) > 1 for path in files if inside in path.parents):
+        reason = "an input is in one of its folders"
+    elif steps := sorted(p.name for p in target.iterdir() if p.is_dir() and _is_step(p.name)):
+        reason = f"it holds other checkpoints, such as {steps[0]}"
+    if reason:
+        raise CheckpointError(f"cannot replace {str(target)!r} with everything in it: {reason}")
+
+
+def _is_step(name: str) -> bool:
+    return step_named(Path(name)) is not None
 
 
 def _metadata(mf: ModelFarcaster, plan: Plan, layout: Layout) -> dict[str, str]:

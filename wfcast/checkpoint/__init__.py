@@ -62,6 +62,7 @@ PROVENANCE = "wfcast.forecast"
 """The key of a forecast's provenance in its metadata."""
 
 _ENDINGS = {"safetensors": ".safetensors", "torch": ".bin"}
+ADAPTER = "adapter_model"
 _STEMS = {"safetensors": "model", "torch": "pytorch_model"}
 _SUFFIXES = {
     ".safetensors": "safetensors",
@@ -194,9 +195,13 @@ def output_layout(
     if format is None and shard_size is None and asked is not None and not target.is_dir():
         layout = replace(like, format=asked, folder=False, shards=None, carried=())
         return layout if asked == like.format else replace(layout, keys=(), prefix="")
+    adapter = like.folder and like.weights.startswith(ADAPTER)
+    if adapter and (shard_size is not None or format == "dcp"):
+        raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
     if format is not None and format != like.format:
         folder = format == "dcp" or (asked is None and like.folder)
-        weights = {name: _STEMS[name] + ending for name, ending in _ENDINGS.items()}
+        stems = {name: ADAPTER if adapter else stem for name, stem in _STEMS.items()}
+        weights = {name: stems[name] + ending for name, ending in _ENDINGS.items()}
         like = replace(
             like,
             format=format,

@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import pickle
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,7 +65,7 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{self.what} is refused by torch.load(weights_only=True), because it holds more "
-                f"than tensors and plain values: {_first_line(error)}"
+                f"than tensors and plain values: {_cause(error)}. Save the state_dict() instead"
             ) from error
         except Exception as error:  # of many kinds, as the bytes may be anything
             hint = "" if is_zip else "; a file of torch before 1.6 is to be saved again"
@@ -105,6 +106,12 @@ def _at(whole: Any, keys: Iterable[str]) -> Any:
     for key in keys:
         whole = whole[key]
     return whole
+
+
+def _cause(error: Exception) -> str:
+    """What torch's unpickler met, of a message that goes on with advice and escape codes."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]+?)\.?(?: Please|\n|$)", str(error))
+    return found[1] if found else _first_line(error).split(". ")[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -89,9 +89,12 @@ class FarcastingCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Add the numbers of the jumps to what is logged."""
+        """Add the numbers of the jumps to the log, for later callbacks and `log_history`."""
         if logs is not None and self.farcasting is not None and "loss" in logs:
-            logs.update(self.farcasting.log())
+            numbers = self.farcasting.log()
+            logs.update(numbers)
+            if state.log_history:
+                state.log_history[-1].update(numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save what a resumed run needs."""

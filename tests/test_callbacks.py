@@ -1,0 +1,72 @@
+"""Farcasting inside the real Trainer of transformers."""
+
+import loops
+import pytest
+import torch
+from models import small
+from transformers import Trainer, TrainingArguments
+
+from wfcast.torch import FarcastingCallback
+
+FAST = {"spacing": 5, "period": 10, "recovery": 5}
+
+
+class Counting(torch.utils.data.Dataset):
+    """Sequences that count up: something to learn."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        tokens = (torch.arange(12) + i) % 64
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def train(folder, callback, steps=50, resume=None, **arguments):
+    settings = TrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        save_steps=13,
+        logging_steps=10,
+        learning_rate=1e-3,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **arguments,
+    )
+    trainer = Trainer(small("distilbert"), settings, train_dataset=Counting(), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_trainer_jumps_and_resumes(tmp_path):
+    callback = FarcastingCallback(**FAST)
+    trainer = train(tmp_path / "run", callback)
+    history = callback.farcasting.history
+    assert len(history) >= 3
+    assert all(e["outcome"] in ("kept", "rolled back") for e in history)  # none left under way
+    assert "farcasting/horizon" in trainer.state.log_history[0]
+    for step in (13, 26, 39):
+        again = FarcastingCallback(**FAST)
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        other = train(tmp_path / "run", again, resume=str(folder))
+        assert loops.equal(other.model.state_dict(), trainer.model.state_dict())
+        assert [e["step"] for e in again.farcasting.history] == [e["step"] for e in history]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_trainer_with_accumulation(tmp_path):
+    callback = FarcastingCallback(**FAST)
+    train(tmp_path / "run", callback, steps=22, gradient_accumulation_steps=2)
+    assert callback.farcasting.history[0]["step"] == 10
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_resumed_without_a_saved_state(tmp_path):
+    train(tmp_path / "run", FarcastingCallback(**FAST), steps=13)
+    folder = tmp_path / "run" / "checkpoint-13"
+    (folder / "farcasting.pt").unlink()
+    with pytest.warns(UserWarning, match="Farcasting begins anew"):
+        train(tmp_path / "run", FarcastingCallback(**FAST), steps=15, resume=str(folder))

@@ -1,0 +1,158 @@
+"""Coefficients fitted to the loss, and weights that are put into a model for a while."""
+
+import itertools
+
+import loops
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import wfcast
+from wfcast import WfcastError
+from wfcast.torch import fit_to_loss
+
+
+def recorded(steps=120, spacing=10, n=8, rate=0.05):
+    """A noisy run at a high rate, and its last states."""
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    states = {}
+    for step in range(1, steps + 1):
+        loops.optimize(model, optimizer, step)
+        if step % spacing == 0:
+            states[step] = loops.weights(model)
+    return model, dict(list(states.items())[-n:])
+
+
+def batches():
+    return (loops.batch(step) for step in itertools.count(10_000))
+
+
+def test_it_lowers_the_held_out_loss_and_leaves_the_run_alone():
+    model, states = recorded()
+    model.train()
+    before, grads = loops.weights(model), [p.grad.clone() for p in model.parameters()]
+    addresses = [p.data_ptr() for p in model.parameters()]
+    latest = loops.held_out(model)
+    mf = fit_to_loss(model, states, loops.loss_of, batches())
+    assert mf.n_evals_ == 40
+    assert mf.losses_[1] < mf.losses_[0]
+    assert loops.equal(loops.weights(model), before)
+    assert all(map(torch.equal, grads, (p.grad for p in model.parameters())))
+    assert model.training
+    np.testing.assert_allclose(mf.coef_["*"].sum(), 1, rtol=1e-9)
+    with mf.applied(model, states):
+        fitted = loops.held_out(model)
+        inside = loops.weights(model)
+        assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert fitted < latest - 0.02
+    assert loops.equal(loops.weights(model), before)
+    for name, value in inside.items():
+        w = np.stack([s[name].double().numpy() for s in states.values()])
+        want = np.tensordot(mf.coef_["*"][0], w, 1)
+        np.testing.assert_allclose(value.numpy(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_applied_from_files_is_the_forecast_of_the_command_line(tmp_path):
+    model, states = recorded(n=3)
+    mf = fit_to_loss(model, states, loops.loss_of, batches(), n_evals=10)
+    files = {}
+    for step, state in states.items():
+        files[step] = tmp_path / f"step-{step}.safetensors"
+        save_file(state, files[step])
+    mf.save(tmp_path / "mf.safetensors")
+    again = wfcast.load(tmp_path / "mf.safetensors")
+    wfcast.forecast_checkpoint(again, files, None, tmp_path / "out.safetensors")
+    want = loops.mlp(seed=3)
+    from safetensors.torch import load_file
+
+    want.load_state_dict(load_file(tmp_path / "out.safetensors"))
+    with again.applied(model, files) as shown:
+        assert shown is model
+        assert loops.equal(loops.weights(model), loops.weights(want))
+
+
+def test_average_has_the_same_interface():
+    model, states = recorded()
+    with wfcast.average(states).applied(model, states):
+        for name, value in model.state_dict().items():
+            mean = torch.stack([s[name].double() for s in states.values()]).mean(0)
+            torch.testing.assert_close(value, mean.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_never_worse_than_the_latest_by_the_judge():
+    """Batches whose labels are wrong lead the search astray; the judge sees it."""
+    model, states = recorded()
+    wrong = ((x, (y + 1) % 10) for x, y in batches())
+    mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=lambda: loops.held_out(model))
+    np.testing.assert_array_equal(mf.coef_["*"][0], np.eye(8)[-1])
+    assert mf.losses_[0] == mf.losses_[1]
+    assert mf.n_evals_ == 40
+
+
+def test_weights_come_back_after_an_error():
+    model, states = recorded()
+    before = loops.weights(model)
+    mf = wfcast.average(states)
+    with pytest.raises(RuntimeError, match="inside"), mf.applied(model, states):
+        raise RuntimeError("inside")
+    assert loops.equal(loops.weights(model), before)
+
+    def breaks(model, batch):
+        raise RuntimeError("in the loss")
+
+    with pytest.raises(RuntimeError, match="in the loss"):
+        fit_to_loss(model, states, breaks, batches(), judge=lambda: loops.held_out(model))
+    assert loops.equal(loops.weights(model), before)
+
+
+def test_states_that_do_not_move():
+    model = loops.mlp()
+    states = {step: loops.weights(model) for step in (1, 2, 3)}
+    mf = fit_to_loss(model, states, loops.loss_of, batches())
+    np.testing.assert_array_equal(mf.coef_["*"][0], [0, 0, 1])
+    assert mf.n_evals_ == 0
+
+
+def test_bad_input():
+    model, states = recorded(n=3)
+    latest = max(states)
+    few = [loops.batch(1)] * 3
+
+    def no_scalar(model, batch):
+        return model(batch[0])
+
+    def infinite(model, batch):
+        return loops.loss_of(model, batch) * torch.inf
+
+    for change, message in [
+        ({"rank": 0}, "rank is 0"),
+        ({"n_evals": 2.5}, r"n_evals is 2\.5"),
+        ({"model": 3}, "model is a int"),
+        ({"states": {latest: states[latest]}}, "states holds 1 steps, expected at least two"),
+        ({"states": {1: {}, 2: {}}}, "lacks 4 of the model's 4 parameters"),
+        ({"batches": []}, "batches is empty"),
+        ({"batches": few}, "batches held 3, all of them taken to judge by"),
+        ({"loss_fn": infinite}, "the loss of the latest weights is inf"),
+        (
+            {"loss_fn": no_scalar, "judge": lambda: loops.held_out(model)},
+            "must return a scalar tensor",
+        ),
+    ]:
+        arguments = {
+            "model": model,
+            "states": states,
+            "loss_fn": loops.loss_of,
+            "batches": batches(),
+        }
+        with pytest.raises(WfcastError, match=message):
+            fit_to_loss(**{**arguments, **change})
+    wide = loops.mlp(width=20)
+    with pytest.raises(WfcastError, match=r"'0\.weight' is \[20, 64\] in the model, \[16, 64\]"):
+        fit_to_loss(wide, states, loops.loss_of, batches())
+    with (
+        pytest.raises(WfcastError, match="expected one of the targets"),
+        wfcast.average(states).applied(model, states, 999),
+    ):
+        pass
