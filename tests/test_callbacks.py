@@ -70,3 +70,61 @@ def test_resumed_without_a_saved_state(tmp_path):
     (folder / "farcasting.pt").unlink()
     with pytest.warns(UserWarning, match="Farcasting begins anew"):
         train(tmp_path / "run", FarcastingCallback(**FAST), steps=15, resume=str(folder))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_jumps_and_resumes(tmp_path):
+    pytest.importorskip("lightning", reason="Lightning is not in the test extra")
+    import lightning.pytorch as pl
+
+    from wfcast.torch.lightning import FarcastingCallback as Callback
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = loops.mlp()
+
+        def training_step(self, batch, index):
+            # Lightning does not put the loader back to where it was: the step says which batch
+            return loops.loss_of(self.net, loops.batch(self.trainer.global_step))
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    class Batches(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, step):
+            return loops.batch(step)
+
+    class SaveAt23(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 23:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+
+    def train(callback, steps, checkpoint=None, accumulate=1):
+        module = Module()
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accumulate_grad_batches=accumulate,
+            callbacks=[callback, SaveAt23()],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = torch.utils.data.DataLoader(Batches(), batch_size=None, shuffle=False)
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        return module
+
+    callback = Callback(**FAST)
+    module = train(callback, 40)
+    assert len(callback.farcasting.history) >= 3
+    again = Callback(**FAST)
+    other = train(again, 40, tmp_path / "part.ckpt")
+    assert loops.equal(other.state_dict(), module.state_dict())
+    accumulating = Callback(**FAST)
+    train(accumulating, 16, accumulate=2)
+    assert accumulating.farcasting.history[0]["step"] == 10
