@@ -1,12 +1,16 @@
-"""Farcasting inside the real Trainer of transformers."""
+"""Farcasting inside the real trainers of transformers and Lightning."""
 
-import loops
 import pytest
-import torch
-from models import small
-from transformers import Trainer, TrainingArguments
 
-from wfcast.torch import FarcastingCallback
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+pytest.importorskip("transformers")  # the same
+pytest.importorskip("accelerate")  # what the Trainer needs
+
+import loops  # noqa: E402  only with them
+from models import small  # noqa: E402
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from wfcast.torch import FarcastingCallback  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 

@@ -8,18 +8,22 @@ import math
 import resource
 import signal
 
-import loops
 import numpy as np
-import peft
 import pytest
 import reference
-import torch
-from models import ConvNet, small
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 import wfcast
 from wfcast import WfcastError
-from wfcast.torch import Farcasting, _tensors
+
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+pytest.importorskip("transformers")  # the same
+peft = pytest.importorskip("peft")  # only the tests use it
+
+import loops  # noqa: E402  only with them
+from models import ConvNet, small  # noqa: E402
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts  # noqa: E402
+
+from wfcast.torch import Farcasting, _tensors  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 

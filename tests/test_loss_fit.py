@@ -2,15 +2,18 @@
 
 import itertools
 
-import loops
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import wfcast
 from wfcast import WfcastError
-from wfcast.torch import fit_to_loss
+
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
+
+import loops  # noqa: E402  only with it
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from wfcast.torch import fit_to_loss  # noqa: E402
 
 
 def recorded(steps=120, spacing=10, n=8, rate=0.05):
@@ -65,8 +68,6 @@ def test_applied_from_files_is_the_forecast_of_the_command_line(tmp_path):
     again = wfcast.load(tmp_path / "mf.safetensors")
     wfcast.forecast_checkpoint(again, files, None, tmp_path / "out.safetensors")
     want = loops.mlp(seed=3)
-    from safetensors.torch import load_file
-
     want.load_state_dict(load_file(tmp_path / "out.safetensors"))
     with again.applied(model, files) as shown:
         assert shown is model

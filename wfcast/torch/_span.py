@@ -13,7 +13,7 @@ from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
 from .._runs import check_run
 from ..checkpoint import open_checkpoint
-from ._tensors import Slot, Vector, bare, check_slot, combine, local
+from ._tensors import Slot, Vector, bare, check_slot, combine, local, reshard
 
 
 def parameters(model: torch.nn.Module) -> list[Slot]:
@@ -90,9 +90,13 @@ class _Opened(Mapping[str, torch.Tensor]):
 
 
 def write(
-    slots: Sequence[Slot], states: States, coefficients: Callable[[str], tuple[Vector, float]]
+    model: torch.nn.Module,
+    slots: Sequence[Slot],
+    states: States,
+    coefficients: Callable[[str], tuple[Vector, float]],
 ) -> None:
     """Replace the weights by ``sum_k a_k states_k + b``; `coefficients(name)` gives a and b."""
+    reshard(model)
     with torch.no_grad():
         for slot in slots:
             a, b = coefficients(slot.name)
@@ -100,12 +104,14 @@ def write(
 
 
 @contextmanager
-def restored(slots: Sequence[Slot]) -> Iterator[None]:
+def restored(model: torch.nn.Module, slots: Sequence[Slot]) -> Iterator[None]:
     """The weights afterwards are those before, to the bit and in the same memory."""
+    reshard(model)
     kept = [slot.local.clone() for slot in slots]
     try:
         yield
     finally:
+        reshard(model)
         with torch.no_grad():
             for slot, then in zip(slots, kept, strict=True):
                 slot.local.copy_(then)
@@ -127,6 +133,6 @@ def applied(mf: Any, model: torch.nn.Module, run: Any, horizon: int) -> Iterator
         key = ALL if ALL in mf.coef_ else name
         return mf.coef_[key][horizon], float(mf.intercept_[key][horizon])
 
-    with restored(slots):
-        write(slots, states, coefficients)
+    with restored(model, slots):
+        write(model, slots, states, coefficients)
         yield model

@@ -149,6 +149,17 @@ def _check(tensor: torch.Tensor, what: str) -> None:
         raise DtypeError(f"{what} is sparse ({tensor.layout}), expected a dense one")
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2 forget gathered weights, as a forward pass without a backward one leaves them.
+
+    Else the next forward pass would not see what is written into the shards.
+    """
+    for module in model.modules():
+        gathered: Any = module
+        if hasattr(module, "set_reshard_after_forward"):
+            gathered.reshard()
+
+
 # ---- sums ---------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from . import _coefficients, _distributed
 from ._history import FarcastingReport
 from ._loop import StepCounter, check_horizon, check_numbers, evaluating
 from ._states import OptimizerSnapshot, Store, parameters_of, soften
-from ._tensors import combine, local, select
+from ._tensors import combine, local, reshard, select
 from ._trust import HARM, TrustRegion, Verdict, judge
 
 __all__ = ["Farcasting"]
@@ -472,6 +472,7 @@ class Farcasting:
     def _move(self, horizon: float) -> str:
         """Replace the weights; returns what was in the way."""
         offsets = self._source.offsets
+        reshard(self._model)
         for i, slot in enumerate(self._slots):
             weights = slot.local
             states = [self._states[self._clock - o][i] for o in offsets[:-1]] + [weights]
@@ -512,6 +513,7 @@ class Farcasting:
             snapshot["optimizer"].release(self._store)
 
     def _write_weights(self, kept: Sequence[torch.Tensor]) -> None:
+        reshard(self._model)
         with torch.no_grad():
             for slot, then in zip(self._slots, kept, strict=True):
                 slot.local.copy_(then)

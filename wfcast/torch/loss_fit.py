@@ -104,7 +104,7 @@ def fit_to_loss(
     training = [(m, m.training) for m in model.modules()]
     try:
         model.eval()
-        with restored(slots):
+        with restored(model, slots):
             coef, spent, losses = _search(
                 model, slots, opened, loss_fn, feed, rank, n_evals, measure
             )
@@ -131,7 +131,7 @@ def _search(
     latest = np.eye(k)[-1]
 
     def put(coef: Vector) -> None:
-        write(slots, states, lambda _: (coef, 0.0))
+        write(model, slots, states, lambda _: (coef, 0.0))
 
     put(latest)
     before = measure()
