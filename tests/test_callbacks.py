@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 pytest.importorskip("transformers")  # the same
 pytest.importorskip("accelerate")  # what the Trainer needs
+pytest.importorskip("lightning")
 
 import loops  # noqa: E402  only with them
 from models import small  # noqa: E402
@@ -78,7 +79,6 @@ def test_resumed_without_a_saved_state(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_jumps_and_resumes(tmp_path):
-    pytest.importorskip("lightning", reason="Lightning is not in the test extra")
     import lightning.pytorch as pl
 
     from wfcast.torch.lightning import FarcastingCallback as Callback
@@ -132,3 +132,45 @@ def test_lightning_jumps_and_resumes(tmp_path):
     accumulating = Callback(**FAST)
     train(accumulating, 16, accumulate=2)
     assert accumulating.farcasting.history[0]["step"] == 10
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+def test_trl(tmp_path):
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"input_ids": Counting()[i]["input_ids"].tolist()} for i in range(64)]
+    callback = FarcastingCallback(**FAST)
+    settings = SFTConfig(
+        str(tmp_path),
+        max_steps=25,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SFTTrainer(
+        small("gpt2"),
+        settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [entry["step"] for entry in callback.farcasting.history] == [10, 20]
+
+
+def tokenizer():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(64)}
+    plain = Tokenizer(WordLevel(words, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="w1", eos_token="w2")
