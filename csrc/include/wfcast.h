@@ -86,8 +86,8 @@ typedef struct {
 /* Error sums of column 0 against column 1, in float64. */
 wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
 
-/* out (p x m, row-major) = sums of products of the first p columns with the other m, or, where there
- * are no others, with themselves (p x p); in float64. NaN and infinity are refused. */
+/* out (p x m, row-major) = sums of products of the first p columns with the other m, or, where
+ * there are no others, with themselves (p x p); in float64. NaN and infinity are refused. */
 wf_status wf_gram(const wf_table *table, ptrdiff_t p, int n_threads, double *out, wf_fault *fault);
 
 /* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others
