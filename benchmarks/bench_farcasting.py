@@ -1,153 +1,600 @@
-"""Steps to the same held-out loss, with and without Farcasting: a digits MLP, rates and schedules.
+"""Steps to the same held-out loss, with and without Farcasting, beside its rivals.
 
-    python benchmarks/bench_farcasting.py [--seeds 3] [--steps 2000] [--json PATH]
+    python benchmarks/bench_farcasting.py [digits | characters | distilbert-mlm | ...]
+    python benchmarks/bench_farcasting.py --overhead
 
-The plain run is swept over learning rates and schedules (constant, linear decay, decay in the last
-fifth). For each of them: the loss that it ends with (the mean of its last three evaluations), and
-the first step at which the run with Farcasting is at or below that loss, as a ratio of the plain
-run's first such step. Both see the same batches. Then the overhead: seconds in Farcasting as a
-share of all, on this tiny model an upper bound.
+See `README.md` in this folder for what is compared and how to read the tables.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
+import multiprocessing
+import os
 import statistics
 import time
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from common import RESULTS, machine, table
-from sklearn.datasets import load_digits
-from torch.nn.functional import cross_entropy
+from common import RESULTS, Target, machine, parser, print_machine, print_targets, table, write_json
+from rivals import Ema, Lookahead, line, mean, nowcaster, weights_of
+from tqdm import tqdm
+from training_tasks import TASKS, Task, factor
 
-from wfcast.torch import Farcasting
+import wfcast
+from wfcast.torch import Farcasting, fit_to_loss
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-SCHEDULES = ("constant", "linear", "tail")
-EVERY = 25
+NAME = "bench_farcasting"
+CLOSE = 1.005  # "the same loss": within half a percent
+TENTHS = 10
+N_STATES = 12  # of the loss-fitted export, and of LAWA at most
+N_EVALS = 40
+DECAYS = (0.98, 0.995)
+REACHES = (0.5, 1.0, 2.0)
+LINE_HORIZONS = (1, 3)  # in spacings
+SIBLINGS = (100, 101)
 
 
-def factor(schedule: str, step: int, steps: int) -> float:
-    if schedule == "linear":
-        return 1 - (step - 1) / steps
-    return min(1.0, (steps - step + 1) / (steps / 5)) if schedule == "tail" else 1.0
+@dataclass(frozen=True)
+class Cell:
+    """A learning rate and a schedule."""
+
+    schedule: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.schedule} {self.rate:g}"
 
 
-def train(seed: int, rate: float, schedule: str, steps: int, jump: bool) -> dict[str, Any]:
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    train_rows, held = order[:1200], order[1200:]
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(64, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 10),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+@dataclass(frozen=True)
+class Spec:
+    """One run."""
+
+    task: str
+    seed: int
+    cell: Cell
+    method: str
+    steps: int
+    horizon: int = 0  # of jumps along a line, in spacings
+    exports: bool = False
+
+
+@cache
+def task_named(name: str) -> Task:
+    """The task, with its data loaded once per process."""
+    return next(kind() for kind in TASKS if kind.name == name)
+
+
+def spacing_of(steps: int) -> int:
+    """A fortieth of the run, so that the defaults (50, 100 and 50) belong to 2000 steps."""
+    return max(1, steps // 40)
+
+
+# ---- one run ----------------------------------------------------------------------------------
+
+
+def train(spec: Spec, siblings: Any = None) -> dict[str, Any]:
+    """Held-out losses as (step, loss), what was exported on the way, and what Farcasting says."""
+    torch.set_num_threads(1)
+    task, steps = task_named(spec.task), spec.steps
+    model = task.model(spec.seed)
+    optimizer = task.optimizer(model, spec.cell.rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: factor(schedule, done + 1, steps)
+        optimizer, lambda done: factor(spec.cell.schedule, done + 1, steps)
     )
-
-    @torch.no_grad()
-    def held_out() -> float:
-        return float(cross_entropy(model(x[held]), y[held]))
-
-    farcasting = Farcasting(model, optimizer, judge=held_out, stop=steps) if jump else None
-    draw = torch.Generator().manual_seed(seed + 1000)
-    curve, begun = [], time.perf_counter()
-    for step in range(1, steps + 1):
-        rows = train_rows[torch.randint(1200, (64,), generator=draw)]
-        loss = cross_entropy(model(x[rows]), y[rows])
+    farcasting = controller(spec, task, model, optimizer, siblings)
+    lookahead = Lookahead(model) if spec.method == "Lookahead" else None
+    exporter = Exporter(spec, task, model) if spec.exports else None
+    curve, states = [(0, task.held_out_loss(model))], {0: weights_of(model)}
+    seconds = 0.0
+    # A run that jumps at a constant rate may go on a little, to show when it is where the plain one
+    # ended if that is later.
+    late = steps // 16 if spec.cell.schedule == "constant" and spec.method != "plain" else 0
+    for step in range(1, steps + late + 1):
+        begun = time.perf_counter()
+        loss = task.loss(model, task.batch(spec.seed, step))
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        if farcasting is not None:
-            farcasting.step()
-        if step % EVERY == 0:
-            curve.append((step, held_out()))
-    result: dict[str, Any] = {"curve": curve, "seconds": time.perf_counter() - begun}
+        for thing in (farcasting, lookahead):
+            if thing is not None:
+                thing.step()
+        seconds += time.perf_counter() - begun
+        if exporter is not None:
+            exporter.step(step)
+        if step % task.every == 0 or step == steps:
+            curve.append((step, task.held_out_loss(model)))
+        if spec.method == "sibling" and step % spacing_of(steps) == 0:
+            states[step] = weights_of(model)
+    result: dict[str, Any] = {"curve": curve, "seconds": seconds}
+    if exporter is not None:
+        result["exports"] = exporter.losses
     if farcasting is not None:
         result["farcasting"] = farcasting.summary().to_dict()
         farcasting.close()
+    if spec.method == "sibling":
+        result["states"] = states
     return result
 
 
-def final(curve: list[tuple[int, float]]) -> float:
-    return statistics.mean(loss for _, loss in curve[-3:])
+def controller(
+    spec: Spec, task: Task, model: Any, optimizer: Any, siblings: Any
+) -> Farcasting | None:
+    """The Farcasting of a method; None for the others."""
+    spacing = spacing_of(spec.steps)
+    common: dict[str, Any] = {"spacing": spacing, "stop": spec.steps}
+    if spec.method == "Farcasting":
+        return Farcasting(
+            model,
+            optimizer,
+            period=2 * spacing,
+            recovery=spacing,
+            judge=lambda: task.held_out_loss(model),
+            **common,
+        )
+    if spec.method == "line jumps":
+        horizon = spec.horizon * spacing
+        return Farcasting(
+            model,
+            optimizer,
+            wfcast.linear_trend,
+            horizon=horizon,
+            period=2 * spacing,
+            recovery=0,
+            **common,
+        )
+    if spec.method == "nowcaster jumps":
+        mf = nowcaster(siblings, spacing, 5)
+        return Farcasting(
+            model, optimizer, mf, horizon=5 * spacing, period=10 * spacing, recovery=0, **common
+        )
+    return None
 
 
-def first_below(curve: list[tuple[int, float]], loss: float) -> int | None:
-    return next((step for step, value in curve if value <= loss), None)
+class Exporter:
+    """At every tenth of a run, the held-out loss of weights made from what it passed through.
+
+    The states lie a sixtieth of the run apart. The loss-fitted export begins `N_EVALS` gradients
+    earlier, which count as steps.
+    """
+
+    def __init__(self, spec: Spec, task: Task, model: Any) -> None:
+        self._spec, self._task, self._model = spec, task, model
+        self._apart = max(1, spec.steps // 60)
+        self._states: deque[tuple[int, Any]] = deque(maxlen=N_STATES)
+        self._emas = {decay: Ema(model, decay) for decay in DECAYS}
+        tenths = [spec.steps * k // TENTHS for k in range(1, TENTHS + 1)]
+        self._at = set(tenths)
+        self._early = {t - N_EVALS: t for t in tenths if t - N_EVALS > self._apart}
+        self._scratch = task.model(spec.seed)
+        self.losses: dict[str, dict[int, float]] = {}
+
+    def step(self, step: int) -> None:
+        """After each optimizer step."""
+        for ema in self._emas.values():
+            ema.step(self._model)
+        if step % self._apart == 0:
+            self._states.append((step, weights_of(self._model)))
+        if step in self._early:
+            self._fit(step, self._early[step])
+        if step in self._at:
+            states = [weights for _, weights in self._states]
+            for decay, ema in self._emas.items():
+                self._take(f"EMA {decay:g}", step, ema.weights)
+            for k in (4, N_STATES):
+                self._take(f"LAWA {k}", step, mean(states[-k:]))
+            for reach in REACHES:
+                back = min(3, len(states) - 1)
+                self._take(f"line {reach:g}", step, line(states, back, reach))
+
+    def _take(self, name: str, step: int, weights: Any) -> None:
+        self._scratch.load_state_dict(weights)
+        loss = self._task.held_out_loss(self._scratch)
+        self.losses.setdefault(name, {})[step] = loss
+
+    def _batches(self, step: int) -> Iterator[Any]:
+        while True:
+            step += 1
+            yield self._task.batch(self._spec.seed + 10_000, step)
+
+    def _fit(self, step: int, tenth: int) -> None:
+        states = {at: weights for at, weights in self._states if at < step}
+        states[step] = weights_of(self._model)
+        self._scratch.load_state_dict(states[step])
+        mf = fit_to_loss(
+            self._scratch, states, self._task.loss, self._batches(step), n_evals=N_EVALS
+        )
+        with mf.applied(self._scratch, states):
+            loss = self._task.held_out_loss(self._scratch)
+        self.losses.setdefault("fitted to the loss", {})[tenth] = loss
+
+
+# ---- all runs of a task -----------------------------------------------------------------------
+
+
+class Study:
+    """The runs of one task; `ask` collects, `run` does them on all CPUs."""
+
+    def __init__(self, name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> None:
+        self.name, self.seeds, self.steps, self._pool = name, range(seeds), steps, pool
+        self.results: dict[Spec, dict[str, Any]] = {}
+
+    def specs(self, cell: Cell, method: str, **extra: Any) -> list[Spec]:
+        """One per seed."""
+        return [Spec(self.name, seed, cell, method, self.steps, **extra) for seed in self.seeds]
+
+    def run(self, wanted: Sequence[Spec], label: str, siblings: Any = None) -> None:
+        """Do those that were not done."""
+        fresh = [spec for spec in dict.fromkeys(wanted) if spec not in self.results]
+        jobs = {spec: self._pool.submit(train, spec, siblings) for spec in fresh}
+        for spec in tqdm(fresh, desc=f"{self.name}: {label}", unit="run"):
+            self.results[spec] = jobs[spec].result()
+
+    def curves(self, specs: Sequence[Spec]) -> list[list[tuple[int, float]]]:
+        """Held-out losses, seed by seed."""
+        return [self.results[spec]["curve"] for spec in specs]
+
+
+def smooth(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Means of three measurements in a row, at the last one's step."""
+    return [
+        (curve[i][0], statistics.mean(loss for _, loss in curve[i - 2 : i + 1]))
+        for i in range(2, len(curve))
+    ]
+
+
+def lowest(curve: Sequence[tuple[int, float]]) -> float:
+    """The loss that early stopping would have kept."""
+    return min(loss for _, loss in smooth(curve))
+
+
+def reached(curve: Sequence[tuple[int, float]], goal: float) -> float:
+    """The first step at or below a loss; infinity where there is none."""
+    return next((step for step, loss in smooth(curve) if loss <= goal), math.inf)
+
+
+def ratios(plain: Sequence[Any], other: Sequence[Any]) -> list[float]:
+    """Steps to the plain run's lowest loss (within half a percent), over its own, by seed."""
+    result = []
+    for own, its in zip(plain, other, strict=True):
+        goal = lowest(own) * CLOSE
+        result.append(reached(its, goal) / reached(own, goal))
+    return result
+
+
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """Median and range."""
+    middle = statistics.median(values)
+    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
+    """All runs of a task, its tables on the way, and what goes into the JSON."""
+    task = task_named(name)
+    runs = Study(name, seeds, steps, pool)
+
+    # the plain runs, swept; those of constant rate export on the way
+    untuned = Cell("constant", task.untuned)
+    cells = [Cell("constant", rate) for rate in task.rates]
+    cells += [Cell(kind, rate) for kind in ("linear", "tail") for rate in task.rates[-2:]]
+    plain = {
+        c: runs.specs(c, "plain", exports=c.schedule == "constant" and c.rate >= task.untuned)
+        for c in cells
+    }
+    runs.run([spec for specs in plain.values() for spec in specs], "plain")
+
+    def median_lowest(cell: Cell) -> float:
+        return statistics.median(map(lowest, runs.curves(plain[cell])))
+
+    best = min(cells, key=median_lowest)
+    print(f"\n{name}: plain runs of {steps} steps, {seeds} seeds; held-out loss, median (range)")
+    rows = []
+    for cell in cells:
+        curves = runs.curves(plain[cell])
+        ends = [smooth(curve)[-1][1] for curve in curves]
+        note = "untuned" if cell == untuned else "best" if cell == best else ""
+        rows.append([str(cell), spread([*map(lowest, curves)], ".4f"), spread(ends, ".4f"), note])
+    print(table(("schedule, rate", "lowest", "at the end", ""), rows))
+
+    # jumps, at the untuned recipe and at the best
+    payload: dict[str, Any] = {"steps": steps, "best": str(best), "untuned": str(untuned)}
+    jumps: list[dict[str, Any]] = []
+    kept: dict[tuple[Cell, str], list[Spec]] = {}
+    for cell in dict.fromkeys((cells[0], untuned, best)):
+        kept[cell, "Farcasting"] = runs.specs(cell, "Farcasting")
+        kept[cell, "Lookahead"] = runs.specs(cell, "Lookahead")
+        lines = {h: runs.specs(cell, "line jumps", horizon=h) for h in LINE_HORIZONS}
+        runs.run([s for specs in (*kept.values(), *lines.values()) for s in specs], str(cell))
+        tuned = min(lines, key=lambda h: statistics.median(map(lowest, runs.curves(lines[h]))))
+        kept[cell, f"line jumps, {tuned} spacings"] = lines[tuned]
+        known = [Spec(name, seed, cell, "sibling", steps) for seed in SIBLINGS]
+        runs.run(known, f"{cell}, siblings")
+        states = [runs.results[spec].pop("states") for spec in known]
+        kept[cell, "nowcaster jumps"] = runs.specs(cell, "nowcaster jumps")
+        runs.run(kept[cell, "nowcaster jumps"], f"{cell}, nowcaster", states)
+    for (cell, method), specs in kept.items():
+        own, its = runs.curves(plain[cell]), runs.curves(specs)
+        seconds = [
+            runs.results[b]["seconds"] / runs.results[a]["seconds"]
+            for a, b in zip(plain[cell], specs, strict=True)
+        ]
+        jumps.append(
+            {
+                "cell": str(cell),
+                "method": method,
+                "plain_lowest": [lowest(c) for c in own],
+                "lowest": [lowest(c) for c in its],
+                "end": [smooth(c)[-1][1] for c in its],
+                "steps_ratio": ratios(own, its),
+                "seconds_ratio": seconds,
+                "farcasting": [
+                    {k: v for k, v in runs.results[s]["farcasting"].items() if k != "jumps"}
+                    for s in specs
+                    if method == "Farcasting"
+                ],
+            }
+        )
+    print(f"\n{name}: jumps; steps and seconds over those of the plain run, median (range)")
+    rows = [
+        [
+            j["cell"],
+            j["method"],
+            spread(j["plain_lowest"], ".4f"),
+            spread(j["lowest"], ".4f"),
+            spread(j["steps_ratio"], ".2f"),
+            spread(j["seconds_ratio"], ".2f"),
+        ]
+        for j in jumps
+    ]
+    header = ("schedule, rate", "", "plain, lowest", "lowest", "steps to it", "time per step")
+    print(table(header, rows))
+
+    # exports of constant-rate runs beside the best schedule
+    exports, tenths = export_table(runs, plain, best)
+    print(f"\n{name}: exports at every tenth of a run, beside the best plain run ({best}); medians")
+    rows = [
+        [label, *(f"{x:.4f}" if x is not None else "-" for x in losses)]
+        for label, losses in exports.items()
+    ]
+    print(table(("", *(str(t) for t in tenths)), rows))
+    payload |= {"jumps": jumps, "exports": exports, "tenths": tenths}
+    payload["runs"] = [
+        {
+            "cell": str(spec.cell),
+            "method": spec.method,
+            "horizon": spec.horizon,
+            "seed": spec.seed,
+            "curve": [(step, round(loss, 5)) for step, loss in result["curve"]],
+            **{k: v for k, v in result.items() if k in ("exports", "farcasting", "seconds")},
+        }
+        for spec, result in runs.results.items()
+    ]
+    payload["targets"] = targets(name, jumps, str(cells[0]), str(untuned), str(best), exports)
+    draw(name, runs, plain, kept, best, untuned, exports, tenths)
+    return payload
+
+
+def export_table(
+    runs: Study, plain: dict[Cell, list[Spec]], best: Cell
+) -> tuple[dict[str, list[float | None]], list[int]]:
+    """Median loss by tenth: the best plain run, and each export from the rate that suits it."""
+    tenths = [runs.steps * k // TENTHS for k in range(1, TENTHS + 1)]
+
+    def at(curve: Sequence[tuple[int, float]], step: int) -> float:
+        return min(curve, key=lambda point: (abs(point[0] - step), point[0]))[1]
+
+    curves = runs.curves(plain[best])
+    result: dict[str, list[float | None]] = {
+        f"plain, {best}": [statistics.median(at(c, t) for c in curves) for t in tenths]
+    }
+    exporting = [specs for specs in plain.values() if specs[0].exports]
+    for name in runs.results[exporting[0][0]]["exports"]:
+        rows = {}
+        for specs in exporting:
+            found = [runs.results[spec]["exports"][name] for spec in specs]
+            rows[specs[0].cell] = [
+                statistics.median(f[t] for f in found) if all(t in f for f in found) else None
+                for t in tenths
+            ]
+        # one rate for the whole run: the one whose last export is lowest
+        cell = min(rows, key=lambda c: rows[c][-1] or math.inf)
+        result[f"{name}, {cell}"] = rows[cell]
+    return result, tenths
+
+
+def targets(
+    name: str,
+    jumps: Sequence[dict[str, Any]],
+    slow: str,
+    untuned: str,
+    best: str,
+    exports: dict[str, list[float | None]],
+) -> list[Target]:
+    """What was to be reached."""
+
+    def ratio(cell: str) -> float:
+        return next(
+            statistics.median(j["steps_ratio"])
+            for j in jumps
+            if j["cell"] == cell and j["method"] == "Farcasting"
+        )
+
+    found = [
+        Target(f"{name}: steps at {untuned}", ratio(untuned), 0.5, at_most=True),
+        Target(f"{name}: steps at {best}, the best plain run", ratio(best), 1.03, at_most=True),
+    ]
+    if slow != untuned:
+        found.append(Target(f"{name}: steps at {slow}", ratio(slow), 0.5, at_most=True))
+    ours = next(v for k, v in exports.items() if k.startswith("fitted to the loss"))
+    theirs = next(v for k, v in exports.items() if k.startswith("plain"))
+    worst = max(a / b for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None)
+    found.append(
+        Target(
+            f"{name}: loss of the loss-fitted export over the best plain run's, worst tenth",
+            worst,
+            1.0,
+            at_most=True,
+        )
+    )
+    return found
+
+
+def draw(
+    name: str,
+    runs: Study,
+    plain: dict[Cell, list[Spec]],
+    kept: dict[tuple[Cell, str], list[Spec]],
+    best: Cell,
+    untuned: Cell,
+    exports: dict[str, list[float | None]],
+    tenths: Sequence[int],
+) -> None:
+    """The untuned recipe, the best one, and the exports, beside each other, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for ax, cell in zip(axes, (untuned, best), strict=False):
+        chosen = {"plain": plain[cell]}
+        chosen |= {method: specs for (c, method), specs in kept.items() if c == cell}
+        for label, specs in chosen.items():
+            curves = runs.curves(specs)
+            steps = [step for step, _ in curves[0]]
+            middle = [statistics.median(points) for points in losses_by_step(curves)]
+            ax.plot(
+                steps,
+                middle,
+                label=label,
+                linewidth=2.2 if label in ("plain", "Farcasting") else 1.1,
+            )
+        which = "the best plain run" if cell == best else "an untuned recipe"
+        ax.set_title(f"{cell}: {which}", loc="left")
+    for label, losses in exports.items():
+        known = [(t, x) for t, x in zip(tenths, losses, strict=True) if x is not None]
+        wide = label.startswith(("plain", "fitted"))
+        axes[2].plot(
+            *zip(*known, strict=True),
+            "o-",
+            markersize=3,
+            label=label,
+            linewidth=2.2 if wide else 1.1,
+        )
+    axes[2].set_title("exports at every tenth", loc="left")
+    low = min(lowest(c) for specs in (*plain.values(), *kept.values()) for c in runs.curves(specs))
+    for ax in axes:
+        high = max(
+            statistics.median(y)
+            for y in [
+                [*line.get_ydata()][len(line.get_ydata()) // 6 :] for line in ax.get_lines()[:1]
+            ]
+        )
+        ax.set_ylim(low - 0.05 * (high - low), high + 1.2 * (high - low))
+        ax.set_xlabel("step")
+        ax.set_ylabel("held-out loss")
+        ax.legend(fontsize=8, frameon=False)
+    figure.suptitle(f"{name}, medians of {len(runs.seeds)} seeds", x=0.01, ha="left")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / f"{NAME}-{name}.png", dpi=110)
+    plt.close(figure)
+
+
+# ---- overhead ---------------------------------------------------------------------------------
+
+
+def overhead(quick: bool) -> dict[str, Any]:
+    """Seconds in Farcasting as a share of all, for DistilBERT's 66M parameters and AdamW.
+
+    A real training step is timed; then Farcasting follows an optimizer that steps with the last
+    gradients, over three jumps, since its own time does not depend on what the gradients are.
+    """
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    config = (
+        DistilBertConfig(n_layers=1, dim=64, hidden_dim=64, n_heads=2)
+        if quick
+        else DistilBertConfig()
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = DistilBertForMaskedLM(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    ids = torch.randint(5, config.vocab_size, (16, 128), device=device)
+
+    def wait() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    taken = []
+    for _ in range(4):
+        begun = wait()
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        taken.append(wait() - begun)
+    step_seconds = statistics.median(taken[1:])
+    store = "device" if device == "cuda" else "cpu"
+    farcasting = Farcasting(model, optimizer, store=store, horizon=20)
+    losses = (5.0 / (1 + 0.01 * t) for t in range(1, 10_000))
+    for _ in range(400):
+        optimizer.step()
+        farcasting.step(next(losses))
+    jumps = [e for e in farcasting.history if e["outcome"] != "refused"]
+    share = farcasting.seconds / (400 * step_seconds)
+    n = sum(p.numel() for p in model.parameters())
+    print(
+        f"\noverhead: {n / 1e6:.1f}M parameters on {device}, batch 16 x 128: {step_seconds:.3f} s per "
+        f"step, {farcasting.seconds:.2f} s in Farcasting over 400 steps and {len(jumps)} jumps"
+    )
+    return {
+        "device": device,
+        "parameters": n,
+        "step_seconds": step_seconds,
+        "farcasting_seconds": farcasting.seconds,
+        "jumps": len(jumps),
+        "targets": [Target("overhead, share of step time", share, 0.01, at_most=True)],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--json", type=Path, default=RESULTS / "bench_farcasting.json")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    runs, rows = [], []
-    for schedule in SCHEDULES:
-        for rate in RATES:
-            ratios, ends, jumped_ends, shares, lost = [], [], [], [], []
-            for seed in range(args.seeds):
-                plain = train(seed, rate, schedule, args.steps, jump=False)
-                jumped = train(seed, rate, schedule, args.steps, jump=True)
-                runs.append(
-                    {
-                        "rate": rate,
-                        "schedule": schedule,
-                        "seed": seed,
-                        "plain": plain,
-                        "jumped": jumped,
-                    }
-                )
-                goal = final(plain["curve"])
-                reached = first_below(jumped["curve"], goal)
-                own = first_below(plain["curve"], goal)
-                assert own is not None
-                ratios.append(reached / own if reached else float("inf"))
-                ends.append(goal)
-                jumped_ends.append(final(jumped["curve"]))
-                log = jumped["farcasting"]
-                shares.append(log["farcasting/seconds"] / jumped["seconds"])
-                lost.append(log["farcasting/steps_lost"])
-            rows.append(
-                [
-                    schedule,
-                    f"{rate:g}",
-                    f"{statistics.median(ends):.4f}",
-                    f"{statistics.median(jumped_ends):.4f}",
-                    f"{statistics.median(ratios):.2f}",
-                    f"{min(ratios):.2f} to {max(ratios):.2f}",
-                    f"{statistics.median(lost):.0f}",
-                    f"{100 * statistics.median(shares):.1f} %",
-                ]
-            )
-            print(*rows[-1], sep="  ", flush=True)
-    header = (
-        "schedule",
-        "rate",
-        "plain ends at",
-        "with jumps",
-        "steps, ratio",
-        "range",
-        "lost",
-        "time in it",
-    )
-    print(table(header, rows))
-    args.json.parent.mkdir(exist_ok=True)
-    args.json.write_text(
-        json.dumps({"machine": machine(), "header": header, "rows": rows, "runs": runs})
-    )
+    options = parser(NAME, __doc__.splitlines()[0])
+    known = [kind.name for kind in TASKS]
+    options.add_argument("tasks", nargs="*", help=f"of {', '.join(known)} (default: all)")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--overhead", action="store_true", help="only the cost per step")
+    args = options.parse_args()
+    unknown = sorted(set(args.tasks) - set(known))
+    if unknown:
+        options.error(f"no task {unknown[0]!r}: expected {', '.join(known)}")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    info = machine()
+    print_machine(info, args.threads)
+    if args.overhead:
+        found = overhead(args.quick)
+        finish(args, f"{NAME}-overhead", info, found)
+        return
+    context = multiprocessing.get_context("spawn")
+    for name in args.tasks or known:
+        steps = 120 if args.quick else task_named(name).steps
+        with ProcessPoolExecutor(args.threads, mp_context=context) as pool:
+            found = study(name, 2 if args.quick else args.seeds, steps, pool)
+        finish(args, f"{NAME}-{name}", info, found)
+
+
+def finish(args: Any, name: str, info: dict[str, Any], found: dict[str, Any]) -> None:
+    """Targets, and the JSON."""
+    print_targets(found["targets"])
+    found["targets"] = [target.as_dict() for target in found["targets"]]
+    write_json(args, name, {"machine": info, **found})
 
 
 if __name__ == "__main__":

@@ -25,12 +25,14 @@ class Verdict:
     Attributes
     ----------
     kind : {"better", "even", "worse", "harm"}
+        Worse is behind by no more than noise and by less than half a window; harm is all beyond.
     expected, after : float
         The loss that the run was heading for at the end of the recovery window, and the one it has.
     noise : float
         The standard error of ``after - expected``, as far as the losses show it.
     steps_saved : float
-        Steps that the run would have taken from one to the other; negative where it fell behind.
+        Steps that the run would have taken from one to the other; negative where it fell behind,
+        by at most the window, which is what going back costs.
     """
 
     kind: str
@@ -73,18 +75,14 @@ def judge(before: Sequence[Point], after: Sequence[Point], window: int, horizon:
     progress = -slope * math.log(end / max(end - window, 1))  # what one window brings
     unit = max(abs(progress), noise, 1e-4 * (1.0 if powers else abs(expected)), 1e-300)
     gain = expected - actual
-    if not math.isfinite(actual) or gain < -2 * max(unit, noise):
-        kind = HARM
-    elif gain < -max(0.25 * unit, noise):
-        kind = WORSE
-    elif gain > max(0.1 * unit, noise):
-        kind = BETTER
-    else:
-        kind = EVEN
     saved = window * gain / progress if progress > 0 else 0.0
     if not math.isfinite(saved):
         saved = -float(window)
     saved = max(-float(window), min(saved, horizon))
+    if not gain >= 0:
+        kind = WORSE if gain >= -noise and saved > -window / 2 else HARM
+    else:
+        kind = BETTER if gain > max(0.1 * unit, noise) else EVEN
     if powers:
         expected, noise = math.exp(expected), noise * mean
     return Verdict(kind, expected, mean, noise, saved)
@@ -101,9 +99,12 @@ class TrustRegion:
         Below the first of them a jump is not worth its cost; none goes beyond the second.
     adaptive : bool
         Whether verdicts change the horizon.
+    window : int
+        The recovery window: what a jump that is rolled back costs.
+    stop : int or None
+        The length of the run, where it is known.
     max_loss : float
-        Jumps are only tried while the steps lost to those that were rolled back are at most this
-        share of all steps and half of the steps saved.
+        The share of all steps that jumps may lose, beyond half of what others saved.
     patience : int
         Jumps in a row that did not pay after which it stops.
     """
@@ -115,26 +116,39 @@ class TrustRegion:
         highest: float,
         *,
         adaptive: bool,
+        window: int,
+        stop: int | None,
         max_loss: float,
         patience: int,
     ) -> None:
         self.horizon = min(first, highest)
         self.lowest, self.highest = lowest, highest
+        self.window, self.stop = window, stop
         self.adaptive, self.max_loss, self.patience = adaptive, max_loss, patience
-        self.lost = 0
+        self.lost = 0.0
         self.saved = 0.0
         self.failures = 0
         self.stopped = ""
 
     def affords(self, step: int) -> bool:
-        """Whether another rolled back jump would be within the stated share."""
-        return self.lost <= self.max_loss * step + max(0.0, self.saved) / 2
+        """Whether the steps lost stay within the stated share if the next jump is rolled back."""
+        if self.stop is None and not self.lost:
+            return True  # the first one
+        allowed = self.max_loss * (self.stop or step) + self.saved / 2
+        return self.lost + self.window <= allowed
 
-    def learn(self, verdict: Verdict, window: int) -> None:
-        """Take in the verdict on a jump of the current horizon."""
+    def shorten(self, horizon: float) -> None:
+        """Jumps of more than this raise the loss by too much."""
+        if self.adaptive:
+            self.horizon = min(self.horizon, horizon)
+
+    def learn(self, verdict: Verdict, steps: int) -> None:
+        """Take in the verdict on a jump of the current horizon, `steps` after it."""
         factor = {BETTER: 2.0, EVEN: 1.0, WORSE: 0.5, HARM: 0.25}[verdict.kind]
         if verdict.kind == HARM:
-            self.lost += window
+            self.lost += steps
+        elif verdict.steps_saved < 0:
+            self.lost -= verdict.steps_saved
         else:
             self.saved += verdict.steps_saved
         self.failures = 0 if verdict.kind == BETTER else self.failures + 1

@@ -29,6 +29,9 @@ OPTIMIZER_STATES = ("keep", "reset", "scale")
 HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a guess
 LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
+RISE = 0.1  # a jump that raises the judge's loss by more than this share at once is shortened
+HALVINGS = 4
+PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
 
 _controlled: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Farcasting]]
 _controlled = weakref.WeakKeyDictionary()
@@ -159,7 +162,7 @@ class Farcasting:
         scheduler: Any = None,
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
-        max_loss: float = 0.01,
+        max_loss: float = 0.03,
         patience: int = 4,
     ) -> None:
         check_numbers(spacing, n_states, period, recovery, start, stop, max_loss, patience)
@@ -182,7 +185,8 @@ class Farcasting:
         self._slots = select(model, optimizer, include, exclude)
         self._shapes = {s.name: tuple(s.local.shape) for s in self._slots}
         self._source = _coefficients.source(forecaster, spacing, n_states, self._slots)
-        self._spacing, self._period, self._recovery = spacing, period, recovery
+        self._spacing, self._period = spacing, period
+        self._recovery = self._window(recovery, stop, max_loss)
         self._judge, self._refresh = judge, refresh
         self._optimizer_state, self._state_dtype = optimizer_state, state_dtype
         self._start, self._stop = start, stop
@@ -192,6 +196,8 @@ class Farcasting:
             LOWEST * spacing if adaptive else 0.0,
             min(self._source.longest, HIGHEST * spacing if adaptive else math.inf),
             adaptive=adaptive,
+            window=self._recovery,
+            stop=stop,
             max_loss=max_loss,
             patience=patience,
         )
@@ -260,7 +266,7 @@ class Farcasting:
             return False
         if self._clock >= self._start and self._clock in self._due():
             self._record()
-        if self._clock in (self._next - self._recovery, self._since):
+        if self._clock == self._since or self._clock in self._measured():
             self._measure()
         if self._clock < self._next:
             return False
@@ -374,6 +380,17 @@ class Farcasting:
 
     # ---- the loss -----------------------------------------------------------------------------
 
+    @staticmethod
+    def _window(recovery: int, stop: int | None, max_loss: float) -> int:
+        """The recovery window: no longer than what a run of known length may lose."""
+        if stop is None or not recovery:
+            return recovery
+        return max(1, min(recovery, int(max_loss * stop / 2)))
+
+    def _measured(self) -> set[int]:
+        """The clocks of the held-out losses before the next jump."""
+        return {self._next - self._recovery * i // PARTS for i in range(PARTS + 1)}
+
     def _measure(self) -> float | None:
         """The held-out loss now, where there is a judge; kept with the clock."""
         if self._judge is None or not self._recovery:
@@ -383,7 +400,7 @@ class Farcasting:
         value = self._held_out()
         if self._clock > 0:
             self._losses.append((self._clock, value))
-            del self._losses[:-8]
+            del self._losses[: -4 * PARTS]
         return value
 
     def _held_out(self) -> float:
@@ -439,22 +456,21 @@ class Farcasting:
             problem = str(error)
         problem = _distributed.first_problem(problem)
         if not problem:
-            problem = _distributed.first_problem(self._move(horizon))
-            if problem and pending is not None:
+            assert pending is not None
+            problem = self._move(pending, entry)
+            if problem:
                 self._write_weights(pending["weights"])
         if problem:
             if pending is not None:
                 self._release(pending)
             return self._refuse(problem)
-        factor = self._spacing / (self._spacing + horizon)
+        factor = self._spacing / (self._spacing + entry["horizon"])
         soften(self._optimizer, self._slots, self._optimizer_state, factor)
         if self._refresh is not None:
             self._refresh()
         self.history.append(entry)
         if self._recovery:
             self._pending = pending
-            if self._judge is not None:
-                entry["loss_right_after"] = self._held_out()
         else:
             assert pending is not None
             self._release(pending)
@@ -469,7 +485,30 @@ class Farcasting:
         if len(moves) == self._source.learns - 1:
             self._source.learn(self._slots, [(self._states[a], self._states[b]) for a, b in moves])
 
-    def _move(self, horizon: float) -> str:
+    def _move(self, pending: dict[str, Any], entry: dict[str, Any]) -> str:
+        """Replace the weights, and shorten a jump that raises the judge's loss by too much.
+
+        Returns what was in the way.
+        """
+        judged = self._judge is not None and self._recovery
+        for halving in range(HALVINGS + 1):
+            if halving:
+                self._write_weights(pending["weights"])
+            entry["horizon"] = pending["horizon"] = self._trust.horizon / 2**halving
+            problem = _distributed.first_problem(self._combine(entry["horizon"]))
+            if problem or not judged:
+                return problem
+            entry["loss_right_after"] = self._held_out()
+            if entry["loss_right_after"] <= entry["loss_before"] + RISE * abs(entry["loss_before"]):
+                self._trust.shorten(entry["horizon"])
+                return ""
+        self._trust.shorten(entry["horizon"])
+        return (
+            f"even a jump of {entry['horizon']:.3g} steps takes the loss from "
+            f"{entry['loss_before']:.4g} to {entry['loss_right_after']:.4g}"
+        )
+
+    def _combine(self, horizon: float) -> str:
         """Replace the weights; returns what was in the way."""
         offsets = self._source.offsets
         reshard(self._model)
@@ -551,6 +590,8 @@ class Farcasting:
             first = self._points(jumped + 1, self._clock)
             entry["loss_right_after"] = first[0][1] if first else None
         if passed < self._recovery:
+            if passed == self._recovery - self._recovery // PARTS:
+                self._measure()
             early = max(1, self._recovery // EARLY)
             return passed == early and self._blew_up() and self._roll_back(None)
         return self._decide()
@@ -561,9 +602,7 @@ class Farcasting:
         jumped, entry = self._pending["clock"], self.history[-1]
         if self._judge is not None:
             self._measure()
-            after = self._points(self._clock, self._clock)
-        else:
-            after = self._points(jumped + (self._clock - jumped + 1) // 2, self._clock)
+        after = self._points(jumped + (self._clock - jumped + 1) // 2, self._clock)
         if not after:  # losses are no longer handed over
             verdict = None
         else:
