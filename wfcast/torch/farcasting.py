@@ -30,6 +30,11 @@ HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a 
 LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
 
+def _copied(loss: torch.Tensor) -> torch.Tensor:
+    """A float32 of its own: the loop may write over the loss, and a file holds it exactly."""
+    return loss.detach().to(torch.float32, copy=True)
+
+
 _controlled: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Farcasting]]
 _controlled = weakref.WeakKeyDictionary()
 
@@ -289,7 +294,7 @@ class Farcasting:
             if self._judge is None:
                 self._judge = loss
         elif loss is not None:
-            value = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+            value = _copied(loss) if isinstance(loss, torch.Tensor) else float(loss)
             if isinstance(value, torch.Tensor) and value.numel() != 1:
                 raise WfcastError(f"loss has shape {list(value.shape)}, expected one number")
             if self._judge is None:
