@@ -30,13 +30,12 @@ HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a 
 LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
 
+_live: weakref.WeakSet[Farcasting] = weakref.WeakSet()
+
+
 def _copied(loss: torch.Tensor) -> torch.Tensor:
     """A float32 of its own: the loop may write over the loss, and a file holds it exactly."""
     return loss.detach().to(torch.float32, copy=True)
-
-
-_controlled: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Farcasting]]
-_controlled = weakref.WeakKeyDictionary()
 
 
 class Farcasting:
@@ -176,9 +175,8 @@ class Farcasting:
         for name, function in (("judge", judge), ("refresh", refresh)):
             if function is not None and not callable(function):
                 raise WfcastError(f"{name} is {function!r}, expected a function or None")
-        other = _controlled.get(model)
-        held = other() if other is not None else None
-        if held is not None and not held._closed:
+        own = {id(p) for p in model.parameters()}
+        if any(id(p) in own for other in _live for p in other._model.parameters()):
             raise WfcastError(
                 "this model has a Farcasting already: close() that one before making another"
             )
@@ -214,7 +212,7 @@ class Farcasting:
         self._said = ""
         self._steps_taken = StepCounter(optimizer)
         self._seen = self._steps_taken.value
-        _controlled[model] = weakref.ref(self)
+        _live.add(self)
         if start == 0:
             self._record()
 
@@ -714,6 +712,7 @@ class Farcasting:
         self._forget()
         self._pending = None
         self._closed = True
+        _live.discard(self)
         self._steps_taken.remove()
 
     def state_dict(self) -> dict[str, Any]:
