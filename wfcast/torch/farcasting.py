@@ -183,6 +183,7 @@ class Farcasting:
         self._closed = False
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
         self._slots = select(model, optimizer, include, exclude)
+        self._stepped = {id(p) for p in parameters_of(optimizer)}
         self._shapes = {s.name: tuple(s.local.shape) for s in self._slots}
         self._source = _coefficients.source(forecaster, spacing, n_states, self._slots)
         self._spacing, self._period, self._recovery = spacing, period, recovery
@@ -361,11 +362,17 @@ class Farcasting:
 
     def _check_parameters(self) -> None:
         present = {id(p) for p in parameters_of(self._optimizer)}
+        fresh = len(present - self._stepped)
         gone = [s.name for s in self._slots if id(s.parameter) not in present]
         if gone:
             raise WfcastError(
                 f"{len(gone)} parameters, {gone[0]!r} first, are no longer in the optimizer: make "
                 "a new Farcasting after changing them"
+            )
+        if fresh:
+            raise WfcastError(
+                f"{fresh} parameters that were not there came to the optimizer: make a new "
+                "Farcasting after adding them"
             )
         for slot in self._slots:
             shape = tuple(slot.local.shape)
@@ -605,6 +612,7 @@ class Farcasting:
         then, entry = self._pending, self.history[-1]
         assert then is not None
         lost = self._clock - then["clock"]
+        self._check_parameters()
         if verdict is None:
             entry["verdict"] = HARM
             verdict = Verdict(HARM, math.nan, math.nan, 0.0, -float(lost))
