@@ -484,6 +484,8 @@ class Farcasting:
         offsets = self._source.offsets
         reshard(self._model)
         for i, slot in enumerate(self._slots):
+            if not all(p.requires_grad for p in slot.copies or (slot.parameter,)):
+                continue  # frozen meanwhile
             weights = slot.local
             states = [self._states[self._clock - o][i] for o in offsets[:-1]] + [weights]
             coef, intercept = self._source.coefficients(slot.name, horizon)
