@@ -511,8 +511,12 @@ class Farcasting:
             "shared": exact,
         }
         if self._recovery:
-            result["buffers"] = self._store.keep(list(self._model.buffers()))
-            result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
+            try:
+                result["buffers"] = self._store.keep(list(self._model.buffers()))
+                result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
+            except OSError:
+                self._release(result)
+                raise
             if self._scheduler is not None:
                 result["scheduler"] = copy.deepcopy(self._scheduler.state_dict())
         return result
