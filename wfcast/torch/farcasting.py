@@ -449,8 +449,13 @@ class Farcasting:
             problem = str(error)
         problem = _distributed.first_problem(problem)
         if not problem:
-            problem = _distributed.first_problem(self._move(horizon))
-            if problem and pending is not None:
+            assert pending is not None
+            try:
+                problem = _distributed.first_problem(self._move(horizon))
+            except BaseException:  # Ctrl-C: weights of which some have jumped are no weights
+                self._write_weights(pending["weights"])
+                raise
+            if problem:
                 self._write_weights(pending["weights"])
         if problem:
             if pending is not None:
