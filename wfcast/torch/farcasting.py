@@ -719,17 +719,23 @@ class Farcasting:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def close(self) -> None:
+    def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
 
-        A jump that is under way is judged by the losses so far, and taken back after harm.
+        Parameters
+        ----------
+        undo : bool, default=True
+            Judge a jump that is under way by the losses so far, and take it back after harm. False
+            where the weights have been replaced since: they are left as they are.
         """
         if self._closed:
             return
-        if self._pending is not None:
+        if self._pending is not None and undo:
             self._decide()
-        self._forget()
+        if self._pending is not None:
+            self._release(self._pending)
         self._pending = None
+        self._forget()
         self._closed = True
         _live.discard(self)
         self._steps_taken.remove()
