@@ -13,13 +13,13 @@ from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
 from .._runs import check_run
 from ..checkpoint import open_checkpoint
-from ._tensors import Slot, Vector, bare, check_slot, combine, local, reshard
+from ._tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 
 
 def parameters(model: torch.nn.Module) -> list[Slot]:
-    """Every parameter of a model with values to forecast, frozen ones included."""
+    """Every parameter of a model to forecast: frozen ones, too, unless they are quantised."""
     slots = [Slot(bare(name), p) for name, p in model.named_parameters()]
-    return [s for s in slots if s.parameter.is_floating_point()]
+    return [s for s in slots if s.parameter.requires_grad or known(s.parameter)]
 
 
 class States:
