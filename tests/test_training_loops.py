@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -40,6 +41,19 @@ def setup(optimizer="adam", norm=False, **parameters):
 def train(model, optimizer, farcasting, steps):
     for step in steps:
         farcasting.step(loops.optimize(model, optimizer, step))
+
+
+def first_error(model, optimizer, farcasting, steps):
+    """What `step` says; it has changed no weights."""
+    for step in steps:
+        loss = loops.optimize(model, optimizer, step)
+        before = loops.weights(model)
+        try:
+            farcasting.step(loss)
+        except WfcastError as error:
+            assert loops.equal(loops.weights(model), before)
+            return str(error)
+    raise AssertionError("no error")
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -362,24 +376,16 @@ def test_parameters_that_are_added(when):
     extra = torch.nn.Parameter(torch.zeros(3))
     model.register_parameter("extra", extra)
     optimizer.add_param_group({"params": [extra]})
-    with pytest.raises(WfcastError, match="1 parameters that were not there came to the optimizer"):
-        for step in range(when + 1, 20):
-            loss = loops.optimize(model, optimizer, step)
-            before = loops.weights(model)
-            farcasting.step(loss)
-    assert loops.equal(loops.weights(model), before)
+    error = first_error(model, optimizer, farcasting, range(when + 1, 20))
+    assert re.search("1 parameters that were not there came to the optimizer", error)
 
 
 def test_parameters_that_are_removed_while_a_jump_is_under_way():
     model, optimizer, farcasting = setup(**HARM)
     train(model, optimizer, farcasting, range(1, 12))
     optimizer.param_groups[0]["params"].pop()
-    with pytest.raises(WfcastError, match=r"'2\.bias' first, are no longer in the optimizer"):
-        for step in range(12, 20):
-            loss = loops.optimize(model, optimizer, step)
-            before = loops.weights(model)
-            farcasting.step(loss)
-    assert loops.equal(loops.weights(model), before)
+    error = first_error(model, optimizer, farcasting, range(12, 20))
+    assert re.search(r"'2\.bias' first, are no longer in the optimizer", error)
 
 
 def test_parameters_frozen_meanwhile_do_not_jump():

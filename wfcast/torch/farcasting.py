@@ -141,6 +141,7 @@ class Farcasting:
     """
 
     _closed: bool
+    _model: torch.nn.Module
 
     def __init__(
         self,
