@@ -5,13 +5,22 @@ import pytest
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 pytest.importorskip("transformers")  # the same
 pytest.importorskip("accelerate")  # what the Trainer needs
-pytest.importorskip("lightning")
+pl = pytest.importorskip("lightning.pytorch")
 
 import loops  # noqa: E402  only with them
 from models import small  # noqa: E402
-from transformers import Trainer, TrainingArguments  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch.optim.lr_scheduler import StepLR  # noqa: E402
+from transformers import (  # noqa: E402
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from wfcast import WfcastError  # noqa: E402
 from wfcast.torch import FarcastingCallback  # noqa: E402
+from wfcast.torch.lightning import FarcastingCallback as Lightning  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -27,20 +36,29 @@ class Counting(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def train(folder, callback, steps=50, resume=None, **arguments):
-    settings = TrainingArguments(
-        str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        save_steps=13,
-        logging_steps=10,
-        learning_rate=1e-3,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
+def make(folder, *callbacks, steps=50, kind="distilbert", **arguments):
+    settings = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 8,
+        "save_steps": 13,
+        "logging_steps": 10,
+        "learning_rate": 1e-3,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
         **arguments,
+    }
+    return Trainer(
+        small(kind),
+        TrainingArguments(str(folder), **settings),
+        train_dataset=Counting(),
+        eval_dataset=Counting(),
+        callbacks=list(callbacks),
     )
-    trainer = Trainer(small("distilbert"), settings, train_dataset=Counting(), callbacks=[callback])
+
+
+def train(folder, callback, steps=50, resume=None, **arguments):
+    trainer = make(folder, callback, steps=steps, **arguments)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -77,61 +95,209 @@ def test_resumed_without_a_saved_state(tmp_path):
         train(tmp_path / "run", FarcastingCallback(**FAST), steps=15, resume=str(folder))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["distilbert", "gpt2"])
+def test_the_loss_of_an_accumulated_step(kind, tmp_path):
+    """Whether the model's losses are means of their own or shares of the step's, as GPT-2's are."""
+    callback = FarcastingCallback(**FAST)
+    settings = {"gradient_accumulation_steps": 2, "logging_steps": 1, "save_strategy": "no"}
+    trainer = train(tmp_path, callback, steps=16, kind=kind, **settings)
+    logged = [e["loss"] for e in trainer.state.log_history if e["step"] == 10]
+    assert callback.farcasting.history[0]["step"] == 10
+    assert callback.farcasting.history[0]["loss_before"] == pytest.approx(logged[0], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_best_model_is_loaded_at_the_end(tmp_path):
+    """Training stops early while a bad jump is under way: the best weights are not taken back."""
+    callback = FarcastingCallback(**{**FAST, "recovery": 50}, horizon=1e5, max_loss=0.9)
+    trainer = make(
+        tmp_path,
+        callback,
+        EarlyStoppingCallback(1),
+        steps=80,
+        save_steps=6,
+        eval_strategy="steps",
+        eval_steps=6,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert callback.farcasting.history[-1]["outcome"] == "pending"
+    best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in best.items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_judge_beside_evaluations_and_early_stopping(tmp_path):
+    """The evaluation loop as a judge takes no evaluation's place and counts for none."""
+    judged = []
+
+    def judge():
+        loader = trainer.get_eval_dataloader()
+        judged.append(trainer.evaluation_loop(loader, "judge").metrics["eval_loss"])
+        return judged[-1]
+
+    callback = FarcastingCallback(**FAST, judge=judge, max_loss=0.9)
+    trainer = make(
+        tmp_path,
+        callback,
+        EarlyStoppingCallback(3),
+        steps=30,
+        save_steps=5,
+        eval_strategy="steps",
+        eval_steps=5,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    assert len(judged) >= 4
+    evaluated = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert evaluated == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_resumed_after_an_interruption_and_from_elsewhere(tmp_path):
+    """The weights of the checkpoint stay, whatever jump the broken off training was in."""
+    settings = {**FAST, "max_loss": 0.9}
+    whole = train(tmp_path / "whole", FarcastingCallback(**settings))
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 17 and not callback.farcasting.history[-1]["verdict"]:
+                raise KeyboardInterrupt
+
+    # a jump at step 16 that is far too long: it is under way when the training is broken off
+    callback = FarcastingCallback(**{**settings, "recovery": 20}, start=6, horizon=1e5)
+    trainer = make(tmp_path / "other", callback, Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    callback.parameters = settings
+    folder = tmp_path / "whole" / "checkpoint-13"
+    with pytest.warns(UserWarning, match="of this run: Farcasting begins anew"):
+        trainer.train(resume_from_checkpoint=str(folder))
+    trainer = make(tmp_path / "other", callback, resume_from_checkpoint=str(folder))
+    trainer.train(resume_from_checkpoint=str(folder))
+    assert loops.equal(trainer.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_nothing_is_saved_beside_bare_models(tmp_path):
+    train(tmp_path, FarcastingCallback(**FAST), steps=13, save_only_model=True)
+    assert (tmp_path / "checkpoint-13" / "model.safetensors").is_file()
+    assert not (tmp_path / "checkpoint-13" / "farcasting.pt").exists()
+
+
+# ---- Lightning ----------------------------------------------------------------------------------
+
+
+class Module(pl.LightningModule):
+    def __init__(self, optimizers=1, offset=0):
+        super().__init__()
+        self.net, self.optimizers_, self.offset = loops.mlp(), optimizers, offset
+        self.automatic_optimization = optimizers == 1
+
+    def training_step(self, batch, index):
+        # Lightning does not put the loader back to where it was: the step says which batch
+        loss = loops.loss_of(self.net, loops.batch(self.trainer.global_step + self.offset * index))
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        made = [torch.optim.Adam(self.parameters(), lr=1e-3) for _ in range(self.optimizers_)]
+        if self.optimizers_ > 1:
+            return made
+        return made, [{"scheduler": StepLR(made[0], 15), "interval": "step"}]
+
+
+def fit(module, *callbacks, steps=40, checkpoint=None, **arguments):
+    trainer = pl.Trainer(
+        max_steps=steps,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
+    loader = torch.utils.data.DataLoader(range(40), batch_size=None)
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_jumps_and_resumes(tmp_path):
-    import lightning.pytorch as pl
-
-    from wfcast.torch.lightning import FarcastingCallback as Callback
-
-    class Module(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = loops.mlp()
-
-        def training_step(self, batch, index):
-            # Lightning does not put the loader back to where it was: the step says which batch
-            return loops.loss_of(self.net, loops.batch(self.trainer.global_step))
-
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), lr=1e-3)
-
-    class Batches(torch.utils.data.Dataset):
-        def __len__(self):
-            return 40
-
-        def __getitem__(self, step):
-            return loops.batch(step)
-
     class SaveAt23(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == 23:
                 trainer.save_checkpoint(tmp_path / "part.ckpt")
 
-    def train(callback, steps, checkpoint=None, accumulate=1):
-        module = Module()
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accumulate_grad_batches=accumulate,
-            callbacks=[callback, SaveAt23()],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        loader = torch.utils.data.DataLoader(Batches(), batch_size=None, shuffle=False)
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-        return module
-
-    callback = Callback(**FAST)
-    module = train(callback, 40)
+    module, other = Module(), Module()
+    callback = Lightning(**FAST, max_loss=0.9)
+    fit(module, callback, SaveAt23())
     assert len(callback.farcasting.history) >= 3
-    again = Callback(**FAST)
-    other = train(again, 40, tmp_path / "part.ckpt")
+    again = Lightning(**FAST, max_loss=0.9)
+    fit(other, again, checkpoint=tmp_path / "part.ckpt")
     assert loops.equal(other.state_dict(), module.state_dict())
-    accumulating = Callback(**FAST)
-    train(accumulating, 16, accumulate=2)
-    assert accumulating.farcasting.history[0]["step"] == 10
+    steps = [[e["step"] for e in c.farcasting.history] for c in (callback, again)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_accumulates_and_stops_early():
+    """The loss is that of the whole step; a jump under way at the end is judged."""
+    callback = Lightning(**{**FAST, "recovery": 20}, max_loss=0.9)
+
+    class Losses(pl.Callback):
+        seen = ()
+
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            self.seen = (*self.seen, float(trainer.callback_metrics["loss"]))
+
+    class StopAt13(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 13
+
+    losses = Losses()
+    module = Module(offset=100)  # a batch of its own for each part of a step
+    settings = {"accumulate_grad_batches": 2, "min_steps": 1}
+    trainer = fit(module, callback, losses, StopAt13(), **settings)
+    assert trainer.global_step == 13
+    (entry,) = callback.farcasting.history
+    assert entry["step"] == 10
+    assert entry["loss_before"] == pytest.approx(sum(losses.seen[18:20]) / 2, rel=1e-5)
+    assert entry["outcome"] in ("kept", "rolled back")
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_after_an_error():
+    """The module may be trained again, with another callback, and keeps what it was given."""
+
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 12:
+                raise RuntimeError("broken off")
+
+    module = Module()
+    first = Lightning(**{**FAST, "recovery": 20}, max_loss=0.9)
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(module, first, Breaks())
+    assert first.farcasting.history[-1]["outcome"] == "pending"
+    second = Lightning(**FAST, max_loss=0.9)
+    fit(module, second)
+    assert second.farcasting.history
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_with_several_optimizers():
+    with pytest.raises(WfcastError, match="the module has 2 optimizers, expected one"):
+        fit(Module(optimizers=2), Lightning(**FAST))
+
+
+# ---- TRL ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # to import

@@ -13,13 +13,13 @@ from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
 from .._runs import check_run
 from ..checkpoint import open_checkpoint
-from ._tensors import Slot, Vector, bare, check_slot, combine, local, reshard
+from ._tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 
 
 def parameters(model: torch.nn.Module) -> list[Slot]:
-    """Every parameter of a model with values to forecast, frozen ones included."""
+    """Every parameter of a model to forecast: frozen ones, too, unless they are quantised."""
     slots = [Slot(bare(name), p) for name, p in model.named_parameters()]
-    return [s for s in slots if s.parameter.is_floating_point()]
+    return [s for s in slots if s.parameter.requires_grad or known(s.parameter)]
 
 
 class States:
@@ -31,13 +31,20 @@ class States:
     steps : sequence of int
         Which of them, in order.
     slots : sequence of Slot
-        The parameters; names that begin with "module." or the like are found, too.
+        The parameters; names that begin with "module." or the like are found, too. Frozen ones may
+        lack in all states, as the base of an adapter does: then `slots` is without them.
     """
 
     def __init__(self, run: Any, steps: Sequence[int], slots: Sequence[Slot]) -> None:
         found = check_run(run, tuple(steps), "states")
         self.steps = tuple(steps)
         self._sources = [self._open(found[s], s) for s in self.steps]
+        slots = [
+            s
+            for s in slots
+            if s.parameter.requires_grad or any(s.name in source for source in self._sources)
+        ]
+        self.slots = slots
         for step, source in zip(self.steps, self._sources, strict=True):
             missing = [s.name for s in slots if s.name not in source]
             if missing:
@@ -133,6 +140,6 @@ def applied(mf: Any, model: torch.nn.Module, run: Any, horizon: int) -> Iterator
         key = ALL if ALL in mf.coef_ else name
         return mf.coef_[key][horizon], float(mf.intercept_[key][horizon])
 
-    with restored(model, slots):
-        write(model, slots, states, coefficients)
+    with restored(model, states.slots):
+        write(model, states.slots, states, coefficients)
         yield model

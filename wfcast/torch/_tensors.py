@@ -139,11 +139,16 @@ def check_slot(slot: Slot) -> None:
         _check(tensor, f"parameter {slot.name!r}")
 
 
+def known(tensor: torch.Tensor) -> bool:
+    """Whether its dtype can be forecast."""
+    return not tensor.is_quantized and str(tensor.dtype).removeprefix("torch.") in FLOATS
+
+
 def _check(tensor: torch.Tensor, what: str) -> None:
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_meta:
         raise DtypeError(f"{what} is on the meta device, which holds no values: load it first")
-    if tensor.is_quantized or name not in FLOATS:
+    if not known(tensor):
         raise DtypeError(f"{what} has dtype {name}, expected {EXPECTED}: pass exclude=[name]")
     if tensor.layout is not torch.strided:
         raise DtypeError(f"{what} is sparse ({tensor.layout}), expected a dense one")

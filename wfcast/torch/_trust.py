@@ -142,6 +142,12 @@ class TrustRegion:
         if self.adaptive:
             self.horizon = min(self.horizon, horizon)
 
+    def refuse(self, horizon: float) -> None:
+        """Not even jumps of a little more than this left the loss where it was."""
+        self.shorten(horizon)
+        self.failures += 1
+        self._stop_where_useless()
+
     def learn(self, verdict: Verdict, steps: int) -> None:
         """Take in the verdict on a jump of the current horizon, `steps` after it."""
         factor = {BETTER: 2.0, EVEN: 1.0, WORSE: 0.5, HARM: 0.25}[verdict.kind]
@@ -154,12 +160,15 @@ class TrustRegion:
         self.failures = 0 if verdict.kind == BETTER else self.failures + 1
         if self.adaptive:
             self.horizon = min(self.horizon * factor, self.highest)
-            if self.horizon < self.lowest:
-                self.stopped = (
-                    f"jumps of {self.horizon / factor:.0f} steps no longer pay and shorter ones "
-                    "are not worth their cost"
-                )
-        if not self.stopped and self.failures >= self.patience:
+        self._stop_where_useless()
+
+    def _stop_where_useless(self) -> None:
+        if self.adaptive and self.horizon < self.lowest:
+            self.stopped = (
+                f"jumps of {self.lowest:.3g} steps do not pay and shorter ones are not worth "
+                "their cost"
+            )
+        elif self.failures >= self.patience:
             self.stopped = f"{self.failures} jumps in a row did not pay"
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,11 +30,15 @@ HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a 
 LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
 RISE = 0.1  # a jump that raises the judge's loss by more than this share at once is shortened
-HALVINGS = 4
+MOST = 16  # by no more than this factor
 PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
 
-_controlled: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Farcasting]]
-_controlled = weakref.WeakKeyDictionary()
+_live: weakref.WeakSet[Farcasting] = weakref.WeakSet()
+
+
+def _copied(loss: torch.Tensor) -> torch.Tensor:
+    """A float32 of its own: the loop may write over the loss, and a file holds it exactly."""
+    return loss.detach().to(torch.float32, copy=True)
 
 
 class Farcasting:
@@ -140,6 +144,7 @@ class Farcasting:
     """
 
     _closed: bool
+    _model: torch.nn.Module
 
     def __init__(
         self,
@@ -174,15 +179,15 @@ class Farcasting:
         for name, function in (("judge", judge), ("refresh", refresh)):
             if function is not None and not callable(function):
                 raise WfcastError(f"{name} is {function!r}, expected a function or None")
-        other = _controlled.get(model)
-        held = other() if other is not None else None
-        if held is not None and not held._closed:
+        own = {id(p) for p in model.parameters()}
+        if any(id(p) in own for other in _live for p in other._model.parameters()):
             raise WfcastError(
                 "this model has a Farcasting already: close() that one before making another"
             )
         self._closed = False
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
         self._slots = select(model, optimizer, include, exclude)
+        self._stepped = {id(p) for p in parameters_of(optimizer)}
         self._shapes = {s.name: tuple(s.local.shape) for s in self._slots}
         self._source = _coefficients.source(forecaster, spacing, n_states, self._slots)
         self._spacing, self._period = spacing, period
@@ -215,7 +220,7 @@ class Farcasting:
         self._said = ""
         self._steps_taken = StepCounter(optimizer)
         self._seen = self._steps_taken.value
-        _controlled[model] = weakref.ref(self)
+        _live.add(self)
         if start == 0:
             self._record()
 
@@ -295,7 +300,7 @@ class Farcasting:
             if self._judge is None:
                 self._judge = loss
         elif loss is not None:
-            value = loss.detach() if isinstance(loss, torch.Tensor) else float(loss)
+            value = _copied(loss) if isinstance(loss, torch.Tensor) else float(loss)
             if isinstance(value, torch.Tensor) and value.numel() != 1:
                 raise WfcastError(f"loss has shape {list(value.shape)}, expected one number")
             if self._judge is None:
@@ -364,11 +369,17 @@ class Farcasting:
 
     def _check_parameters(self) -> None:
         present = {id(p) for p in parameters_of(self._optimizer)}
+        fresh = len(present - self._stepped)
         gone = [s.name for s in self._slots if id(s.parameter) not in present]
         if gone:
             raise WfcastError(
                 f"{len(gone)} parameters, {gone[0]!r} first, are no longer in the optimizer: make "
                 "a new Farcasting after changing them"
+            )
+        if fresh:
+            raise WfcastError(
+                f"{fresh} parameters that were not there came to the optimizer: make a new "
+                "Farcasting after adding them"
             )
         for slot in self._slots:
             shape = tuple(slot.local.shape)
@@ -457,7 +468,11 @@ class Farcasting:
         problem = _distributed.first_problem(problem)
         if not problem:
             assert pending is not None
-            problem = self._move(pending, entry)
+            try:
+                problem = self._move(pending, entry)
+            except BaseException:  # Ctrl-C: weights of which some have jumped are no weights
+                self._write_weights(pending["weights"])
+                raise
             if problem:
                 self._write_weights(pending["weights"])
         if problem:
@@ -490,29 +505,30 @@ class Farcasting:
 
         Returns what was in the way.
         """
-        judged = self._judge is not None and self._recovery
-        for halving in range(HALVINGS + 1):
-            if halving:
-                self._write_weights(pending["weights"])
-            entry["horizon"] = pending["horizon"] = self._trust.horizon / 2**halving
-            problem = _distributed.first_problem(self._combine(entry["horizon"]))
-            if problem or not judged:
+        horizon = self._trust.horizon
+        limit = entry["loss_before"] + RISE * abs(entry["loss_before"]) if self._recovery else None
+        while True:
+            entry["horizon"] = pending["horizon"] = horizon
+            problem = _distributed.first_problem(self._combine(horizon))
+            if problem or self._judge is None or limit is None:
                 return problem
-            entry["loss_right_after"] = self._held_out()
-            if entry["loss_right_after"] <= entry["loss_before"] + RISE * abs(entry["loss_before"]):
-                self._trust.shorten(entry["horizon"])
+            entry["loss_right_after"] = loss = self._held_out()
+            if loss <= limit or not self._trust.adaptive:
+                self._trust.shorten(horizon)
                 return ""
-        self._trust.shorten(entry["horizon"])
-        return (
-            f"even a jump of {entry['horizon']:.3g} steps takes the loss from "
-            f"{entry['loss_before']:.4g} to {entry['loss_right_after']:.4g}"
-        )
+            if horizon / 2 < max(self._trust.lowest, self._trust.horizon / MOST):
+                self._trust.refuse(horizon / 2)
+                return f"even {horizon:.3g} steps take the held-out loss beyond {limit:.4g}"
+            horizon /= 2
+            self._write_weights(pending["weights"])
 
     def _combine(self, horizon: float) -> str:
         """Replace the weights; returns what was in the way."""
         offsets = self._source.offsets
         reshard(self._model)
         for i, slot in enumerate(self._slots):
+            if not all(p.requires_grad for p in slot.copies or (slot.parameter,)):
+                continue  # frozen meanwhile
             weights = slot.local
             states = [self._states[self._clock - o][i] for o in offsets[:-1]] + [weights]
             coef, intercept = self._source.coefficients(slot.name, horizon)
@@ -538,8 +554,12 @@ class Farcasting:
             "shared": exact,
         }
         if self._recovery:
-            result["buffers"] = self._store.keep(list(self._model.buffers()))
-            result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
+            try:
+                result["buffers"] = self._store.keep(list(self._model.buffers()))
+                result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
+            except OSError:
+                self._release(result)
+                raise
             if self._scheduler is not None:
                 result["scheduler"] = copy.deepcopy(self._scheduler.state_dict())
         return result
@@ -577,6 +597,7 @@ class Farcasting:
             }
         )
         self._next = self._schedule(self._clock + self._period)
+        self._say_stop()
         return False
 
     # ---- judging ------------------------------------------------------------------------------
@@ -641,6 +662,7 @@ class Farcasting:
         then, entry = self._pending, self.history[-1]
         assert then is not None
         lost = self._clock - then["clock"]
+        self._check_parameters()
         if verdict is None:
             entry["verdict"] = HARM
             verdict = Verdict(HARM, math.nan, math.nan, 0.0, -float(lost))
@@ -736,18 +758,25 @@ class Farcasting:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def close(self) -> None:
+    def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
 
-        A jump that is under way is judged by the losses so far, and taken back after harm.
+        Parameters
+        ----------
+        undo : bool, default=True
+            Judge a jump that is under way by the losses so far, and take it back after harm. False
+            where the weights have been replaced since: they are left as they are.
         """
         if self._closed:
             return
-        if self._pending is not None:
+        if self._pending is not None and undo:
             self._decide()
-        self._forget()
+        if self._pending is not None:
+            self._release(self._pending)
         self._pending = None
+        self._forget()
         self._closed = True
+        _live.discard(self)
         self._steps_taken.remove()
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class FarcastingCallback(Callback):
         self.parameters = parameters
         self.farcasting: Farcasting | None = None
         self._saved: dict[str, Any] | None = None
+        self._losses: list[torch.Tensor] = []
+        self._stepped = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on from a checkpoint."""
@@ -46,12 +48,14 @@ class FarcastingCallback(Callback):
             )
         last = trainer.estimated_stepping_batches
         configs = trainer.lr_scheduler_configs
+        self._losses.clear()
         self.farcasting = Farcasting(
             pl_module,
             trainer.optimizers[0],
             scheduler=configs[0].scheduler if configs else None,
             **{"stop": None if math.isinf(last) else int(last), **self.parameters},
         )
+        self._stepped = trainer.global_step
         if self._saved is not None:
             self.farcasting.load_state_dict(self._saved)
             self._saved = None
@@ -62,7 +66,21 @@ class FarcastingCallback(Callback):
         """One batch is done; only those that end with an optimizer step count."""
         assert self.farcasting is not None
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        self.farcasting.step(loss if isinstance(loss, torch.Tensor) else None)
+        if isinstance(loss, torch.Tensor):  # Lightning's share of an accumulated step
+            self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        if self._stepped == trainer.global_step:
+            return
+        self._stepped = trainer.global_step
+        mean = torch.stack(self._losses).mean() if self._losses else None
+        self._losses.clear()
+        self.farcasting.step(mean)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the memory back; the model may be trained again."""
+        if self.farcasting is not None:
+            self.farcasting.close(undo=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the memory back."""
