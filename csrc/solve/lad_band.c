@@ -113,9 +113,10 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     }
     const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
     ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
-    if (fit->options.n_here < fit->options.n_rows) { /* the others keep rows as well */
-        const double share = (double)fit->options.n_here / (double)fit->options.n_rows;
-        most = (ptrdiff_t)fmax(share * (double)most, 1024);
+    if (fit->options.n_here < fit->options.n_rows) { /* this process's share, over its lanes */
+        const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
+        const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
+        most = (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024);
     }
     if (band->n >= most) {
         return 0;
