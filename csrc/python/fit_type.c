@@ -34,9 +34,8 @@ static int read_loss(const char *name, wf_loss *loss)
 
 static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"p",    "m",     "n_rows", "loss",         "fit_intercept",
-                            "beta", "alpha", "tol",    "first_update", "n_threads",
-                            "n_here", NULL};
+    static char *names[] = {"p",     "m",   "n_rows",       "loss",      "fit_intercept", "beta",
+                            "alpha", "tol", "first_update", "n_threads", "n_here",        NULL};
     Py_ssize_t p, m, n_rows = 0, n_here = -1;
     const char *loss = "absolute_error";
     PyObject *first_update = Py_None;

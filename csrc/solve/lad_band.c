@@ -95,7 +95,8 @@ wf_status wf_band_prepare(wf_fit *fit)
         for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
             for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
                 if (wf_unit_has(unit, kind) &&
-                    wf_band_new(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) != WF_OK) {
+                    wf_band_new(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) !=
+                        WF_OK) {
                     return WF_NO_MEMORY;
                 }
             }

@@ -161,8 +161,7 @@ static wf_status take_band(const wf_fit *fit, const wf_unit *unit, int kind, wf_
         band_head head;
         if (!wf_read(part, &head, sizeof head) ||
             !wf_read(part, sum.g, (size_t)wf_band_sums(fit, kind) * sizeof *sum.g) ||
-            (sum.cell &&
-             !wf_read(part, sum.cell, (size_t)wf_band_cells(fit) * sizeof *sum.cell))) {
+            (sum.cell && !wf_read(part, sum.cell, (size_t)wf_band_cells(fit) * sizeof *sum.cell))) {
             status = WF_BAD_PART;
         } else {
             sum.in_band = (ptrdiff_t)head.in_band;
