@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,10 @@ class Survey:
     counts: npt.NDArray[np.int64]
     rank: int
     first: int
+    _place: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._place.update({t.name: i for i, t in enumerate(self.tensors)})
 
     @property
     def n_runs(self) -> int:
@@ -125,8 +129,7 @@ class Survey:
         n_rows : int
         starts : (runs, members) int64 array
         """
-        place = {t.name: i for i, t in enumerate(self.tensors)}
-        counts = self.counts[:, :, [place[n] for n in members]].transpose(1, 2, 0)
+        counts = self.counts[:, :, [self._place[n] for n in members]].transpose(1, 2, 0)
         ends = np.cumsum(counts).reshape(counts.shape)
         return int(counts.sum()), (ends - counts)[:, :, self.rank]
 

@@ -194,8 +194,11 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for run in opened:
                 for checkpoint in run.values():
                     check_alike(opened[0][inputs[0]], checkpoint)
-            settings = {k: v for k, v in self.get_params().items() if k != "n_threads"}
-            settings |= {"inputs": inputs, "targets": targets}
+            settings = {
+                **{"inputs": inputs, "targets": targets, "by": self.by, "loss": self.loss},
+                **{k: float(getattr(self, k)) for k in ("beta", "alpha", "tol")},
+                "fit_intercept": bool(self.fit_intercept),
+            }
             found = survey(ranks, opened, settings)
             names = [t.name for t in found.tensors if t.size]
             if not names:

@@ -105,20 +105,27 @@ wf_status wf_band_prepare(wf_fit *fit)
     return WF_OK;
 }
 
-/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. Each lane has
- * its own limit, so that what is kept does not depend on threads. */
+/* The most rows that a lane keeps. Each has its own limit, so that what is kept does not depend on
+ * threads. */
+static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
+{
+    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
+    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
+    if (fit->options.n_here == fit->options.n_rows) {
+        return most;
+    }
+    const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
+    const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
+    return (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024); /* its share */
+}
+
+/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. */
 static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
 {
     if (band->n < band->capacity) {
         return 1;
     }
-    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
-    ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
-    if (fit->options.n_here < fit->options.n_rows) { /* this process's share, over its lanes */
-        const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
-        const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
-        most = (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024);
-    }
+    const ptrdiff_t most = most_rows(fit, unit);
     if (band->n >= most) {
         return 0;
     }
