@@ -31,6 +31,42 @@ def fit(X, Y, groups=None, first_update=None, beta=0.0, cuts=(), **options):
     return solver.result()
 
 
+def parted(X, Y, edges, groups=None, first_update=None, beta=0.0, order=None, **options):
+    """The same by one solver for the rows between each two edges: what each of them comes to.
+
+    In every pass they hand their statistics to each other, as processes would. `order` is that in
+    which the solvers accumulate.
+    """
+    X, Y = np.asarray(X), np.asarray(Y)
+    bounds = list(pairwise(edges))
+    solvers = [
+        _core.Fit(
+            X.shape[1],
+            Y.shape[1],
+            n_rows=len(X),
+            n_here=stop - start,
+            beta=beta,
+            first_update=None if first_update is None else np.asarray(first_update, float),
+            **options,
+        )
+        for start, stop in bounds
+    ]
+    while solvers[0].needs_pass():
+        for i in order or range(len(solvers)):
+            start, stop = bounds[i]
+            solvers[i].accumulate(
+                list(X[start:stop].T),
+                list(Y[start:stop].T),
+                None if groups is None else np.asarray(groups, np.int64)[start:stop],
+                start,
+            )
+        parts = [solver.export() for solver in solvers]
+        for solver in solvers:
+            solver.absorb(parts)
+            solver.advance()
+    return [solver.result() for solver in solvers]
+
+
 def trajectories(rng, n, p=2, m=1, dtype=np.float32):
     """Weights that drift and diffuse, of several scales, as a run's tensors hold them."""
     scale = rng.choice([0.02, 0.05, 1.0], n)

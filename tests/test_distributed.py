@@ -1,7 +1,8 @@
-"""Farcasting in several processes: the same decisions, and the weights of a single one."""
+"""Farcasting and fitting in several processes: what a single one comes to."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,16 +13,19 @@ import pytest
 
 pytest.importorskip("torch")  # an extra: wfcast itself does without
 
-PROGRAM = Path(__file__).with_name("farcast_ranks.py")
+import fit_ranks
+
+HERE = Path(__file__).parent
 
 
-def run(kind, out, world=1):
+def run(program, *arguments, world=1):
+    """What the processes of a program beside this one wrote to the last of its arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {
         **os.environ,
-        "PYTHONPATH": str(PROGRAM.parent),
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world),
@@ -29,7 +33,7 @@ def run(kind, out, world=1):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), kind, str(out)],
+            [sys.executable, str(HERE / program), *map(str, arguments)],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,19 +43,117 @@ def run(kind, out, world=1):
     ]
     texts = [process.communicate(timeout=300)[0] for process in processes]
     assert [p.returncode for p in processes] == [0] * world, "\n".join(texts)
-    return json.loads(Path(out).read_text())
+    return json.loads(Path(arguments[-1]).read_text())
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run("single", tmp_path_factory.mktemp("single") / "out.json")
+    return run("farcast_ranks.py", "single", tmp_path_factory.mktemp("single") / "out.json")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "world"), [("ddp", 2), ("ddp", 4), ("fsdp", 2), ("tensor", 3)])
 def test_as_in_one_process(kind, world, alone, tmp_path):
-    result = run(kind, tmp_path / "out.json", world)
+    result = run("farcast_ranks.py", kind, tmp_path / "out.json", world=world)
     assert [e[:2] for e in result["history"]] == [e[:2] for e in alone["history"]]
     np.testing.assert_allclose(result["coef"], alone["coef"], rtol=2e-2, atol=2e-2)
     for name, weights in alone["weights"].items():
         np.testing.assert_allclose(result["weights"][name], weights, rtol=2e-3, atol=2e-4)
+
+
+# ---- fits ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fits") / "out.json"
+    return request.param, run("fit_ranks.py", out, world=request.param)
+
+
+def check_fit(found, alone):
+    """The same fit, to rounding."""
+    assert found.keys() == alone.keys(), found
+    assert found.pop("tensors") == alone.pop("tensors")
+    for key, expected in alone.items():
+        one = found[key]
+        assert one["gap"] <= 1e-9
+        np.testing.assert_allclose(one["objective"], expected["objective"], rtol=1e-11)
+        np.testing.assert_allclose(one["coef"], expected["coef"], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(one["intercept"], expected["intercept"], rtol=1e-8, atol=1e-10)
+        assert one["passes"] == expected["passes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["tensor", "all"])
+@pytest.mark.parametrize("settings", fit_ranks.SETTINGS)
+@pytest.mark.parametrize("rows", ["shards", "runs"])
+def test_fit_as_in_one_process(rows, settings, by, together):
+    world, result = together
+    found = result["fits"][f"{rows}, {settings}, {by}"]
+    runs = fit_ranks.runs()
+    if rows == "runs":
+        runs = fit_ranks.in_rank_order(runs, world)
+    alone = fit_ranks.numbers(fit_ranks.farcaster(settings, by).fit(runs))
+    if by == "tensor" and settings == "absolute":
+        assert found["first"] == alone["first"]  # all rows are solved at once: to the bit
+    check_fit(found, alone)
+
+
+@pytest.mark.slow
+def test_fit_of_other_shardings(together):
+    world, result = together
+    columns = fit_ranks.runs(2, {"columns": (12, 9), "replicated": (11,)})
+    alone = fit_ranks.farcaster("hinge", "tensor").fit(columns)
+    check_fit(result["fits"]["columns"], fit_ranks.numbers(alone))
+    alone = fit_ranks.farcaster("hinge", "all").fit([fit_ranks.modules()])
+    check_fit(result["fits"]["module"], fit_ranks.numbers(alone))
+    alone = fit_ranks.farcaster("absolute", "all").fit(fit_ranks.runs(2))
+    for case in ("hybrid", "two") if world == 4 else ():
+        check_fit(result["fits"][case], fit_ranks.numbers(alone))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "rank", "message"),
+    [
+        (
+            "NaN in large",
+            -1,
+            "WfcastError: .*NaN or infinity: tensor 'large' of run 1, step 3, shard",
+        ),
+        (
+            "NaN in replicated",
+            0,
+            "WfcastError: .*tensor 'replicated' of run 1, step 3, shard of rank 0",
+        ),
+        ("NaN in plain", 0, "WfcastError: .*tensor 'plain' of run 1, step 3, shard of rank 0"),
+        (
+            "infinity in a run",
+            0,
+            "WfcastError: .*tensor 'first' of run 0, step 0, or of run 0, step 1",
+        ),
+        ("a step is missing", 1, "CheckpointError: .*run 0 lacks step 3"),
+        (
+            "other shapes",
+            None,
+            r"CheckpointError: .*\n.*\[5, 2\] in .* rank 0, .*\[5, 3\] in .* rank 1",
+        ),
+        ("other settings", None, "WfcastError: beta is 1e-06 on rank 1, 0.0 on rank 0"),
+        ("no runs", None, "CheckpointError: runs is empty on all ranks"),
+        ("beyond float64", None, "ConvergenceError: the data or their squares leave the range"),
+        ("an error of another kind", 1, "(WfcastError: rank 1: )?OSError: the disk is full"),
+        ("partial sums", None, "DtypeError: tensor 'w' of run 0, step 0, .* still to be added up"),
+        ("spread in two ways", None, "CheckpointError: tensor 'first' of run 0, step 3, .*Shard"),
+        ("a path among shards", None, "DtypeError: run 0, step 3 is a str, expected a mapping"),
+        ("no group", None, "DtypeError: process_group is a str"),
+        ("predict", None, "DtypeError: tensor 'first' of step 0 is a DTensor"),
+    ],
+)
+def test_fit_fails_on_all_ranks(case, rank, message, together):
+    """The others name the rank at fault; where all are at fault, each says so itself."""
+    world, result = together
+    told = [errors[case] for errors in result["errors"]]
+    for r, text in enumerate(told):
+        assert re.match(message, text), text
+        at_fault = rank is None or r == rank % world
+        assert at_fault == (f": rank {(rank or 0) % world}: " not in text), text

@@ -321,10 +321,12 @@ STARVE = """
     x = [rng.normal(size=n) for _ in range(2)]
     y = [x[1] + 0.3 * (x[1] - x[0]) + rng.normal(size=n) * 0.1 * (j + 1) for j in range(2)]
     half = [a.astype(np.float16) for a in x]
-    def fit(**kw):
+    def fit(parts=0, **kw):
         f = _core.Fit(2, 2, n_rows=n, n_threads=1, **kw)
         while f.needs_pass():
             f.accumulate(x, y, 0)
+            if parts:
+                f.absorb([f.export()])
             f.advance()
         return f.result()
     def apply():
@@ -333,6 +335,8 @@ STARVE = """
         "absolute": lambda: fit(),
         "hinge": lambda: fit(beta=1e-3, first_update=np.ones(1)),
         "squared": lambda: fit(loss="squared_error"),
+        "parts": lambda: fit(parts=1, beta=1e-3, first_update=np.ones(1)),
+        "squared parts": lambda: fit(parts=1, loss="squared_error"),
         "apply": apply,
         "sums": lambda: _core.error_sums(half[0], half[1], 1),
     }
@@ -370,8 +374,9 @@ def test_failed_allocations_are_memory_errors(tmp_path):
         capture_output=True,
         text=True,
     ).stdout
-    failed = dict(line.split() for line in out.splitlines())
-    assert set(failed) == {"absolute", "hinge", "squared", "apply", "sums"}
+    failed = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
+    jobs = {"absolute", "hinge", "squared", "parts", "squared parts", "apply", "sums"}
+    assert set(failed) == jobs
     assert all(int(count) >= 2 for count in failed.values()), failed
 
 

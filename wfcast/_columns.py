@@ -87,6 +87,11 @@ def is_tensor(value: object) -> bool:
     return tensor is not None and isinstance(value, tensor)
 
 
+def is_sharded(value: object) -> bool:
+    """Whether `value` is a DTensor, of which this process may hold but a part."""
+    return is_tensor(value) and hasattr(value, "device_mesh") and hasattr(value, "to_local")
+
+
 def is_module(value: object) -> bool:
     """Whether `value` is a torch module (without importing torch)."""
     nn = getattr(sys.modules.get("torch"), "nn", None)
@@ -115,6 +120,10 @@ def column(value: Any, what: str) -> Column:
 
 def _tensor_column(tensor: Any, what: str) -> Column:
     torch = sys.modules["torch"]
+    if is_sharded(tensor):
+        raise DtypeError(
+            f"{what} is a DTensor, of which a process may hold but a part: call .full_tensor()"
+        )
     kind = tensor.device.type
     if kind == "meta":
         raise DtypeError(

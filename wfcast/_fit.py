@@ -30,6 +30,10 @@ Progress = Callable[[str, int], None]
 """Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
 
 
+Gather = Callable[[bytes], list[bytes]]
+"""What one process has to say -> what each of them has to say, in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Some rows of a fit, all read in one piece.
@@ -44,12 +48,15 @@ class Segment:
         The trajectory of all rows, or of each row; None without the hinge.
     labels : sequence of str
         What a message calls each of the p + m columns.
+    start : int
+        Which of all rows of the fit the first one is.
     """
 
     shape: tuple[int, ...]
     load: Callable[[], tuple[list[Array], list[Array]]]
     group: Any
     labels: Sequence[str]
+    start: int = 0
 
 
 def check_parameters(
@@ -109,6 +116,8 @@ def solve(
     *,
     params: Mapping[str, Any],
     first_update: Array | None,
+    n_rows: int | None = None,
+    gather: Gather | None = None,
     name: str = "",
     what: str = "",
     progress: Progress | None = None,
@@ -124,6 +133,10 @@ def solve(
         loss, beta, alpha, fit_intercept, tol and n_threads, all checked.
     first_update : (S,) float64 array or None
         c_s of each trajectory; None without the hinge.
+    n_rows : int, optional
+        The number of rows of all processes; by default that of the segments.
+    gather : callable, optional
+        Gives what each process gathered in a pass to all of them; None for one by itself.
     name, what : str
         What is being fitted: for the progress bar, and for messages.
 
@@ -140,14 +153,15 @@ def solve(
         The certified gap is above `tol`.
     """
     prefix = what and f"{what}: "
-    n_rows = sum(math.prod(s.shape) for s in segments)
+    n_here = sum(math.prod(s.shape) for s in segments)
     wide = max(1 << 10, min(SLICE_VALUES // (p + m), SLICE_PRODUCTS // (p * (p + m))))
     limit = min(SLICE_ROWS, wide)
     try:
         fit = _core.Fit(
             p,
             m,
-            n_rows=n_rows,
+            n_rows=n_here if n_rows is None else n_rows,
+            n_here=n_here,
             loss=params["loss"],
             fit_intercept=bool(params["fit_intercept"]),
             beta=float(params["beta"]),
@@ -159,6 +173,8 @@ def solve(
         while fit.needs_pass():
             for segment in segments:
                 _accumulate(fit, segment, p, limit, name, progress)
+            if gather is not None:
+                fit.absorb(gather(fit.export()))
             fit.advance()
         result: dict[str, Any] = dict(fit.result())
     except WfcastError:
@@ -195,7 +211,9 @@ def _accumulate(
         if isinstance(group, np.ndarray):
             group = group[index]
         try:
-            fit.accumulate([a[index] for a in x], [a[index] for a in y], group)
+            fit.accumulate(
+                [a[index] for a in x], [a[index] for a in y], group, segment.start + start
+            )
         except _core.NonFinite as error:
             _, k, row = error.args
             array = (x + y)[k]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ._columns import FLOATS
 from ._errors import CheckpointError, DtypeError, WfcastError
@@ -91,7 +91,15 @@ def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint
     return {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
 
 
-def check_alike(reference: Checkpoint, other: Checkpoint) -> None:
+class Described(Protocol):
+    """What is compared of a checkpoint."""
+
+    what: str
+    tensors: dict[str, Tensor]
+    base: str | None
+
+
+def check_alike(reference: Described, other: Described) -> None:
     """Raise CheckpointError, with a diff, where two checkpoints do not hold the same tensors."""
     a, b = reference.tensors, other.tensors
     if None not in (reference.base, other.base) and reference.base != other.base:

@@ -18,6 +18,7 @@ from . import _core
 from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
+from ._ranks import Ranks, Survey, ranks_of, survey
 from ._runs import check_alike, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
 
@@ -144,15 +145,34 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
 
     # ---- fitting ------------------------------------------------------------------------------
 
-    def fit(self, runs: Sequence[Any], *, progress: Progress | None = None) -> ModelFarcaster:
+    def fit(
+        self,
+        runs: Sequence[Any],
+        *,
+        progress: Progress | None = None,
+        process_group: Any = None,
+    ) -> ModelFarcaster:
         """Fit to whole runs; each of them is one trajectory.
+
+        Several processes of torch.distributed can fit together. Each reads rows of its own, in
+        every pass they hand each other the statistics, and all end with the coefficients of a
+        single process that has all the rows. What fails on one of them fails on all. Either
+
+        - the runs hold DTensors (FSDP2, tensor parallel): every rank passes the same runs, and
+          counts its own shards. What is replicated counts once, a tensor that is no DTensor on
+          rank 0. Or
+        - they hold none, and `process_group` is given: every rank passes runs of its own, or an
+          empty list. Their order is that of the ranks.
 
         Parameters
         ----------
         runs : sequence of {step: checkpoint}, or of paths
             Each holds the inputs and the targets, and may hold more steps.
         progress : callable, optional
-            Called as ``progress(name, rows)`` after each slice of rows is read.
+            Called as ``progress(name, rows)`` after each slice of rows is read, of this process.
+        process_group : torch.distributed.ProcessGroup, optional
+            The ranks that fit together; all of them call `fit`. By default, a process fits by
+            itself, and runs of DTensors are fitted by the ranks of the default group.
 
         Returns
         -------
@@ -168,51 +188,85 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         ConvergenceError
             The certified gap of a tensor is above `tol`.
         """
-        inputs, targets = self._check()
-        opened, firsts = self._open(runs, (*inputs, *targets))
-        reference = opened[0][inputs[0]]
-        for run in opened:
-            for checkpoint in run.values():
-                check_alike(reference, checkpoint)
-        wanted = forecastable(reference)
-        fitted = [t for t in wanted if t.size]
-        if not fitted:
-            raise CheckpointError(f"{reference.what} holds no floating tensors to fit")
-        names = [t.name for t in fitted]
-        parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
-        params = {k: getattr(self, k) for k in PARAMETERS}
-        results = {}
-        for key, members in parts.items():
-            norms = None
-            if self.beta > 0:
-                scale = targets[-1] - targets[-2]
-                norms = np.array([self._first_update(f, members) * scale / f[2] for f in firsts])
-            segments = [
-                _segment(run, inputs, targets, name, s if self.beta > 0 else None)
-                for s, run in enumerate(opened)
-                for name in members
-            ]
-            results[key] = solve(
-                segments,
-                len(inputs),
-                len(targets),
-                params=params,
-                first_update=norms,
-                name=key,
-                what="" if key == ALL else f"tensor {key!r}",
-                progress=progress,
-            )
+        with ranks_of(runs, process_group) as ranks:
+            inputs, targets = self._check()
+            opened, firsts = self._open(runs, (*inputs, *targets), ranks)
+            for run in opened:
+                for checkpoint in run.values():
+                    check_alike(opened[0][inputs[0]], checkpoint)
+            settings = {
+                **{"inputs": inputs, "targets": targets, "by": self.by, "loss": self.loss},
+                **{k: float(getattr(self, k)) for k in ("beta", "alpha", "tol")},
+                "fit_intercept": bool(self.fit_intercept),
+            }
+            found = survey(ranks, opened, settings)
+            names = [t.name for t in found.tensors if t.size]
+            if not names:
+                what = opened[0][inputs[0]].what if opened else "each run"
+                raise CheckpointError(f"{what} holds no floating tensors to fit")
+            parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
+            results = {
+                key: self._solve(key, members, opened, firsts, found, ranks, progress)
+                for key, members in parts.items()
+            }
         self._set(
             inputs,
             targets,
             {k: r["coef"] for k, r in results.items()},
             {k: r["intercept"] for k, r in results.items()},
-            {t.name: (t.shape, t.dtype) for t in wanted},
+            {t.name: (t.shape, t.dtype) for t in found.tensors},
             objective_={k: float(r["objective"]) for k, r in results.items()},
             dual_gap_={k: float(r["dual_gap"]) for k, r in results.items()},
             n_passes_={k: int(r["n_passes"]) for k, r in results.items()},
         )
         return self
+
+    def _solve(
+        self,
+        key: str,
+        members: list[str],
+        opened: list[dict[int, Checkpoint]],
+        firsts: list[tuple[Checkpoint, Checkpoint, int]],
+        found: Survey,
+        ranks: Ranks,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """One coefficient set, for the tensors `members`."""
+        inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
+        norms = None
+        if self.beta > 0:
+            scale = targets[-1] - targets[-2]
+            own = np.zeros(found.n_runs)
+            for s, first in enumerate(firsts):
+                own[found.first + s] = self._first_update(first, members) * scale / first[2]
+            norms = np.zeros(found.n_runs)
+            for part in ranks.gather(own.tobytes()):
+                norms += np.frombuffer(part)
+        n_rows, starts = found.starts(members)
+        segments = [
+            _segment(
+                run,
+                inputs,
+                targets,
+                name,
+                group=found.first + s if self.beta > 0 else None,
+                start=int(starts[found.first + s, k]),
+            )
+            for s, run in enumerate(opened)
+            for k, name in enumerate(members)
+        ]
+        return solve(
+            segments,
+            len(inputs),
+            len(targets),
+            params={k: getattr(self, k) for k in PARAMETERS},
+            first_update=norms,
+            n_rows=n_rows,
+            gather=ranks.gather if ranks.size > 1 else None,
+            name=key,
+            what="" if key == ALL else f"tensor {key!r}",
+            progress=progress,
+        )
 
     def _check(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
@@ -227,18 +281,18 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         return inputs, targets
 
     def _open(
-        self, runs: Any, needed: tuple[int, ...]
+        self, runs: Any, needed: tuple[int, ...], ranks: Ranks
     ) -> tuple[list[dict[int, Checkpoint]], list[tuple[Checkpoint, Checkpoint, int]]]:
         if isinstance(runs, Mapping) or not isinstance(runs, Sequence) or isinstance(runs, str):
             raise DtypeError(
                 f"runs is a {type(runs).__name__}, expected a list of "
                 "{step: checkpoint}; wrap a single run in a list"
             )
-        if not runs:
+        if not runs and ranks.size == 1:
             raise CheckpointError("runs is empty, expected at least one {step: checkpoint}")
         opened, firsts = [], []
         for i, run in enumerate(runs):
-            run = check_run(run, needed, f"run {i}")
+            run = ranks.local(check_run(run, needed, f"run {i}"), needed, f"run {i}")
             here = open_run(run, needed, f"run {i}")
             opened.append(here)
             if self.beta > 0:
@@ -508,7 +562,9 @@ def _segment(
     inputs: tuple[int, ...],
     targets: tuple[int, ...],
     name: str,
+    *,
     group: int | None,
+    start: int,
 ) -> Segment:
     def load() -> tuple[list[Any], list[Any]]:
         return (
@@ -517,4 +573,4 @@ def _segment(
         )
 
     labels = [run[s].label(name) for s in (*inputs, *targets)]
-    return Segment(run[inputs[0]].tensors[name].shape, load, group, labels)
+    return Segment(run[inputs[0]].local_shape(name), load, group, labels, start)

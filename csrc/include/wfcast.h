@@ -19,7 +19,8 @@ typedef enum {
     WF_NONFINITE_OUT, /* an output does not fit its dtype: see the wf_fault */
     WF_BAD_GROUP,     /* a trajectory number outside 0..S-1: see the wf_fault */
     WF_INTERRUPTED,   /* the caller's interrupt function asked to stop */
-    WF_BAD_SEGMENTS   /* a pass did not bring the rows that the solver was made for */
+    WF_BAD_SEGMENTS,  /* a pass did not bring the rows that the solver was made for */
+    WF_BAD_PART       /* statistics of another fit, or of another pass */
 } wf_status;
 
 typedef enum { WF_F64, WF_F32, WF_F16, WF_BF16, WF_I64 } wf_dtype;
@@ -101,7 +102,8 @@ typedef enum { WF_ABSOLUTE_ERROR, WF_SQUARED_ERROR } wf_loss;
 typedef struct {
     wf_loss loss;
     ptrdiff_t p, m;
-    ptrdiff_t n_rows;           /* over all segments */
+    ptrdiff_t n_rows;           /* over all segments, of all processes */
+    ptrdiff_t n_here;           /* of this process; n_rows where there is but one */
     ptrdiff_t n_groups;         /* S; 0 when beta is 0 */
     const double *first_update; /* (S) the c_s; copied */
     double beta, alpha, tol;
@@ -120,9 +122,18 @@ typedef struct wf_fit wf_fit;
 wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out);
 void wf_fit_free(wf_fit *fit);
 int wf_fit_needs_pass(const wf_fit *fit);
-/* One segment of a pass. The table holds p + m columns, and one more of WF_I64 trajectory numbers
+/* One segment of a pass, whose first row is row `start` of the whole fit; start < 0: the row after
+ * those that came before. The table holds p + m columns, and one more of WF_I64 trajectory numbers
  * when group < 0 and the fit has groups; group >= 0 places the whole segment in that trajectory. */
-wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
+wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, ptrdiff_t start,
+                            wf_fault *fault);
+/* Where the rows of a fit lie with several processes, each of them gathers the statistics of its
+ * own, between the last segment and wf_fit_advance all hand them to each other, and every one goes
+ * on with the same union. Export gives the statistics of this process, which the caller frees;
+ * absorb puts those of all processes, in one order everywhere, in the place of its own. */
+wf_status wf_fit_export(const wf_fit *fit, char **data, size_t *size);
+wf_status wf_fit_absorb(wf_fit *fit, ptrdiff_t n_parts, const char *const *data,
+                        const size_t *size);
 /* Ends the pass. `interrupt` (may be NULL) is polled by any of the threads at work; nonzero stops
  * with WF_INTERRUPTED. */
 wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context);

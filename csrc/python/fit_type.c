@@ -1,6 +1,7 @@
 /* _core.Fit: the pass-based solver as a Python object. */
 #include "python/common.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -33,18 +34,17 @@ static int read_loss(const char *name, wf_loss *loss)
 
 static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"p",    "m",     "n_rows", "loss",         "fit_intercept",
-                            "beta", "alpha", "tol",    "first_update", "n_threads",
-                            NULL};
-    Py_ssize_t p, m, n_rows = 0;
+    static char *names[] = {"p",     "m",   "n_rows",       "loss",      "fit_intercept", "beta",
+                            "alpha", "tol", "first_update", "n_threads", "n_here",        NULL};
+    Py_ssize_t p, m, n_rows = 0, n_here = -1;
     const char *loss = "absolute_error";
     PyObject *first_update = Py_None;
     wf_fit_options o = {0};
     o.tol = 1e-9;
     o.fit_intercept = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn|$nspdddOi:Fit", names, &p, &m, &n_rows,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn|$nspdddOin:Fit", names, &p, &m, &n_rows,
                                      &loss, &o.fit_intercept, &o.beta, &o.alpha, &o.tol,
-                                     &first_update, &o.n_threads)) {
+                                     &first_update, &o.n_threads, &n_here)) {
         return NULL;
     }
     if (p < 1 || m < 1 || n_rows < 1 || p > 20000 || m > 20000) {
@@ -52,6 +52,11 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                      "Fit needs 1 to 20000 inputs, 1 to 20000 targets and at least one row, got "
                      "p=%zd, m=%zd, n_rows=%zd",
                      p, m, n_rows);
+        return NULL;
+    }
+    if (n_here > n_rows) {
+        PyErr_Format(PyExc_ValueError, "n_here must be at most n_rows, got %zd of %zd", n_here,
+                     n_rows);
         return NULL;
     }
     if (read_loss(loss, &o.loss) != 0 || (o.n_threads = wf_threads(o.n_threads)) < 0) {
@@ -83,6 +88,7 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     o.p = p;
     o.m = m;
     o.n_rows = n_rows;
+    o.n_here = n_here < 0 ? n_rows : n_here;
     fit_object *self = (fit_object *)type->tp_alloc(type, 0);
     if (!self) {
         return NULL;
@@ -174,7 +180,8 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
 {
     fit_object *self = (fit_object *)object;
     PyObject *x, *y, *group = Py_None;
-    if (!PyArg_ParseTuple(args, "OO|O:accumulate", &x, &y, &group) || enter(self) != 0) {
+    Py_ssize_t start = -1;
+    if (!PyArg_ParseTuple(args, "OO|On:accumulate", &x, &y, &group, &start) || enter(self) != 0) {
         return NULL;
     }
     PyObject *result = NULL;
@@ -199,12 +206,87 @@ static PyObject *fit_accumulate(PyObject *object, PyObject *args)
     wf_fault fault = {0, 0};
     wf_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wf_fit_accumulate(self->fit, &arrays.table, number, &fault);
+    status = wf_fit_accumulate(self->fit, &arrays.table, number, start, &fault);
     Py_END_ALLOW_THREADS
     result = outcome(self, status, &fault);
 done:
     self->busy = 0;
     wf_arrays_release(&arrays);
+    return result;
+}
+
+static PyObject *fit_export(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    fit_object *self = (fit_object *)object;
+    if (enter(self) != 0) {
+        return NULL;
+    }
+    const wf_fault fault = {0, 0};
+    char *data = NULL;
+    size_t size = 0;
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_fit_export(self->fit, &data, &size);
+    Py_END_ALLOW_THREADS
+    self->busy = 0;
+    PyObject *result = status == WF_OK ? PyBytes_FromStringAndSize(data, (Py_ssize_t)size)
+                                       : outcome(self, status, &fault);
+    free(data);
+    return result;
+}
+
+/* The memory of the parts, in `views`, of which *n are to be released whatever comes of it. */
+static int view_parts(PyObject *parts, Py_buffer *views, Py_ssize_t *n)
+{
+    const Py_ssize_t all = PySequence_Fast_GET_SIZE(parts);
+    for (*n = 0; *n < all; ++*n) {
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(parts, *n), &views[*n], PyBUF_SIMPLE)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *fit_absorb(PyObject *object, PyObject *given)
+{
+    fit_object *self = (fit_object *)object;
+    PyObject *parts = PySequence_Fast(given, "absorb needs a sequence of what export gave");
+    if (!parts) {
+        return NULL;
+    }
+    const size_t all = (size_t)PySequence_Fast_GET_SIZE(parts);
+    PyObject *result = NULL;
+    Py_ssize_t n = 0;
+    Py_buffer *views = malloc((all + 1) * sizeof *views);
+    const char **data = malloc((all + 1) * sizeof *data);
+    size_t *size = malloc((all + 1) * sizeof *size);
+    if (!views || !data || !size) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (view_parts(parts, views, &n) != 0 || enter(self) != 0) {
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        data[i] = views[i].buf;
+        size[i] = (size_t)views[i].len;
+    }
+    const wf_fault fault = {0, 0};
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_fit_absorb(self->fit, n, data, size);
+    Py_END_ALLOW_THREADS
+    self->busy = 0;
+    result = outcome(self, status, &fault);
+done:
+    while (n > 0) {
+        PyBuffer_Release(&views[--n]);
+    }
+    free(views);
+    free((void *)data);
+    free(size);
+    Py_DECREF(parts);
     return result;
 }
 
@@ -268,7 +350,10 @@ static PyObject *fit_result(PyObject *object, PyObject *unused)
 static PyMethodDef methods[] = {
     {"needs_pass", fit_needs_pass, METH_NOARGS, "needs_pass() -> bool"},
     {"accumulate", fit_accumulate, METH_VARARGS,
-     "accumulate(x, y, group=None): one segment of a pass"},
+     "accumulate(x, y, group=None, start=-1): one segment of a pass, from row `start` on"},
+    {"export", fit_export, METH_NOARGS,
+     "export() -> bytes: what this process gathered in the pass"},
+    {"absorb", fit_absorb, METH_O, "absorb(parts): what all processes gathered, in one order"},
     {"advance", fit_advance, METH_NOARGS, "advance(): ends a pass"},
     {"result", fit_result, METH_NOARGS, "result() -> dict"},
     {NULL, NULL, 0, NULL},
@@ -277,7 +362,7 @@ static PyMethodDef methods[] = {
 static PyType_Slot slots[] = {
     {Py_tp_doc,
      "Fit(p, m, *, n_rows, loss, fit_intercept=True, beta=0, alpha=0, tol=1e-9, first_update=None, "
-     "n_threads=0)\n\nThe pass-based solver."},
+     "n_threads=0, n_here=-1)\n\nThe pass-based solver."},
     {Py_tp_new, fit_new},
     {Py_tp_dealloc, fit_dealloc},
     {Py_tp_methods, methods},

@@ -77,12 +77,15 @@ int wf_fit_needs_pass(const wf_fit *fit)
     return fit->needs_pass;
 }
 
-wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault)
+wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, ptrdiff_t start,
+                            wf_fault *fault)
 {
-    if (segment->n_rows > fit->options.n_rows - fit->rows_seen) {
+    start = start < 0 ? fit->rows_seen : start;
+    if (segment->n_rows > fit->options.n_here - fit->rows_seen ||
+        segment->n_rows > fit->options.n_rows - start) {
         return WF_BAD_SEGMENTS;
     }
-    const wf_status status = fit->lad ? wf_lad_accumulate(fit, segment, group, fault)
+    const wf_status status = fit->lad ? wf_lad_accumulate(fit, segment, group, start, fault)
                                       : wf_least_squares_accumulate(fit, segment, group, fault);
     fit->rows_seen += segment->n_rows;
     return status;

@@ -20,7 +20,8 @@ struct wf_fit {
 
 wf_status wf_lad_new(wf_fit *fit);
 void wf_lad_free(wf_lad *lad);
-wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault);
+wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, ptrdiff_t start,
+                            wf_fault *fault);
 wf_status wf_lad_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 
 wf_status wf_least_squares_new(wf_fit *fit);

@@ -40,6 +40,7 @@ void wf_lad_free(wf_lad *s)
     free(s->unit);
     free(s->sample);
     free(s->sample_group);
+    free(s->taken);
     free(s->L);
     free(s->stray);
     free(s->lane_strays);
@@ -70,15 +71,18 @@ static wf_status begin_sample(wf_fit *fit, ptrdiff_t stride)
     s->n_sample = (fit->options.n_rows + stride - 1) / stride;
     s->sample = malloc((size_t)s->n_sample * (size_t)columns * sizeof *s->sample);
     s->sample_group = malloc((size_t)(s->hinged ? s->n_sample : 1) * sizeof *s->sample_group);
-    return s->sample && s->sample_group ? WF_OK : WF_NO_MEMORY;
+    s->taken = calloc((size_t)s->n_sample, 1);
+    return s->sample && s->sample_group && s->taken ? WF_OK : WF_NO_MEMORY;
 }
 
 static void end_sample(wf_lad *s)
 {
     free(s->sample);
     free(s->sample_group);
+    free(s->taken);
     s->sample = NULL;
     s->sample_group = NULL;
+    s->taken = NULL;
 }
 
 wf_status wf_lad_new(wf_fit *fit)
@@ -147,6 +151,7 @@ static wf_status take_sample(void *context, int lane, const wf_rows_block *rows,
         for (ptrdiff_t c = 0; c < columns; c++) {
             s->sample[c * s->n_sample + k] = rows->column[c][row];
         }
+        s->taken[k] = 1;
         if (s->hinged) {
             s->sample_group[k] = (int32_t)rows->group[row];
         }
@@ -154,12 +159,13 @@ static wf_status take_sample(void *context, int lane, const wf_rows_block *rows,
     return WF_OK;
 }
 
-wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, wf_fault *fault)
+wf_status wf_lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group, ptrdiff_t start,
+                            wf_fault *fault)
 {
     wf_lad *s = fit->lad;
     const ptrdiff_t columns = fit->options.p + fit->options.m,
                     groups = s->hinged ? fit->options.n_groups : 0;
-    s->segment_start = fit->rows_seen;
+    s->segment_start = start;
     return s->phase == WF_LAD_SAMPLE
                ? wf_scan(segment, columns, group, groups, fit->options.n_threads, take_sample, fit,
                          0, fault)

@@ -1,5 +1,5 @@
 /* The state of an absolute_error fit, shared by lad.c (life, sample, schedule), lad_sample.c,
- * lad_band.c and lad_solve.c. */
+ * lad_band.c, lad_join.c, lad_solve.c and lad_part.c. */
 #ifndef WF_SOLVE_LAD_H
 #define WF_SOLVE_LAD_H
 
@@ -72,6 +72,7 @@ struct wf_lad {
     ptrdiff_t segment_start;
     double *sample; /* (p + m) columns of n_sample */
     int32_t *sample_group;
+    unsigned char *taken; /* n_sample: the rows that came by in this pass */
     ptrdiff_t rank;
     double *L;    /* rank x (p + 1) */
     double *null; /* (q - rank) x (p + 1): combinations of the columns that vanish on the sample */
@@ -104,6 +105,14 @@ ptrdiff_t wf_band_room(const wf_fit *fit);
 double wf_band_bytes(const wf_fit *fit, const wf_unit *unit);
 wf_status wf_band_prepare(wf_fit *fit);
 wf_status wf_band_join(wf_fit *fit);
+/* An empty band of this unit and kind, and its end. */
+wf_status wf_band_new(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band);
+void wf_band_release(wf_band *band);
+/* How many numbers a band adds up from `g` on, and from `cell` on. */
+ptrdiff_t wf_band_sums(const wf_fit *fit, int kind);
+ptrdiff_t wf_band_cells(const wf_fit *fit);
+/* All but the kept rows. */
+void wf_band_add(const wf_fit *fit, int kind, const wf_band *from, wf_band *to);
 void wf_unit_release(wf_unit *unit);
 
 /* Whether so much excess shows in a value of F of this size: if not, the hinge can stay out. */

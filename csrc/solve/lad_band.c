@@ -1,4 +1,4 @@
-/* The band pass: sort the rows of every unit that takes part, by lane, and join the lanes. */
+/* The band pass: sort the rows of every unit that takes part, by lane. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +38,7 @@ int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share)
                0.1 * wf_band_bytes(fit, unit) / (double)row_bytes(fit);
 }
 
-static void release(wf_band *band)
+void wf_band_release(wf_band *band)
 {
     free(band->kept);
     free(band->group);
@@ -50,16 +50,16 @@ static void release(wf_band *band)
 void wf_unit_release(wf_unit *unit)
 {
     for (int i = 0; unit->lane && i < WF_SCAN_LANES * WF_LAD_KINDS; i++) {
-        release(&unit->lane[i]);
+        wf_band_release(&unit->lane[i]);
     }
     free(unit->lane);
     unit->lane = NULL;
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-        release(&unit->joined[kind]);
+        wf_band_release(&unit->joined[kind]);
     }
 }
 
-static wf_status prepare(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
+wf_status wf_band_new(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
 {
     const ptrdiff_t rank = fit->lad->rank;
     const ptrdiff_t S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
@@ -95,7 +95,8 @@ wf_status wf_band_prepare(wf_fit *fit)
         for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
             for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
                 if (wf_unit_has(unit, kind) &&
-                    prepare(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) != WF_OK) {
+                    wf_band_new(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) !=
+                        WF_OK) {
                     return WF_NO_MEMORY;
                 }
             }
@@ -104,15 +105,27 @@ wf_status wf_band_prepare(wf_fit *fit)
     return WF_OK;
 }
 
-/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. Each lane has
- * its own limit, so that what is kept does not depend on threads. */
+/* The most rows that a lane keeps. Each has its own limit, so that what is kept does not depend on
+ * threads. */
+static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
+{
+    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
+    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
+    if (fit->options.n_here == fit->options.n_rows) {
+        return most;
+    }
+    const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
+    const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
+    return (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024); /* its share */
+}
+
+/* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. */
 static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
 {
     if (band->n < band->capacity) {
         return 1;
     }
-    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
-    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
+    const ptrdiff_t most = most_rows(fit, unit);
     if (band->n >= most) {
         return 0;
     }
@@ -326,109 +339,6 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
                 fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind], rows, u, h2, r, sign);
             if (status != WF_OK) {
                 return status;
-            }
-        }
-    }
-    return WF_OK;
-}
-
-/* -- lanes into one -- */
-
-/* Cells become rows; those in which signs differ are remembered. */
-static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
-                       double *y)
-{
-    const ptrdiff_t rank = fit->lad->rank, width = rank + WF_LAD_CELL_EXTRA;
-    for (int lane = 1; lane < WF_SCAN_LANES && to->cell; lane++) {
-        wf_k->axpy(WF_LAD_CELLS * width, 1, unit->lane[lane * WF_LAD_KINDS + kind].cell, to->cell);
-    }
-    for (ptrdiff_t at = 0; at < WF_LAD_CELLS && to->cell; at++) {
-        const double *cell = to->cell + at * width;
-        if (cell[rank + 2] > 0) {
-            for (ptrdiff_t t = 0; t < rank; t++) {
-                x[t * to->capacity + to->n] = cell[t];
-            }
-            y[to->n++] = cell[rank];
-            const double noise = unit->noise * cell[rank + 2] / (double)fit->options.n_rows;
-            if (cell[rank + 1] - fabs(cell[rank]) > noise) {
-                unit->mixed[kind * WF_LAD_CELLS + at] = 1;
-            }
-        }
-    }
-}
-
-static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
-{
-    const ptrdiff_t rank = fit->lad->rank,
-                    S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
-    wf_band *to = &unit->joined[kind];
-    const wf_status status = prepare(fit, unit, kind, to);
-    if (status != WF_OK) {
-        return status;
-    }
-    ptrdiff_t n = to->cell ? WF_LAD_CELLS : 0;
-    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
-        n += unit->lane[lane * WF_LAD_KINDS + kind].n;
-    }
-    to->capacity = n;
-    to->kept = malloc((size_t)(n + 1) * (size_t)(rank + 1) * sizeof *to->kept);
-    to->group = malloc((size_t)(n + 1) * sizeof *to->group);
-    if (!to->kept || !to->group) {
-        return WF_NO_MEMORY;
-    }
-    double *x = to->kept, *y = x + n * rank; /* column-major, as the solver wants it */
-    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
-        wf_band *from = &unit->lane[lane * WF_LAD_KINDS + kind];
-        for (ptrdiff_t i = 0; i < from->n; i++) {
-            const double *row = from->kept + i * (rank + 1);
-            for (ptrdiff_t t = 0; t < rank; t++) {
-                x[t * n + to->n] = row[t];
-            }
-            y[to->n] = row[rank];
-            to->group[to->n++] = S ? from->group[i] : 0;
-        }
-        to->spilled |= from->spilled;
-        to->in_band += from->in_band;
-        to->dropped += from->dropped;
-        wf_k->axpy((S ? S : 1) * rank + 3 * S, 1, from->g, to->g);
-        free(from->kept);
-        free(from->group);
-        from->kept = NULL;
-        from->group = NULL;
-        if (lane == 0 && to->cell) {
-            memcpy(to->cell, from->cell,
-                   (size_t)(WF_LAD_CELLS * (rank + WF_LAD_CELL_EXTRA)) * sizeof *to->cell);
-        }
-    }
-    const ptrdiff_t rows = to->n;
-    join_cells(fit, unit, kind, to, x, y);
-    for (ptrdiff_t i = rows; i < to->n; i++) {
-        to->group[i] = 0;
-    }
-    for (ptrdiff_t t = 1; t <= rank;
-         t++) { /* columns close up where cells stayed empty; the last one is y */
-        memmove(x + t * to->n, x + t * to->capacity, (size_t)to->n * sizeof *x);
-    }
-    to->capacity = to->n;
-    unit->kept += to->n;
-    return WF_OK;
-}
-
-wf_status wf_band_join(wf_fit *fit)
-{
-    wf_lad *s = fit->lad;
-    for (ptrdiff_t i = 0; i < s->n_units; i++) {
-        wf_unit *unit = &s->unit[i];
-        if (unit->state != WF_UNIT_ACTIVE) {
-            continue;
-        }
-        unit->kept = 0;
-        for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-            if (wf_unit_has(unit, kind)) {
-                const wf_status status = join(fit, unit, kind);
-                if (status != WF_OK) {
-                    return status;
-                }
             }
         }
     }

@@ -9,8 +9,6 @@
 #include "kernels/kernels.h"
 #include "kernels/pack.h"
 
-enum { LANE_ROWS = 8192 };
-
 typedef struct {
     const wf_table *table; /* coalesced */
     ptrdiff_t n_columns, group, n_groups;
@@ -109,7 +107,7 @@ wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group,
     }
     memcpy(flat.columns, segment->columns, (size_t)segment->n_columns * sizeof *flat.columns);
     wf_table_coalesce(&flat);
-    ptrdiff_t lanes = flat.n_rows / LANE_ROWS;
+    ptrdiff_t lanes = flat.n_rows / WF_SCAN_LANE_ROWS;
     lanes = lanes < 1 ? 1 : lanes > WF_SCAN_LANES ? WF_SCAN_LANES : lanes;
     scan_job job = {.table = &flat, .n_columns = n_columns, .group = group, .n_groups = n_groups};
     job.n_lanes = (int)lanes;

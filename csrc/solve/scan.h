@@ -7,7 +7,11 @@
 
 #include "wfcast.h"
 
-enum { WF_SCAN_LANES = 32, WF_SCAN_ROWS = 512 };
+enum {
+    WF_SCAN_LANES = 32,
+    WF_SCAN_LANE_ROWS = 8192, /* fewer lanes rather than shorter ones */
+    WF_SCAN_ROWS = 512
+};
 
 typedef struct {
     ptrdiff_t start, n;          /* rows, in the order of the scan */

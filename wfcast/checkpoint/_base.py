@@ -21,6 +21,7 @@ from .._columns import (
     check_memory,
     column,
     dtype_name,
+    is_sharded,
     is_tensor,
 )
 from .._errors import CheckpointError, DtypeError, WfcastError
@@ -183,6 +184,10 @@ class Checkpoint(ABC):
     def raw(self, name: str) -> Array:
         """The bytes of any tensor in C order, as a 1-D uint8 array."""
 
+    def local_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of `column`: that of the tensor, or of the shard that this process holds."""
+        return self.tensors[name].shape
+
     def label(self, name: str) -> str:
         """What a message calls a tensor of this checkpoint."""
         return f"tensor {name!r} of {self.what}"
@@ -311,7 +316,10 @@ def _place(value: Any) -> Any:
     if not is_tensor(value) or value.device.type == "meta" or value.numel() == 0:
         return None
     try:
-        where = value.data_ptr()
+        part = value.detach().to_local() if is_sharded(value) else value
+        if part.numel() == 0:
+            return None
+        where = part.data_ptr()
     except RuntimeError:
         return None
     return value.device, where, value.dtype, tuple(value.shape), tuple(value.stride())

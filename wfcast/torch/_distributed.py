@@ -26,7 +26,7 @@ def add_up(values: npt.NDArray[np.float64] | Sequence[float]) -> npt.NDArray[np.
     array = np.asarray(values, dtype=np.float64)
     if not active() or array.size == 0:
         return array
-    tensor = torch.from_numpy(array.copy()).to(_device())
+    tensor = torch.from_numpy(array.copy()).to(device())
     distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
 
@@ -47,6 +47,7 @@ def first_problem(problem: str) -> str:
     return next(str(text) for text in found if text)
 
 
-def _device() -> torch.device:
-    backend = distributed.get_backend()
+def device(group: Any = None) -> torch.device:
+    """Where tensors must live that a process group is to carry."""
+    backend = distributed.get_backend(group)
     return torch.device("cuda" if backend == "nccl" else "cpu")

@@ -1,0 +1,120 @@
+/* After a band pass: the lanes of every band into one. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/lad.h"
+
+ptrdiff_t wf_band_sums(const wf_fit *fit, int kind)
+{
+    const ptrdiff_t S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
+    return (S ? S : 1) * fit->lad->rank + 3 * S;
+}
+
+ptrdiff_t wf_band_cells(const wf_fit *fit)
+{
+    return WF_LAD_CELLS * (fit->lad->rank + WF_LAD_CELL_EXTRA);
+}
+
+void wf_band_add(const wf_fit *fit, int kind, const wf_band *from, wf_band *to)
+{
+    to->spilled |= from->spilled;
+    to->in_band += from->in_band;
+    to->dropped += from->dropped;
+    wf_k->axpy(wf_band_sums(fit, kind), 1, from->g, to->g);
+    if (to->cell) {
+        wf_k->axpy(wf_band_cells(fit), 1, from->cell, to->cell);
+    }
+}
+
+/* Cells become rows; those in which signs differ are remembered. */
+static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
+                       double *y)
+{
+    const ptrdiff_t rank = fit->lad->rank, width = rank + WF_LAD_CELL_EXTRA;
+    for (ptrdiff_t at = 0; at < WF_LAD_CELLS && to->cell; at++) {
+        const double *cell = to->cell + at * width;
+        if (cell[rank + 2] > 0) {
+            for (ptrdiff_t t = 0; t < rank; t++) {
+                x[t * to->capacity + to->n] = cell[t];
+            }
+            y[to->n++] = cell[rank];
+            const double noise = unit->noise * cell[rank + 2] / (double)fit->options.n_rows;
+            if (cell[rank + 1] - fabs(cell[rank]) > noise) {
+                unit->mixed[kind * WF_LAD_CELLS + at] = 1;
+            }
+        }
+    }
+}
+
+static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
+{
+    const ptrdiff_t rank = fit->lad->rank,
+                    S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
+    wf_band *to = &unit->joined[kind];
+    const wf_status status = wf_band_new(fit, unit, kind, to);
+    if (status != WF_OK) {
+        return status;
+    }
+    ptrdiff_t n = to->cell ? WF_LAD_CELLS : 0;
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        n += unit->lane[lane * WF_LAD_KINDS + kind].n;
+    }
+    to->capacity = n;
+    to->kept = malloc((size_t)(n + 1) * (size_t)(rank + 1) * sizeof *to->kept);
+    to->group = malloc((size_t)(n + 1) * sizeof *to->group);
+    if (!to->kept || !to->group) {
+        return WF_NO_MEMORY;
+    }
+    double *x = to->kept, *y = x + n * rank; /* column-major, as the solver wants it */
+    for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
+        wf_band *from = &unit->lane[lane * WF_LAD_KINDS + kind];
+        for (ptrdiff_t i = 0; i < from->n; i++) {
+            const double *row = from->kept + i * (rank + 1);
+            for (ptrdiff_t t = 0; t < rank; t++) {
+                x[t * n + to->n] = row[t];
+            }
+            y[to->n] = row[rank];
+            to->group[to->n++] = S ? from->group[i] : 0;
+        }
+        wf_band_add(fit, kind, from, to);
+        free(from->kept);
+        free(from->group);
+        from->kept = NULL;
+        from->group = NULL;
+    }
+    const ptrdiff_t rows = to->n;
+    join_cells(fit, unit, kind, to, x, y);
+    for (ptrdiff_t i = rows; i < to->n; i++) {
+        to->group[i] = 0;
+    }
+    for (ptrdiff_t t = 1; t <= rank;
+         t++) { /* columns close up where cells stayed empty; the last one is y */
+        memmove(x + t * to->n, x + t * to->capacity, (size_t)to->n * sizeof *x);
+    }
+    to->capacity = to->n;
+    unit->kept += to->n;
+    return WF_OK;
+}
+
+wf_status wf_band_join(wf_fit *fit)
+{
+    wf_lad *s = fit->lad;
+    for (ptrdiff_t i = 0; i < s->n_units; i++) {
+        wf_unit *unit = &s->unit[i];
+        if (unit->state != WF_UNIT_ACTIVE) {
+            continue;
+        }
+        unit->kept = 0;
+        for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+            if (wf_unit_has(unit, kind)) {
+                const wf_status status = join(fit, unit, kind);
+                if (status != WF_OK) {
+                    return status;
+                }
+            }
+        }
+    }
+    return WF_OK;
+}

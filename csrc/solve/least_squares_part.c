@@ -1,0 +1,81 @@
+/* The sums of a squared_error pass, of several processes. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "solve/least_squares.h"
+#include "solve/part.h"
+
+uint64_t wf_least_squares_state(const wf_fit *fit)
+{
+    const wf_least_squares *s = fit->least_squares;
+    return wf_digest((uint64_t)s->refining, fit->coef,
+                     s->refining ? fit->options.p * fit->options.m : 0);
+}
+
+wf_status wf_least_squares_export(const wf_fit *fit, wf_writer *to)
+{
+    const wf_least_squares *s = fit->least_squares;
+    double *total = calloc((size_t)s->width, sizeof *total);
+    if (!total) {
+        return WF_NO_MEMORY;
+    }
+    for (ptrdiff_t l = 0; l < s->lanes; l++) {
+        wf_k->axpy(s->width, 1.0, s->lane + l * s->width, total);
+    }
+    wf_put(to, s->shift, (size_t)(fit->options.p + fit->options.m) * sizeof *s->shift);
+    wf_put(to, total, (size_t)s->width * sizeof *total);
+    free(total);
+    return WF_OK;
+}
+
+/* Sums over n rows of columns as if d had been added to the columns first. */
+static void move(double *stat, ptrdiff_t p, ptrdiff_t m, double n, const double *d)
+{
+    double *cross = stat + p * p, *sums = cross + p * m, *squares = sums + p + m;
+    for (ptrdiff_t k = 0; k < p; k++) {
+        for (ptrdiff_t l = 0; l <= k; l++) { /* the half that is summed up */
+            stat[k * p + l] += d[k] * sums[l] + d[l] * sums[k] + n * d[k] * d[l];
+        }
+        for (ptrdiff_t j = 0; j < m; j++) {
+            cross[j * p + k] += d[k] * sums[p + j] + d[p + j] * sums[k] + n * d[k] * d[p + j];
+        }
+    }
+    for (ptrdiff_t j = 0; j < m; j++) {
+        squares[j] += 2 * d[p + j] * sums[p + j] + n * d[p + j] * d[p + j];
+    }
+    wf_k->axpy(p + m, n, d, sums);
+}
+
+wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_parts, wf_part *part)
+{
+    wf_least_squares *s = fit->least_squares;
+    const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    double *total = malloc((size_t)(s->width + p + m) * sizeof *total);
+    if (!total) {
+        return WF_NO_MEMORY;
+    }
+    double *shift = total + s->width;
+    wf_status status = WF_OK;
+    memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
+    int first = !s->refining; /* all take the shift of the first process that has rows */
+    for (ptrdiff_t i = 0; i < n_parts && status == WF_OK; i++) {
+        if (!wf_read(&part[i], shift, (size_t)(p + m) * sizeof *shift) ||
+            !wf_read(&part[i], total, (size_t)s->width * sizeof *total)) {
+            status = WF_BAD_PART;
+        } else if (part[i].rows) {
+            if (first) {
+                memcpy(s->shift, shift, (size_t)(p + m) * sizeof *shift);
+                first = 0;
+            }
+            wf_k->axpy(p + m, -1, s->shift, shift);
+            if (!s->refining) {
+                move(total, p, m, (double)part[i].rows, shift);
+            }
+            wf_k->axpy(s->width, 1.0, total, s->lane);
+        }
+    }
+    s->have_shift = 1;
+    free(total);
+    return status;
+}
