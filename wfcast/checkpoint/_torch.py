@@ -155,7 +155,10 @@ def common_prefix(source: Iterable[str]) -> str:
 
 def _cause(error: Exception) -> str:
     """What torch's unpickler met, of a message that goes on with advice and escape codes."""
-    found = re.search(r"WeightsUnpickler error: ([^\n]+?)\.?(?: Please|\n|$)", str(error))
+    text = str(error)
+    found = re.search(
+        r"(?:WeightsUnpickler error: |\n(?=Trying ))([^\n]+?)\.?(?: Please|\n|$)", text
+    )
     return found[1] if found else _first_line(error).split(". ")[0]
 
 
