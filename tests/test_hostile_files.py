@@ -81,11 +81,11 @@ VALID = packed(two())
 ENTRY_A = json.dumps(entry([4], 0, 16)).encode()
 TENSOR_A, TENSOR_B = "tensor 'a'", "tensor 'b'"
 FILES = {
-    "empty": (b"", ()),
-    "short": (b"short", ()),
+    "empty": (b"", ("0 bytes",)),
+    "short": (b"short", ("5 bytes",)),
     "eight-bytes": (bytes(8), ()),
-    "header-beyond-the-file": (packed(two(), length=1 << 40), ()),
-    "header-of-2^64": (packed(two(), length=(1 << 64) - 1), ()),
+    "header-beyond-the-file": (packed(two(), length=1 << 40), ("header of 1099511627776 bytes",)),
+    "header-of-2^64": (packed(two(), length=(1 << 64) - 1), ("header of 1844",)),
     "header-cut-short": (packed(two(), length=50), ()),
     "no-json": (packed(b"{nothing"), ()),
     "no-utf-8": (packed(b'{"\xff": 1}'), ()),
@@ -121,14 +121,18 @@ FILES = {
     "unknown-dtype": (packed(two(b=entry([2, 3], 16, 40, "F99"))), (TENSOR_B, "F99")),
     "70-dimensions": (packed(two(a=entry([1] * 69 + [4], 0, 16))), ("'a'",)),
     "metadata-of-numbers": (packed(two(__metadata__={"step": 4})), ()),
-    "trailing-bytes": (VALID + b"\0", ()),
+    "trailing-bytes": (VALID + b"\0", ("1 bytes before the file",)),
     "truncated": (VALID[:-1], (TENSOR_B,)),
     "nan": (VALID[:-4] + struct.pack("<f", np.nan), (TENSOR_B, "nan")),
     "infinity": (VALID[:-4] + struct.pack("<f", -np.inf), (TENSOR_B, "-inf")),
     "overflow": (VALID[:-4] + struct.pack("<f", 3e38), (TENSOR_B, "step 8")),
     "other-names": (packed({"a": entry([4], 0, 16), "c": entry([2, 3], 16, 40)}), ("'b'", "'c'")),
     "other-shape": (packed(two(b=entry([3, 2], 16, 40))), ("'b'", "[3, 2]")),
-    "other-dtype": (packed(two(b=entry([2, 3], 16, 40, "I32"))), ("'b'", "int32")),
+    "other-dtype": (packed(two(b=entry([2, 3], 16, 40, "I32"))), (TENSOR_B, "int32")),
+    "other-float": (
+        packed(two(b=entry([2, 3], 16, 28, "BF16")), bytes(28)),
+        (TENSOR_B, "bfloat16", "float32"),
+    ),
 }
 
 
@@ -146,7 +150,7 @@ for name, (content, says) in FILES.items():
     CASES[f"safetensors-{name}"] = Case(file_of(content), (*one, *says))
 
 
-@case("safetensors-header-over-100-MB", "model.safetensors")
+@case("safetensors-header-over-100-MB", "model.safetensors", "100 MB")
 def _(folder):
     path = file_of(packed(b"{" + b" " * 100, length=150_000_000))(folder)
     os.truncate(path, 200_000_000)  # a hole
@@ -434,7 +438,11 @@ torch_case(
     state=with_a(b=Call(UNTYPED, (HUGE,))),
 )
 torch_case(
-    "code", "model.pt", "refused", state=with_a(c=Call(Name("os", "system"), ("touch ran",)))
+    "code",
+    "model.pt",
+    "refused",
+    "os.system",
+    state=with_a(c=Call(Name("os", "system"), ("touch ran",))),
 )
 torch_case(
     "twice", "twice", "model.pt", change=lambda target: target.writestr("m/data/1", bytes(24))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,55 @@ def inspect(
     NotFittedError
         A ModelFarcaster that is neither fitted nor ready-made.
     """
+    found = look(source)
+    what = {ModelFarcaster: "farcaster", dict: "run"}.get(type(found), "checkpoint")
+    if isinstance(source, str | os.PathLike):
+        what = os.fspath(source)
+    return report_on(found, what, n_threads=n_threads, progress=progress)
+
+
+Found = ModelFarcaster | Checkpoint | dict[int, Checkpoint]
+
+
+def look(source: Any) -> Found:
+    """What `inspect` is to report on: opened, and nothing read yet."""
     if isinstance(source, ModelFarcaster):
         check_is_fitted(source)
-        return FarcasterReport(source, "farcaster")
+        return source
     if _is_run(source):
-        what = os.fspath(source) if not isinstance(source, Mapping) else "run"
-        return RunReport(check_run(source, (), "the run"), what, threads(n_threads), progress)
+        run = check_run(source, (), "the run")
+        return {step: open_checkpoint(one, f"step {step}") for step, one in run.items()}
     checkpoint = open_checkpoint(source)
-    what = os.fspath(source) if isinstance(source, str | os.PathLike) else checkpoint.what
     if KEY in checkpoint.metadata and isinstance(checkpoint, FileCheckpoint):
-        return FarcasterReport(load(checkpoint.path), what)
-    return CheckpointReport(checkpoint, what, threads(n_threads), progress)
+        return load(checkpoint.path)
+    return checkpoint
+
+
+def report_on(
+    found: Found, what: str, *, n_threads: int | None = None, progress: Progress | None = None
+) -> FarcasterReport | CheckpointReport | RunReport:
+    """The report on what `look` found; `what` is what it is called."""
+    if isinstance(found, ModelFarcaster):
+        return FarcasterReport(found, what)
+    if isinstance(found, Checkpoint):
+        return CheckpointReport(found, what, threads(n_threads), progress)
+    return RunReport(found, what, threads(n_threads), progress)
+
+
+def nbytes_read(found: Found) -> tuple[int, dict[str, int]]:
+    """The bytes that `report_on` reads, of all and of a weight of each tensor."""
+    if isinstance(found, ModelFarcaster):
+        return 0, {}
+    if isinstance(found, Checkpoint):
+        tensors = [found.tensors[name] for name in floating(found)]
+        return sum(t.nbytes for t in tensors), {t.name: t.bits // 8 for t in tensors}
+    pairs = [
+        t
+        for previous, one in pairwise(found.values())
+        for t in forecastable(one)
+        if has(previous, t)
+    ]
+    return 2 * sum(t.nbytes for t in pairs), {t.name: 2 * t.bits // 8 for t in pairs}
 
 
 def _is_run(source: Any) -> bool:
@@ -245,17 +284,16 @@ class RunReport(Report):
     """
 
     def __init__(
-        self, run: dict[int, Any], path: str, n_threads: int, progress: Progress | None
+        self, run: dict[int, Checkpoint], path: str, n_threads: int, progress: Progress | None
     ) -> None:
         self.path, self.steps = path, tuple(run)
         if not run:
             raise CheckpointError(f"{path} holds no finished checkpoint")
         self.checkpoints: list[dict[str, Any]] = []
-        opened = {s: open_checkpoint(c, f"step {s}") for s, c in run.items()}
-        first = next(iter(opened.values()))
+        first = next(iter(run.values()))
         self.samples: dict[tuple[str, int], list[float]] = {k: [] for k in _some_weights(first)}
         previous: Checkpoint | None = None
-        for step, checkpoint in opened.items():
+        for step, checkpoint in run.items():
             self.checkpoints.append(_summary(step, checkpoint, previous, n_threads, progress))
             for (name, position), values in self.samples.items():
                 there = has(checkpoint, first.tensors[name])

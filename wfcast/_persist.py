@@ -85,8 +85,9 @@ def load(path: str | os.PathLike[str]) -> ModelFarcaster:
             tensors = {
                 k: file.get_tensor(k) for k in ("coef", "intercept", *_NUMBERS) if k in present
             }
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {where}") from error
+    except FileNotFoundError as error:  # which the library says of files that it may not read, too
+        reason = f"{where} cannot be read" if Path(path).exists() else f"there is no file {where}"
+        raise CheckpointError(reason) from error
     except CheckpointError:
         raise
     except (SafetensorError, OSError, TypeError, ValueError) as error:

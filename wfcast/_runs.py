@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from ._columns import FLOATS
 from ._errors import CheckpointError, DtypeError, WfcastError
 from .checkpoint import Checkpoint, Tensor, is_forecast, open_checkpoint, steps_in
 
@@ -113,9 +112,8 @@ def check_alike(reference: Described, other: Described) -> None:
             lines.append(f"only in {here.what}: {_few(names)}")
     differ = [n for n in a if n in b and not _same(a[n], b[n])]
     for name in differ[:SHOWN]:
-        lines.append(
-            f"{name!r} is {_form(a[name])} in {reference.what}, {_form(b[name])} in {other.what}"
-        )
+        one, two = _form(a[name]), _form(b[name])
+        lines.append(f"tensor {name!r} is {one} in {reference.what}, {two} in {other.what}")
     if len(differ) > SHOWN:
         lines.append(f"and {len(differ) - SHOWN} more tensors that differ")
     if lines:
@@ -128,13 +126,13 @@ def forecastable(checkpoint: Checkpoint) -> list[Tensor]:
 
 
 def has(checkpoint: Checkpoint, tensor: Tensor) -> bool:
-    """Whether a checkpoint has a tensor of that name, shape and kind of dtype."""
+    """Whether a checkpoint has a tensor of that name, shape and dtype."""
     found = checkpoint.tensors.get(tensor.name)
     return found is not None and _same(found, tensor)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.dtype == b.dtype or {a.dtype, b.dtype} <= set(FLOATS))
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def _form(tensor: Tensor) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -16,14 +17,27 @@ def log(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def bar(total: int | None, what: str, unit: str, *, scale: bool = False) -> Any:
+class _Bar(tqdm):  # type: ignore[misc]
+    """Shown from the first update on, so that an error before it stands alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(delay=math.inf, **options)
+        self._shown = False
+
+    def update(self, n: float = 1) -> None:
+        if not self._shown:
+            self._shown, self.delay = True, 0
+            self.refresh()
+        super().update(n)
+
+
+def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
     """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only.
 
-    `scale` shows thousands and millions of the unit. Without a `total` it shows the rate alone,
-    and nothing where that is done within a second.
+    `scale` shows thousands and millions of the unit.
     """
     interval = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(
+    return _Bar(
         total=total,
         desc=what,
         unit=unit,
@@ -33,33 +47,49 @@ def bar(total: int | None, what: str, unit: str, *, scale: bool = False) -> Any:
         dynamic_ncols=True,
         smoothing=0.1,
         unit_scale=scale,
-        delay=0 if total is not None else 1,
-        leave=total is not None,
     )
 
 
 class FitBar:
-    """A bar over tensors, fed by the `progress` callback of a fit or of a forecast.
+    """A bar over the bytes that a fit reads, fed by its `progress` callback.
 
-    The number of passes over the data is not known beforehand, so tensors are counted, not rows.
+    The number of passes over the data is not known beforehand: `PASSES` are expected of each
+    coefficient set, and the total is corrected where it takes more or fewer.
+
+    Parameters
+    ----------
+    sizes : dict of str to (int, int)
+        The rows and the bytes of a pass, by the name that is reported.
+    what : str
     """
 
-    def __init__(self, total: int, what: str) -> None:
-        self._bar = bar(total, what, "tensor")
+    PASSES = 2
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], what: str) -> None:
+        self._sizes = sizes
+        total = self.PASSES * sum(nbytes for _, nbytes in sizes.values())
+        self._bar = bar(total, what, "B", scale=True)
         self._current: str | None = None
+        self._left = 0
 
     def __call__(self, name: str, rows: int) -> None:
+        of_pass, nbytes = self._sizes[name]
         if name != self._current:
-            if self._current is not None:
-                self._bar.update()
-            self._current = name
+            self._bar.total -= self._left  # of the one before
+            self._current, self._left = name, self.PASSES * nbytes
+        read = rows * nbytes // of_pass
+        self._left -= read
+        if self._left < 0:
+            self._bar.total -= self._left
+            self._left = 0
+        self._bar.update(read)
 
     def __enter__(self) -> FitBar:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None:
-            self._bar.update(self._bar.total - self._bar.n)
+            self._bar.total = self._bar.n
         self._bar.close()
 
 

@@ -7,6 +7,7 @@ go to stderr. Exit code 0: done, 1: failed, 2: bad usage, 130: interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code. Bad usage raises ``SystemExit(2)``, as argparse does.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], tuple[dict[str, Any], str]] = args.command
     try:
@@ -237,7 +241,7 @@ def _steps(text: str) -> tuple[int, ...]:
 def _step_path(text: str) -> tuple[int | None, Path]:
     step, equals, path = text.partition("=")
     if equals and step.isascii() and step.isdigit() and path:
-        return int(step), Path(path)
+        return int(step), Path(os.path.expanduser(path))  # in which no shell puts a home for ~
     if not text or (equals and not Path(text).exists()):
         raise argparse.ArgumentTypeError(f"{text!r} is not STEP=PATH, such as 500=run/model.st")
     return None, Path(text)
@@ -295,7 +299,7 @@ def _fit(args: argparse.Namespace) -> _Result:
     from ._runs import check_run
     from .checkpoint import open_checkpoint
     from .checkpoint._atomic import check_target
-    from .model import ModelFarcaster
+    from .model import ModelFarcaster, pass_sizes
 
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
@@ -317,13 +321,12 @@ def _fit(args: argparse.Namespace) -> _Result:
         n_threads=args.threads,
     )
     runs = [check_run(run, (), f"run {i}") for i, run in enumerate(runs)]
+    columns = len(args.inputs) + len(args.targets)
     first: Any = next((c for run in runs for c in run.values()), None)
-    tensors = (
-        len(open_checkpoint(first, "run 0").tensors)
-        if first is not None and args.by == "tensor"
-        else 1
-    )
-    with FitBar(tensors, "fit") as progress:
+    sizes = {}
+    if first is not None:
+        sizes = pass_sizes(open_checkpoint(first, "run 0"), args.by, columns, len(runs))
+    with FitBar(sizes, "fit") as progress:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
@@ -392,22 +395,35 @@ def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
 
 
 def _inspect(args: argparse.Namespace) -> _Result:
-    from ._inspect import inspect
+    from ._inspect import look, nbytes_read, report_on
 
-    with bar(None, "inspect", "weight", scale=True) as shown:
-        report = inspect(args.path, n_threads=args.threads, progress=lambda _, n: shown.update(n))
+    found = look(args.path)
+    total, of_weight = nbytes_read(found)
+    with bar(total, "inspect", "B", scale=True) as shown:
+        report = report_on(
+            found,
+            str(args.path),
+            n_threads=args.threads,
+            progress=lambda name, n: shown.update(n * of_weight[name]),
+        )
     return report.to_dict(), str(report)
 
 
 def _compare(args: argparse.Namespace) -> _Result:
-    from .report import compare_checkpoints
+    from .checkpoint import open_checkpoint
+    from .report import compare_checkpoints, floating
 
-    with bar(None, "compare", "weight", scale=True) as shown:
+    a = open_checkpoint(args.predicted, "the first checkpoint")
+    b = open_checkpoint(args.true, "the second checkpoint")
+    both = [name for name in floating(a) if name in b.tensors]
+    of_weight = {name: (a.tensors[name].bits + b.tensors[name].bits) // 8 for name in both}
+    total = sum(a.tensors[name].size * of_weight[name] for name in both)
+    with bar(total, "compare", "B", scale=True) as shown:
         report = compare_checkpoints(
             args.predicted,
             args.true,
             n_threads=args.threads,
-            progress=lambda _, n: shown.update(n),
+            progress=lambda name, n: shown.update(n * of_weight[name]),
         )
     return report.to_dict(), str(report)
 

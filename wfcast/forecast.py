@@ -27,7 +27,6 @@ from .checkpoint import (
     Checkpoint,
     FileCheckpoint,
     Layout,
-    Tensor,
     create_checkpoint,
     output_layout,
     step_named,
@@ -90,7 +89,7 @@ class ForecastReport(Report):
         for title, names in (
             ("copied", self.copied),
             ("carried along", self.carried),
-            ("left out, for it belongs to the training", self.left),
+            ("left out, for it is no part of the model", self.left),
         ):
             if names:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -196,7 +195,9 @@ def forecast_checkpoint(
     latest = plan.latest
     include = _patterns(include, "include", latest) if include is not None else None
     exclude = _patterns(exclude, "exclude", latest)
-    wanted = [t.name for t in plan.forecast if _is_wanted(t, include, exclude, norms)]
+    wanted = [t.name for t in plan.forecast if _is_wanted(t.name, include, exclude)]
+    if norms == "copy":
+        wanted = [name for name in wanted if not is_norm(name, latest.tensors)]
     if nonfinite == "copy":
         wanted = [name for name in wanted if _is_finite(mf, plan, name)]
     _warn_of_less(plan, wanted)
@@ -218,7 +219,7 @@ def forecast_checkpoint(
         mf.targets_[plan.horizon],
         tuple(n for n in latest.tensors if n in chosen),
         tuple(n for n in latest.tensors if n not in chosen),
-        tuple(path.name for path in layout.carried),
+        (*(path.name for path in layout.carried), *layout.others),
         layout.left,
         moves,
     )
@@ -227,15 +228,10 @@ def forecast_checkpoint(
 # ---- what ---------------------------------------------------------------------------------------
 
 
-def _is_wanted(
-    tensor: Tensor, include: Sequence[str] | None, exclude: Sequence[str], norms: str
-) -> bool:
-    name = tensor.name
+def _is_wanted(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
         return False
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
-        return False
-    return norms == "forecast" or not is_norm(name)
+    return not any(fnmatchcase(name, pattern) for pattern in exclude)
 
 
 def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:

@@ -450,6 +450,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for checkpoint in inputs.values():
                 check_alike(latest, checkpoint)
             self._check_known(latest, wanted)
+        self._warn_beyond(latest, wanted)
         forecast = [t for t in wanted if t.size]
         known = {t.name for t in forecast}
         copied = [t for n, t in latest.tensors.items() if n not in known]
@@ -470,7 +471,6 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                     "the fit, which is by tensor, does not have the tensors of "
                     "the checkpoint:\n  " + "\n  ".join(lines)
                 )
-        self._warn_beyond(latest, wanted)
 
     def _warn_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
         """Say where the forecast goes beyond what was fitted: other tensors, other dtypes."""
@@ -489,7 +489,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                     f"{len(tensors)} tensors of {latest.what} {text}, {tensors[0].name!r} first: "
                     "the forecast goes beyond what was fitted",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=4,
                 )
 
     def _apply(
@@ -555,6 +555,29 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for array in (self.coef_[name], self.intercept_[name]):
                 digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()
+
+
+def pass_sizes(
+    reference: Checkpoint, by: str, columns: int, runs: int
+) -> dict[str, tuple[int, int]]:
+    """The rows and bytes that a pass of a fit reads, by coefficient set, as a progress bar needs.
+
+    Parameters
+    ----------
+    reference : Checkpoint
+        One of the checkpoints, which are all alike.
+    by : {"tensor", "all"}
+    columns, runs : int
+        The checkpoints that are read of each run, and the runs.
+    """
+    sizes = {
+        t.name: (t.size * runs, t.nbytes * columns * runs)
+        for t in forecastable(reference)
+        if t.size
+    }
+    if by == "all":
+        return {ALL: (sum(n for n, _ in sizes.values()), sum(b for _, b in sizes.values()))}
+    return sizes
 
 
 def _segment(

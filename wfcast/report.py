@@ -12,7 +12,7 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,7 +129,7 @@ _PATTERNS = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
         ("head", r"(^|\.)(vocab_|lm_head|cls\.|classifier|pre_classifier|score\.|predictions\.)"),
-        ("layer norm", r"norm|(^|[._])ln(_|\d)"),
+        ("layer norm", r"norm|(^|[._])(ln|bn)(_|\d|\.)"),
         ("bias", r"(^|[._])bias$"),
         ("embedding", r"embed|(^|\.)w[tp]e\."),
         ("attention", r"attention|attn|(^|\.)[qkvo](_|_?proj|_lin)"),
@@ -143,9 +143,14 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
 
 
-def is_norm(name: str) -> bool:
-    """Whether a tensor belongs to a normalization layer, the head's own included."""
-    return dict(_PATTERNS)["layer norm"].search(name) is not None
+def is_norm(name: str, names: Container[str]) -> bool:
+    """Whether a tensor belongs to a normalization layer, the head's own included.
+
+    It is told by its name, or among `names`, all those of the model, by statistics that stand
+    beside it.
+    """
+    beside = name.rpartition(".")[0] + ".running_var"
+    return dict(_PATTERNS)["layer norm"].search(name) is not None or beside in names
 
 
 # ---- errors -------------------------------------------------------------------------------------

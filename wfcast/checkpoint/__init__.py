@@ -193,8 +193,7 @@ def output_layout(
             raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
         format = "safetensors" if format is None else format
     if format is None and shard_size is None and asked is not None and not target.is_dir():
-        layout = replace(like, format=asked, folder=False, shards=None, carried=())
-        return layout if asked == like.format else replace(layout, keys=(), prefix="")
+        return replace(like.of_format(asked), folder=False, shards=None, carried=())
     adapter = like.folder and like.weights.startswith(ADAPTER)
     if adapter and (shard_size is not None or format == "dcp"):
         raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
@@ -202,15 +201,7 @@ def output_layout(
         folder = format == "dcp" or (asked is None and like.folder)
         stems = {name: ADAPTER if adapter else stem for name, stem in _STEMS.items()}
         weights = {name: stems[name] + ending for name, ending in _ENDINGS.items()}
-        like = replace(
-            like,
-            format=format,
-            folder=folder,
-            weights=weights.get(format, ""),
-            shards=None,
-            keys=(),
-            prefix="",
-        )
+        like = replace(like.of_format(format), folder=folder, weights=weights.get(format, ""))
     if shard_size is not None:
         suffix = _ENDINGS[like.format]
         stem = like.weights.removesuffix(INDEX).removesuffix(suffix)
@@ -271,14 +262,12 @@ def create_checkpoint(
                 return _file_writer(file, folder.parent, layout, own, metadata, there)
 
             kept = tied if layout.format == "torch" else {}
-            with ShardedWriter(
-                folder, layout.weights, layout.shards, tensors, kept, shard
-            ) as writer:
+            with ShardedWriter(folder, layout, tensors, kept, shard) as writer:
                 yield writer
         elif layout.format == "dcp":
             with _stage(folder.parent, tensors) as stage:
                 yield stage
-                _dcp.save(folder, stage, tied, metadata[PROVENANCE])
+                _dcp.save(folder, stage, layout, tied, metadata[PROVENANCE])
         else:
             with (
                 synced_file(folder / layout.weights) as file,

@@ -7,7 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,11 +58,11 @@ BITS = {
     "float4_e2m1fn": 4,
     "float4_e2m1fn_x2": 8,
 }
-"""Bits per element of every dtype that can be in a checkpoint, by torch's name of it."""
+"""Bits per element of dtypes, by torch's name of them; of others, torch says how many bytes."""
 
 
 _BUFFER = re.compile(
-    r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias)$"
+    r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias|_extra_state)$"
 )
 
 
@@ -100,11 +100,11 @@ class Tensor:
     @property
     def bits(self) -> int:
         """The bits of an element."""
-        if self.dtype not in BITS:
-            raise CheckpointError(
-                f"tensor {self.name!r} has dtype {self.dtype}, which wfcast does not know"
-            )
-        return BITS[self.dtype]
+        if self.dtype in BITS:
+            return BITS[self.dtype]
+        import torch  # which the tensor is of
+
+        return 8 * int(getattr(torch, self.dtype).itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,16 @@ class Layout:
         The name of the weights in the folder: a file, or the index of the shards.
     shards : dict of str to str, or None
         Tensor name -> file name; None where there is but one file.
+    index : dict
+        Shards: what the index holds in its "metadata".
     keys : tuple of str
-        Torch files: the keys that lead to the state dict.
+        Torch's formats: the keys that lead to the state dict.
     prefix : str
-        Torch files: what all names begin with there ("module."), which `tensors` leaves out.
+        Torch's formats: what all names begin with there ("module."), which `tensors` leaves out.
+    others : dict of str to object
+        Torch files: what is no tensor in the state dict and belongs to the model.
+    versions : dict
+        Torch files: the state dict's ``_metadata``.
     carried : tuple of Path
         Files beside the weights that belong to the model: configuration, tokenizer.
     left : tuple of str
@@ -135,10 +141,29 @@ class Layout:
     folder: bool = False
     weights: str = "model.safetensors"
     shards: Mapping[str, str] | None = None
+    index: Mapping[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     prefix: str = ""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
     carried: tuple[Path, ...] = ()
     left: tuple[str, ...] = ()
+
+    def of_format(self, format: str) -> Layout:
+        """The same in another format, without what only this one can hold."""
+        if format == self.format:
+            return self
+        return replace(
+            self,
+            format=format,
+            shards=None,
+            index={},
+            keys=(),
+            prefix="",
+            others={},
+            versions={},
+            left=(*self.left, *self.others),
+        )
 
 
 class Checkpoint(ABC):
@@ -258,7 +283,7 @@ class TensorCheckpoint(Checkpoint):
             if value.is_nested:
                 raise DtypeError(f"{self.label(name)} is a nested tensor, expected a dense one")
             dtype = str(value.dtype).removeprefix("torch.")
-            if dtype not in BITS:
+            if value.is_quantized and dtype not in BITS:  # several elements to a byte
                 raise DtypeError(
                     f"{self.label(name)} has dtype {dtype}, which this version of wfcast does not "
                     "know"

@@ -24,9 +24,20 @@ from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
 from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
 from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
-from ._torch import Stage, import_torch
+from ._torch import (
+    Stage,
+    beside,
+    common_prefix,
+    import_torch,
+    named,
+    nested,
+    no_state,
+    state_in,
+)
 
 METADATA = ".metadata"
+NOTE = "wfcast.forecast"
+"""The name under which the provenance of a forecast is saved beside the weights."""
 
 
 class _Place(NamedTuple):
@@ -48,24 +59,29 @@ class DistributedCheckpoint(FileCheckpoint):
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
         import_torch(self.what)
-        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
         self._identity = self._identify()
         self._found = self._read_metadata()
         self._places: dict[str, list[_Place]] = {}
         self._files: dict[str, int] = {}
         stored = self._stored()
-        for name, entry in self._found.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata):
-                try:
-                    self.tensors[name], self._places[name] = self._check(name, entry, stored)
-                except (ValueError, OSError) as error:
-                    raise CheckpointError(
-                        f"{self.label(name)} cannot be read: {METADATA} {error}"
-                    ) from error
-        if not self.tensors:
-            raise CheckpointError(f"{self.what} holds no tensors")
-        self.layout = Layout("dcp", folder=True)
+        tree = self._tree()
+        found = state_in(tree, lambda leaf: isinstance(leaf, str))
+        if found is None:
+            raise CheckpointError(f"{self.what} holds {no_state(tree) if tree else 'no tensors'}")
+        state, keys = found
+        source = {name: leaf for name, leaf in state.items() if isinstance(leaf, str)}
+        prefix = common_prefix(source)
+        self._stored_as = {name.removeprefix(prefix): leaf for name, leaf in source.items()}
+        for name in self._stored_as:
+            try:
+                self.tensors[name], self._places[name] = self._check(name, stored)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(
+                    f"{self.label(name)} cannot be read: {METADATA} {error}"
+                ) from error
+        others = [n for n in state if isinstance(n, str) and n not in source]
+        left = tuple(n for n in (*beside(tree, keys), *others) if n != NOTE)
+        self.layout = Layout("dcp", folder=True, keys=keys, prefix=prefix, left=left)
 
     def _read_metadata(self) -> Any:
         from torch.distributed.checkpoint.metadata import Metadata
@@ -85,6 +101,26 @@ class DistributedCheckpoint(FileCheckpoint):
             if not isinstance(vars(found).get(part), dict):
                 raise CheckpointError(f"{failed} has no {part}")
         return found
+
+    def _tree(self) -> dict[Any, Any]:
+        """The nested mappings that were saved: a tensor's name in the metadata, None for others."""
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        paths = vars(self._found).get("planner_data")
+        tree: dict[Any, Any] = {}
+        for name, entry in self._found.state_dict_metadata.items():
+            if not isinstance(name, str):
+                raise CheckpointError(f"{self.what}: its {METADATA} has a name that is no text")
+            path = paths.get(name) if isinstance(paths, dict) else None
+            if not isinstance(path, tuple) or not path or {type(p) for p in path} - {str, int}:
+                path = (name,)
+            here = tree
+            for part in path[:-1]:
+                here = here.setdefault(part, {}) if isinstance(here, dict) else {}
+            if not isinstance(here, dict) or path[-1] in here:
+                raise CheckpointError(f"{self.what}: its {METADATA} has {name!r} in two places")
+            here[path[-1]] = name if isinstance(entry, TensorStorageMetadata) else None
+        return tree
 
     def _identify(self) -> tuple[int, int, int, int]:
         try:
@@ -106,17 +142,16 @@ class DistributedCheckpoint(FileCheckpoint):
         return found
 
     def _check(
-        self, name: Any, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Any]
+        self, name: str, stored: Mapping[tuple[str, tuple[int, ...]], Any]
     ) -> tuple[Tensor, list[_Place]]:
         """A tensor whose chunks make it up and lie in files of the folder, or a ValueError."""
         import torch
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-        fields = vars(entry)
+        stored_as = self._stored_as[name]
+        fields = vars(self._found.state_dict_metadata[stored_as])
         dtype = getattr(fields.get("properties"), "dtype", None)
         shape, chunks = fields.get("size"), fields.get("chunks")
-        if not isinstance(name, str):
-            raise ValueError("has a name that is no text")
         if not isinstance(dtype, torch.dtype) or not _are_sizes(shape):
             raise ValueError("gives no dtype or no shape")
         if not isinstance(chunks, list) or not all(
@@ -129,7 +164,7 @@ class DistributedCheckpoint(FileCheckpoint):
             if not _are_sizes(starts) or not _are_sizes(sizes):
                 raise ValueError("gives a chunk without offsets or sizes")
             boxes.append((tuple(starts), tuple(sizes)))
-            info = stored.get((name, tuple(starts)))
+            info = stored.get((stored_as, tuple(starts)))
             if info is None:
                 raise ValueError(f"does not say where its chunk at {list(starts)} lies")
             places.append(self._place(info, tuple(sizes), math.prod(sizes) * dtype.itemsize))
@@ -175,7 +210,8 @@ class DistributedCheckpoint(FileCheckpoint):
         try:
             for place in self._places[name]:
                 self._look(name, place)
-            into = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))}
+            whole = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+            into = {self._stored_as[name]: whole}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is but one process
                 state_dict_loader.load(into, storage_reader=Reader(str(self.path)), no_dist=True)
@@ -185,7 +221,7 @@ class DistributedCheckpoint(FileCheckpoint):
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
         self._check_same()
-        return MappingCheckpoint(into, self.what)
+        return MappingCheckpoint({name: whole}, self.what)
 
     def _map(self, name: str) -> Array | None:
         """The bytes of a tensor that lies in one piece; None for one that torch puts together."""
@@ -310,14 +346,12 @@ def _make_up(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], shape: An
     return not odd
 
 
-def save(folder: Path, stage: Stage, tied: Mapping[str, str], note: str) -> None:
+def save(folder: Path, stage: Stage, layout: Layout, tied: Mapping[str, str], note: str) -> None:
     """Write staged tensors to a new folder, synced."""
     from torch.distributed.checkpoint import filesystem, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
-    state: dict[str, Any] = dict(stage.tensors())
-    state.update({alias: state[name] for alias, name in tied.items()})
-    state["wfcast.forecast"] = note
+    state = {**nested(named(stage, layout, tied), layout.keys), NOTE: note}
     writer = filesystem.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is but one process

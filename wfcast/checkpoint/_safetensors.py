@@ -161,18 +161,27 @@ def _check_header(file: BinaryIO, size: int) -> None:
 
     What is no such header at all is left to the library.
     """
+    if size < 8:
+        raise ValueError(f"it has {size} bytes, expected at least 8")
     length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, MAX_HEADER):
-        return
+    if length > size - 8:
+        raise ValueError(f"it claims a header of {length} bytes, and has {size} bytes")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header has {length} bytes, expected at most 100 MB")
     try:
         header = json.loads(file.read(length), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return
     if not isinstance(header, dict):
         return
+    present = size - 8 - length
+    named = 0
     for name, entry in header.items():
         if name != METADATA:
-            _check_entry(name, entry, size - 8 - length)
+            _check_entry(name, entry, present)
+            named = max(named, entry["data_offsets"][1])
+    if named < present:
+        raise ValueError(f"its tensors end {present - named} bytes before the file does")
 
 
 def _check_entry(name: str, entry: Any, size: int) -> None:

@@ -37,7 +37,7 @@ class ShardedCheckpoint(FileCheckpoint):
     ) -> None:
         super().__init__(path, what)
         folder = _inode(path.parent)
-        self._file_of = self._read_index()
+        self._file_of, index = self._read_index()
         self._shards: dict[str, FileCheckpoint] = {}
         for file in dict.fromkeys(self._file_of.values()):
             shard = open_shard(self._inside(file), what)
@@ -51,11 +51,18 @@ class ShardedCheckpoint(FileCheckpoint):
         formats = {shard.layout.format for shard in self._shards.values()}
         if len(formats) > 1:
             raise CheckpointError(f"{self.what} names shards of different formats")
+        layouts = [shard.layout for shard in self._shards.values()]
         self.layout = Layout(
-            format=formats.pop(), folder=True, weights=path.name, shards=self._file_of
+            format=formats.pop(),
+            folder=True,
+            weights=path.name,
+            shards=self._file_of,
+            index=index,
+            left=tuple(name for one in layouts for name in (*one.left, *one.others)),
         )
 
-    def _read_index(self) -> dict[str, str]:
+    def _read_index(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Its weight_map and its metadata."""
         try:
             if self.path.stat().st_size > MAX_HEADER:
                 raise ValueError("it is larger than 100 MB")
@@ -71,7 +78,8 @@ class ShardedCheckpoint(FileCheckpoint):
             raise CheckpointError(
                 f"{self.what} is no index of shards: it has no weight_map of names to files"
             )
-        return found
+        metadata = index.get("metadata")
+        return found, metadata if isinstance(metadata, dict) else {}
 
     def _inside(self, file: str) -> Path:
         if not is_plain(file) or file.endswith(INDEX):
@@ -124,10 +132,8 @@ class ShardedWriter:
     ----------
     folder : Path
         A new folder.
-    index : str
-        The file name of the index.
-    file_of : mapping of str to str
-        Tensor name -> file name.
+    layout : Layout
+        With the file name of the index, what it holds beside the sizes, and the shards.
     tensors : iterable of Tensor
     tied : mapping of str to str
         Further names of tensors, where the format keeps them: they are in the index too.
@@ -138,17 +144,17 @@ class ShardedWriter:
     def __init__(
         self,
         folder: Path,
-        index: str,
-        file_of: Mapping[str, str],
+        layout: Layout,
         tensors: Iterable[Tensor],
         tied: Mapping[str, str],
         open_shard: Callable[[BinaryIO, list[Tensor]], AbstractContextManager[CheckpointWriter]],
     ) -> None:
-        self._folder, self._index, self._tied = folder, index, tied
-        self._file_of, self._open_shard = file_of, open_shard
+        assert layout.shards is not None
+        self._folder, self._layout, self._tied = folder, layout, tied
+        self._file_of, self._open_shard = layout.shards, open_shard
         self._shards: dict[str, list[Tensor]] = {}
         for tensor in tensors:
-            self._shards.setdefault(file_of[tensor.name], []).append(tensor)
+            self._shards.setdefault(self._file_of[tensor.name], []).append(tensor)
         self._shards = {file: ordered(self._shards[file]) for file in sorted(self._shards)}
         self.order = tuple(t.name for shard in self._shards.values() for t in shard)
         self._coming: Iterator[str] = iter(self._shards)
@@ -183,8 +189,11 @@ class ShardedWriter:
         total = sum(t.nbytes for shard in self._shards.values() for t in shard)
         names = {name: self._file_of[name] for name in self.order}
         names.update({alias: names[name] for alias, name in self._tied.items()})
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-        with synced_file(self._folder / self._index) as file:
+        document = {
+            "metadata": {**self._layout.index, "total_size": total},
+            "weight_map": dict(sorted(names.items())),
+        }
+        with synced_file(self._folder / self._layout.weights) as file:
             file.write((json.dumps(document, indent=2) + "\n").encode())
 
 

@@ -1,10 +1,11 @@
 """Files of ``torch.save``, mapped by torch's own safe loader: ``weights_only=True, mmap=True``.
 
-The weights are the first mapping of names to tensors on the way down from the top: the object
-itself where it holds tensors, else the value of the first of the keys "state_dict",
-"model_state_dict", "model", "module" and "weights" that is there, and so on inside that. What all
-names begin with of "module." (DataParallel) and "_orig_mod." (torch.compile) is left out of the
-names, and put back when a torch file is written like it.
+The weights are what stands under the first of the keys "state_dict", "model_state_dict", "model",
+"module" and "weights" that leads to tensors, and so on inside that; else the mapping itself where
+it holds tensors, else the only mapping in it. What all names begin with of "module."
+(DataParallel) and "_orig_mod." (torch.compile) is left out of the names, and put back when a torch
+file is written like it. What is no tensor among the weights, such as the parameters of a quantized
+layer, goes along to another torch file; a mapping does not, unless it is a module's extra state.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,12 +43,25 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
         whole = self._load()
-        source, keys = self._find(whole)
-        prefix = _prefix(source)
+        found = state_in(whole, is_tensor)
+        if found is None:
+            raise CheckpointError(f"{self.what} holds {no_state(whole)}")
+        state, keys = found
+        source = {name: value for name, value in state.items() if is_tensor(value)}
+        prefix = common_prefix(source)
         self._take({name.removeprefix(prefix): value for name, value in source.items()})
-        outer = _at(whole, keys[:-1])
-        left = tuple(k for k in outer if isinstance(k, str) and k != keys[-1]) if keys else ()
-        self.layout = Layout("torch", weights=path.name, keys=keys, prefix=prefix, left=left)
+        plain = {k: v for k, v in state.items() if isinstance(k, str) and k not in source}
+        others = {k: v for k, v in plain.items() if _goes_along(k, v)}
+        versions = getattr(state, "_metadata", None)
+        self.layout = Layout(
+            "torch",
+            weights=path.name,
+            keys=keys,
+            prefix=prefix,
+            others=others,
+            versions=versions if isinstance(versions, Mapping) else {},
+            left=(*beside(whole, keys), *(k for k in plain if k not in others)),
+        )
 
     def _load(self) -> Any:
         torch = import_torch(self.what)
@@ -73,27 +87,64 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
                 f"{self.what} cannot be mapped by torch.load: {_first_line(error)}{hint}"
             ) from error
 
-    def _find(self, whole: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-        keys: tuple[str, ...] = ()
-        here = whole
-        while isinstance(here, Mapping) and len(keys) < DEPTH:
-            found = {k: v for k, v in here.items() if is_tensor(v)}
-            if found and all(isinstance(k, str) for k in found):
-                return found, keys
-            key = next((k for k in KEYS if isinstance(here.get(k), Mapping)), None)
-            if key is None:
-                break
-            here, keys = here[key], (*keys, key)
-        shown: Any = type(whole).__name__
-        if isinstance(whole, Mapping):
-            shown = [k[:40] if isinstance(k, str) else type(k).__name__ for k in list(whole)[:8]]
-        raise CheckpointError(
-            f"{self.what} holds no state dict at its top or under one of {', '.join(KEYS)}; "
-            f"it holds {shown}"
-        )
+
+def state_in(
+    whole: Any, holds: Callable[[Any], bool]
+) -> tuple[Mapping[Any, Any], tuple[str, ...]] | None:
+    """The mapping of names to tensors in nested mappings, and the keys that lead to it.
+
+    Parameters
+    ----------
+    whole : object
+    holds : callable
+        Whether a value is a tensor.
+    """
+    seen: set[int] = set()
+
+    def find(here: Any, keys: tuple[str, ...]) -> tuple[Mapping[Any, Any], tuple[str, ...]] | None:
+        if not isinstance(here, Mapping) or id(here) in seen or len(keys) > DEPTH:
+            return None
+        seen.add(id(here))
+        for key in KEYS:
+            found = find(here.get(key), (*keys, key))
+            if found is not None:
+                return found
+        tensors = [k for k, v in here.items() if holds(v)]
+        if tensors:
+            return (here, keys) if all(isinstance(k, str) for k in tensors) else None
+        inner = [k for k, v in here.items() if isinstance(v, Mapping)]
+        if len(inner) == 1 and isinstance(inner[0], str):
+            return find(here[inner[0]], (*keys, inner[0]))
+        return None
+
+    return find(whole, ())
 
 
-def _prefix(source: Mapping[str, Any]) -> str:
+def no_state(whole: Any) -> str:
+    """What a message says of an object without a state dict."""
+    shown: Any = type(whole).__name__
+    if isinstance(whole, Mapping):
+        shown = [k[:40] if isinstance(k, str) else type(k).__name__ for k in list(whole)[:8]]
+    return f"no state dict at its top or under one of {', '.join(KEYS)}; it holds {shown}"
+
+
+def beside(whole: Any, keys: Iterable[str]) -> list[str]:
+    """The names of what stands beside the keys that lead to the weights."""
+    names = []
+    for key in keys:
+        names += [k for k in whole if isinstance(k, str) and k != key]
+        whole = whole[key]
+    return names
+
+
+def _goes_along(name: str, value: Any) -> bool:
+    """Whether what is no tensor belongs to the model: a mapping may be an optimizer's state."""
+    return name.endswith("_extra_state") or not isinstance(value, Mapping)
+
+
+def common_prefix(source: Iterable[str]) -> str:
+    """What all names begin with of `PREFIXES`."""
+    source = list(source)
     prefix = ""
     while True:
         more = next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in source)), None)
@@ -102,15 +153,12 @@ def _prefix(source: Mapping[str, Any]) -> str:
         prefix += more
 
 
-def _at(whole: Any, keys: Iterable[str]) -> Any:
-    for key in keys:
-        whole = whole[key]
-    return whole
-
-
 def _cause(error: Exception) -> str:
     """What torch's unpickler met, of a message that goes on with advice and escape codes."""
-    found = re.search(r"WeightsUnpickler error: ([^\n]+?)\.?(?: Please|\n|$)", str(error))
+    text = str(error)
+    found = re.search(
+        r"(?:WeightsUnpickler error: |\n(?=Trying ))([^\n]+?)\.?(?: Please|\n|$)", text
+    )
     return found[1] if found else _first_line(error).split(". ")[0]
 
 
@@ -198,13 +246,25 @@ def _quantized(flat: Any, tensor: Tensor) -> Any:
 def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str) -> Any:
     """What ``torch.save`` is given: the staged tensors in the nesting of `layout`.
 
-    `note` is kept in the state dict's own ``_metadata``, which `load_state_dict` ignores.
+    `note` is kept in the state dict's own ``_metadata``, beside the versions of the modules that
+    `load_state_dict` reads there.
     """
+    state: Any = OrderedDict(named(stage, layout, tied))
+    state.update(layout.others)
+    state._metadata = OrderedDict({**layout.versions, "wfcast.forecast": json.loads(note)})
+    return nested(state, layout.keys)
+
+
+def named(stage: Stage, layout: Layout, tied: Mapping[str, str]) -> dict[str, Any]:
+    """The staged tensors by all of their names, tied ones and the prefix included."""
     found = dict(stage.tensors())
     found.update({alias: found[name] for alias, name in tied.items()})
-    state: Any = OrderedDict((layout.prefix + name, value) for name, value in found.items())
-    state._metadata = OrderedDict({"wfcast.forecast": json.loads(note)})
-    for key in reversed(layout.keys):
+    return {layout.prefix + name: value for name, value in found.items()}
+
+
+def nested(state: Any, keys: Sequence[str]) -> Any:
+    """The object in which `keys` lead to `state`."""
+    for key in reversed(keys):
         state = {key: state}
     return state
 

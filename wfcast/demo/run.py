@@ -22,6 +22,7 @@ from .._inspect import FarcasterReport
 from .._terminal import FitBar, log
 from ..checkpoint import open_checkpoint
 from ..checkpoint._atomic import atomic_file
+from ..model import pass_sizes
 from ..report import kind_of
 from .evaluate import evaluate, forecast_file
 from .jump import jump
@@ -166,8 +167,9 @@ def _fit(size: Size, siblings: list[Run], n_threads: int) -> ModelFarcaster:
         beta=BETA,
         n_threads=n_threads,
     )
-    tensors = open_checkpoint(siblings[0].files[0]).tensors
-    with FitBar(len(tensors), "fit") as progress:
+    columns = 1 + 1 + len(size.targets)
+    reference = open_checkpoint(siblings[0].files[0])
+    with FitBar(pass_sizes(reference, "tensor", columns, len(siblings)), "fit") as progress:
         return farcaster.fit([run.files for run in siblings], progress=progress)
 
 
