@@ -242,6 +242,11 @@ class Study:
         return [self.results[spec]["curve"] for spec in specs]
 
 
+def losses_by_step(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[float, ...]]:
+    """The losses of several curves, step by step."""
+    return [*zip(*([loss for _, loss in curve] for curve in curves), strict=True)]
+
+
 def smooth(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Means of three measurements in a row, at the last one's step."""
     return [
@@ -491,12 +496,8 @@ def draw(
     axes[2].set_title("exports at every tenth", loc="left")
     low = min(lowest(c) for specs in (*plain.values(), *kept.values()) for c in runs.curves(specs))
     for ax in axes:
-        high = max(
-            statistics.median(y)
-            for y in [
-                [*line.get_ydata()][len(line.get_ydata()) // 6 :] for line in ax.get_lines()[:1]
-            ]
-        )
+        shown = [float(loss) for loss in ax.get_lines()[0].get_ydata()]
+        high = statistics.median(shown[len(shown) // 6 :])
         ax.set_ylim(low - 0.05 * (high - low), high + 1.2 * (high - low))
         ax.set_xlabel("step")
         ax.set_ylabel("held-out loss")
@@ -552,8 +553,8 @@ def overhead(quick: bool) -> dict[str, Any]:
     share = farcasting.seconds / (400 * step_seconds)
     n = sum(p.numel() for p in model.parameters())
     print(
-        f"\noverhead: {n / 1e6:.1f}M parameters on {device}, batch 16 x 128: {step_seconds:.3f} s per "
-        f"step, {farcasting.seconds:.2f} s in Farcasting over 400 steps and {len(jumps)} jumps"
+        f"\noverhead: {n / 1e6:.1f}M parameters on {device}, batch 16 x 128: {step_seconds:.3f} s "
+        f"per step, {farcasting.seconds:.2f} s in Farcasting over 400 steps and {len(jumps)} jumps"
     )
     return {
         "device": device,

@@ -444,7 +444,7 @@ class Farcasting:
             self._next = self._schedule(clock + self._period)
             self._record()
             return False
-        entry = {
+        entry: dict[str, Any] = {
             "step": self._step,
             "horizon": horizon,
             "outcome": "pending" if self._recovery else "kept",
@@ -506,11 +506,13 @@ class Farcasting:
         Returns what was in the way.
         """
         horizon = self._trust.horizon
-        limit = entry["loss_before"] + RISE * abs(entry["loss_before"]) if self._recovery else None
+        judged = self._recovery and self._judge is not None
+        before = entry["loss_before"] if judged else 0.0
+        limit = before + RISE * abs(before)
         while True:
             entry["horizon"] = pending["horizon"] = horizon
             problem = _distributed.first_problem(self._combine(horizon))
-            if problem or self._judge is None or limit is None:
+            if problem or not judged:
                 return problem
             entry["loss_right_after"] = loss = self._held_out()
             if loss <= limit or not self._trust.adaptive:
@@ -713,8 +715,8 @@ class Farcasting:
         return self._trust.horizon
 
     @property
-    def steps_lost(self) -> int:
-        """Steps of jumps that were rolled back."""
+    def steps_lost(self) -> float:
+        """Steps that jumps cost: those taken back, and how far others that stayed fell behind."""
         return self._trust.lost
 
     @property
