@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -197,7 +198,7 @@ class Target:
     def __str__(self) -> str:
         sign = "<=" if self.at_most else ">="
         unit = f" {self.unit}" if self.unit else ""
-        if self.wanted and self.value:
+        if self.wanted and self.value and math.isfinite(self.value):
             better = self.wanted / self.value if self.at_most else self.value / self.wanted
             margin = f" by a factor of {better if self.reached else 1 / better:.4g}"
         else:
