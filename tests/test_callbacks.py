@@ -22,7 +22,7 @@ from wfcast import WfcastError  # noqa: E402
 from wfcast.torch import FarcastingCallback  # noqa: E402
 from wfcast.torch.lightning import FarcastingCallback as Lightning  # noqa: E402
 
-FAST = {"spacing": 5, "period": 10, "recovery": 5}
+FAST = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9}
 
 
 class Counting(torch.utils.data.Dataset):
@@ -110,7 +110,7 @@ def test_the_loss_of_an_accumulated_step(kind, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
     """Training stops early while a bad jump is under way: the best weights are not taken back."""
-    callback = FarcastingCallback(**{**FAST, "recovery": 50}, horizon=1e5, max_loss=0.9)
+    callback = FarcastingCallback(**{**FAST, "recovery": 50}, horizon=1e5)
     trainer = make(
         tmp_path,
         callback,
@@ -140,7 +140,7 @@ def test_a_judge_beside_evaluations_and_early_stopping(tmp_path):
         judged.append(trainer.evaluation_loop(loader, "judge").metrics["eval_loss"])
         return judged[-1]
 
-    callback = FarcastingCallback(**FAST, judge=judge, max_loss=0.9)
+    callback = FarcastingCallback(**FAST, judge=judge)
     trainer = make(
         tmp_path,
         callback,
@@ -161,20 +161,20 @@ def test_a_judge_beside_evaluations_and_early_stopping(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_resumed_after_an_interruption_and_from_elsewhere(tmp_path):
     """The weights of the checkpoint stay, whatever jump the broken off training was in."""
-    settings = {**FAST, "max_loss": 0.9}
-    whole = train(tmp_path / "whole", FarcastingCallback(**settings))
+    whole = train(tmp_path / "whole", FarcastingCallback(**FAST))
 
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            if state.global_step == 17 and not callback.farcasting.history[-1]["verdict"]:
+            history = callback.farcasting.history
+            if state.global_step == 17 and history and history[-1]["outcome"] == "pending":
                 raise KeyboardInterrupt
 
     # a jump at step 16 that is far too long: it is under way when the training is broken off
-    callback = FarcastingCallback(**{**settings, "recovery": 20}, start=6, horizon=1e5)
+    callback = FarcastingCallback(**{**FAST, "recovery": 20}, start=6, horizon=1e5)
     trainer = make(tmp_path / "other", callback, Interrupt())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    callback.parameters = settings
+    callback.parameters = FAST
     folder = tmp_path / "whole" / "checkpoint-13"
     with pytest.warns(UserWarning, match="of this run: Farcasting begins anew"):
         trainer.train(resume_from_checkpoint=str(folder))
@@ -236,10 +236,10 @@ def test_lightning_jumps_and_resumes(tmp_path):
                 trainer.save_checkpoint(tmp_path / "part.ckpt")
 
     module, other = Module(), Module()
-    callback = Lightning(**FAST, max_loss=0.9)
+    callback = Lightning(**FAST)
     fit(module, callback, SaveAt23())
     assert len(callback.farcasting.history) >= 3
-    again = Lightning(**FAST, max_loss=0.9)
+    again = Lightning(**FAST)
     fit(other, again, checkpoint=tmp_path / "part.ckpt")
     assert loops.equal(other.state_dict(), module.state_dict())
     steps = [[e["step"] for e in c.farcasting.history] for c in (callback, again)]
@@ -249,7 +249,7 @@ def test_lightning_jumps_and_resumes(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_accumulates_and_stops_early():
     """The loss is that of the whole step; a jump under way at the end is judged."""
-    callback = Lightning(**{**FAST, "recovery": 20}, max_loss=0.9)
+    callback = Lightning(**{**FAST, "recovery": 20})
 
     class Losses(pl.Callback):
         seen = ()
@@ -263,8 +263,7 @@ def test_lightning_accumulates_and_stops_early():
 
     losses = Losses()
     module = Module(offset=100)  # a batch of its own for each part of a step
-    settings = {"accumulate_grad_batches": 2, "min_steps": 1}
-    trainer = fit(module, callback, losses, StopAt13(), **settings)
+    trainer = fit(module, callback, losses, StopAt13(), accumulate_grad_batches=2)
     assert trainer.global_step == 13
     (entry,) = callback.farcasting.history
     assert entry["step"] == 10
@@ -282,11 +281,11 @@ def test_lightning_after_an_error():
                 raise RuntimeError("broken off")
 
     module = Module()
-    first = Lightning(**{**FAST, "recovery": 20}, max_loss=0.9)
+    first = Lightning(**{**FAST, "recovery": 20})
     with pytest.raises(RuntimeError, match="broken off"):
         fit(module, first, Breaks())
     assert first.farcasting.history[-1]["outcome"] == "pending"
-    second = Lightning(**FAST, max_loss=0.9)
+    second = Lightning(**FAST)
     fit(module, second)
     assert second.farcasting.history
 

@@ -129,6 +129,11 @@ class TrustRegion:
         self.saved = 0.0
         self.failures = 0
         self.stopped = ""
+        if stop is not None and window > max_loss * stop:
+            self.stopped = (
+                f"a run of {stop} steps has no room to take back a jump after {window}: max_loss is "
+                f"{max_loss:g}"
+            )
 
     def affords(self, step: int) -> bool:
         """Whether the steps lost stay within the stated share if the next jump is rolled back."""

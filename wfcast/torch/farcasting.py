@@ -48,13 +48,17 @@ class Farcasting:
     later, ``w <- sum_k A_k w_k + b`` over the last recorded states, and training goes on. The loss
     usually rises at first, so a jump is judged `recovery` steps later, against the loss that the
     run was heading for: the least-squares line of the losses before it over log(step). A better
-    loss doubles the horizon, a worse one halves it; after harm the weights, the optimizer's state,
-    the scheduler's and the model's buffers are those before the jump again. Farcasting stops by
-    itself after `patience` jumps in a row that did not pay, and logs that.
+    loss doubles the next horizon; one as good keeps it; one that is worse, but within noise, halves
+    it. Else the jump is taken back: the weights, the optimizer's state, the scheduler's and the
+    model's buffers are those before it again, and the next horizon is a quarter. With a judge, a
+    jump that raises the held-out loss by a tenth at once is halved on the spot, and refused where
+    that does not help. Farcasting stops by itself after `patience` jumps in a row that did not pay,
+    and logs that.
 
-    Steps are lost where a jump is rolled back: `recovery` each. A jump is tried only while the lost
-    ones are at most `max_loss` of all steps plus half of what kept jumps saved, so a run loses at
-    most ``max_loss * steps + recovery`` beyond half of its gain.
+    What is taken back is lost: `recovery` steps each. A jump is tried only while those steps, with
+    the next window, are at most `max_loss` of the steps plus half of what kept jumps saved: of the
+    `stop` steps of the run where that is given, else of the steps so far, the first jump being
+    free. So a run of known length loses at most ``max_loss * stop`` steps beyond that half.
 
     Parameters
     ----------
@@ -77,11 +81,12 @@ class Farcasting:
     horizon : "adaptive" or number, default="adaptive"
         How many steps ahead. "adaptive" begins at `period`.
     recovery : int, default=50
-        Steps from a jump to its judgement; 0 keeps every jump unseen (with a number as horizon).
+        Steps from a jump to its judgement; 0 keeps every jump unseen (with a number as horizon). At
+        most ``max_loss * stop / 2`` where `stop` is given, so that two jumps can be tried.
     judge : callable, optional
         ``judge() -> float``, the held-out loss; called in eval mode, without gradients, the random
-        state and the modes kept: three to four times per jump. None judges by the losses that
-        `step` is given; a callable given to `step` is a judge, too.
+        state and the modes kept: about ten times per jump. None judges by the losses that `step` is
+        given; a callable given to `step` is a judge, too.
     optimizer_state : {"keep", "reset", "scale"}, default="keep"
         What becomes of the moments after a jump. "reset" forgets the state of the parameters that
         jumped; "scale" multiplies first moments by ``spacing / (spacing + horizon)``.
@@ -91,7 +96,8 @@ class Farcasting:
     include, exclude : sequence of str, optional
         Shell patterns of parameter names. Frozen parameters never jump.
     start, stop : int, default=0 and None
-        The steps between which states are recorded and jumps may be under way.
+        The steps between which states are recorded and jumps may be under way; give the length of
+        the run as `stop` where it is known.
     scheduler : object with state_dict and load_state_dict, optional
         Rolled back with the weights.
     refresh : callable, optional
@@ -101,8 +107,8 @@ class Farcasting:
     state_dtype : torch.dtype, optional
         The dtype of the recorded states (``torch.bfloat16`` halves them); the parameter's own by
         default. What a rollback needs is always exact.
-    max_loss : float, default=0.01
-        The share of steps that rolled back jumps may cost, see above.
+    max_loss : float, default=0.03
+        The share of steps that jumps may cost, see above.
     patience : int, default=4
         Jumps in a row that did not pay until it stops.
 
@@ -221,7 +227,8 @@ class Farcasting:
         self._steps_taken = StepCounter(optimizer)
         self._seen = self._steps_taken.value
         _live.add(self)
-        if start == 0:
+        self._say_stop()
+        if start == 0 and not self.stopped:
             self._record()
 
     # ---- the loop -----------------------------------------------------------------------------
