@@ -213,7 +213,12 @@ class Exporter:
         states[step] = weights_of(self._model)
         self._scratch.load_state_dict(states[step])
         mf = fit_to_loss(
-            self._scratch, states, self._task.loss, self._batches(step), n_evals=N_EVALS
+            self._scratch,
+            states,
+            self._task.loss,
+            self._batches(step),
+            n_evals=N_EVALS,
+            judge=lambda: self._task.held_out_loss(self._scratch),
         )
         with mf.applied(self._scratch, states):
             loss = self._task.held_out_loss(self._scratch)
@@ -321,9 +326,14 @@ def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[
     kept: dict[tuple[Cell, str], list[Spec]] = {}
     for cell in dict.fromkeys((cells[0], untuned, best)):
         kept[cell, "Farcasting"] = runs.specs(cell, "Farcasting")
+        runs.run(kept[cell, "Farcasting"], f"{cell}, Farcasting")
+        if cell not in (untuned, best):
+            continue
         kept[cell, "Lookahead"] = runs.specs(cell, "Lookahead")
         lines = {h: runs.specs(cell, "line jumps", horizon=h) for h in LINE_HORIZONS}
-        runs.run([s for specs in (*kept.values(), *lines.values()) for s in specs], str(cell))
+        runs.run(
+            [s for specs in (*kept.values(), *lines.values()) for s in specs], f"{cell}, rivals"
+        )
         tuned = min(lines, key=lambda h: statistics.median(map(lowest, runs.curves(lines[h]))))
         kept[cell, f"line jumps, {tuned} spacings"] = lines[tuned]
         known = [Spec(name, seed, cell, "sibling", steps) for seed in SIBLINGS]
@@ -416,8 +426,8 @@ def export_table(
                 statistics.median(f[t] for f in found) if all(t in f for f in found) else None
                 for t in tenths
             ]
-        # one rate for the whole run: the one whose last export is lowest
-        cell = min(rows, key=lambda c: rows[c][-1] or math.inf)
+        # one rate for the whole run: the one with the lowest export, as for the plain run
+        cell = min(rows, key=lambda c: min(x for x in rows[c] if x is not None))
         result[f"{name}, {cell}"] = rows[cell]
     return result, tenths
 

@@ -82,14 +82,41 @@ def test_average_has_the_same_interface():
             torch.testing.assert_close(value, mean.float(), rtol=1e-5, atol=1e-5)
 
 
+def led_astray(n=8):
+    """Batches whose labels are wrong."""
+    model, states = recorded(n=n)
+    return model, states, ((x, (y + 1) % 10) for x, y in batches())
+
+
 def test_never_worse_than_the_latest_by_the_judge():
-    """Batches whose labels are wrong lead the search astray; the judge sees it."""
-    model, states = recorded()
-    wrong = ((x, (y + 1) % 10) for x, y in batches())
-    mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=lambda: loops.held_out(model))
+    """Whatever the search finds, a judge that wants the latest weights gets them."""
+    model, states, wrong = led_astray()
+    latest = loops.weights(model)
+
+    def distance():
+        here = loops.weights(model)
+        return float(sum((here[name] - latest[name]).square().sum() for name in latest))
+
+    mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=distance)
     np.testing.assert_array_equal(mf.coef_["*"][0], np.eye(8)[-1])
-    assert mf.losses_[0] == mf.losses_[1]
+    assert mf.losses_ == (0.0, 0.0)
     assert mf.n_evals_ == 40
+
+
+@pytest.mark.parametrize("n", [3, 8, 10])
+def test_never_worse_than_averages_by_the_judge(n):
+    model, states, wrong = led_astray(n)
+    losses = {}
+    for k in {1, 2, *({4} if n > 4 else ()), *({8} if n > 8 else ()), n}:
+        kept = dict(list(states.items())[-k:])
+        mean = {name: sum(s[name] for s in kept.values()) / k for name in states[max(states)]}
+        twin = loops.mlp()
+        twin.load_state_dict(mean)
+        losses[k] = loops.held_out(twin)
+    mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=lambda: loops.held_out(model))
+    k = min(losses, key=losses.get)
+    np.testing.assert_allclose(mf.coef_["*"][0], [0.0] * (n - k) + [1 / k] * k)
+    assert mf.losses_ == pytest.approx((losses[1], losses[k]), rel=1e-5)
 
 
 def test_weights_come_back_after_an_error():

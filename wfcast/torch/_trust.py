@@ -131,8 +131,8 @@ class TrustRegion:
         self.stopped = ""
         if stop is not None and window > max_loss * stop:
             self.stopped = (
-                f"a run of {stop} steps has no room to take back a jump after {window}: max_loss is "
-                f"{max_loss:g}"
+                f"a run of {stop} steps has no room to take back a jump after {window}, "
+                f"max_loss is {max_loss:g}"
             )
 
     def affords(self, step: int) -> bool:

@@ -36,12 +36,13 @@ def fit_to_loss(
 ) -> ModelFarcaster:
     r"""The combination of recorded states with the least loss, found by a few gradients.
 
-    ``min_a L(sum_k a_k w_k)`` with ``sum_k a_k = 1``, from the latest weights on. The search goes
+    ``min_a L(sum_k a_k w_k)`` with ``sum_k a_k = 1``. The judge first compares the latest weights
+    with the means of the last 2, 4, 8 and of all states. From the best of them on the search goes
     along the `rank` leading directions of the movements ``w_k - w_K`` (the eigenvectors u_j of
     their Gram matrix): the derivative along one of them is the dot product of the minibatch
     gradient with it. Adam takes `n_evals` steps whose length is set by the movements and falls
-    linearly to 0. Where noise dominates the result averages the states, where drift dominates it
-    goes beyond them.
+    linearly to 0. The judge decides between where that ends and the others. Where noise dominates
+    the result averages the states, where drift dominates it goes beyond them.
 
     Use it to see, and to export, what the model would be if training ended now, while the run goes
     on untouched (`ModelFarcaster.applied`), or as a jump. After a schedule that has decayed there
@@ -60,7 +61,7 @@ def fit_to_loss(
     rank : int, default=6
         Directions to search, at most one less than the states.
     n_evals : int, default=40
-        Minibatch gradients: the cost, beside two judgements.
+        Minibatch gradients: the cost, beside at most six judgements.
     judge : callable, optional
         ``judge() -> float``, the held-out loss of the weights that are in the model. By default the
         mean loss over the first `n_judge` batches, which the search does not see.
@@ -72,8 +73,8 @@ def fit_to_loss(
     ModelFarcaster
         Like any other: one coefficient set, its single target the last state's step. Beside the
         usual attributes it has ``n_evals_`` (gradients spent) and ``losses_`` (of the latest
-        weights and of the result, by the judge). Where the search did not lower the judge's loss,
-        the result is the latest weights.
+        weights and of the result, by the judge). Where nothing lowered the judge's loss, the result
+        is the latest weights.
 
     Raises
     ------
@@ -129,17 +130,29 @@ def _search(
 ) -> tuple[Vector, int, tuple[float, float]]:
     k = len(states.steps)
     latest = np.eye(k)[-1]
+    tried: list[tuple[float, Vector]] = []
 
     def put(coef: Vector) -> None:
         write(model, slots, states, lambda _: (coef, 0.0))
 
-    put(latest)
-    before = measure()
+    def consider(coef: Vector) -> None:
+        put(coef)
+        tried.append((measure(), coef))
+
+    def best() -> tuple[float, Vector]:
+        return min(tried, key=lambda found: found[0] if math.isfinite(found[0]) else math.inf)
+
+    consider(latest)
+    before = tried[0][0]
     if not math.isfinite(before):
         raise WfcastError(f"the loss of the latest weights is {before}, expected a finite number")
     basis, length = _basis(slots, states, rank)
     if length == 0:
         return latest, 0, (before, before)
+    for n in sorted({n for n in (2, 4, 8, k) if n <= k}):
+        consider(np.where(np.arange(k) < k - n, 0.0, 1 / n))
+    start = best()[1]
+    put(start)
     z = np.zeros(basis.shape[1])
     first, second = np.zeros_like(z), np.zeros_like(z)
     for t in range(1, n_evals + 1):
@@ -150,11 +163,10 @@ def _search(
             np.sqrt(second / (1 - BETAS[1] ** t)) + 1e-12 * np.abs(gradient).max() + 1e-300
         )
         z -= RATE * length * (1 - (t - 1) / n_evals) * scaled
-        put(latest + basis @ z)
-    after = measure()
-    if not after < before:
-        return latest, n_evals, (before, before)
-    return latest + basis @ z, n_evals, (before, after)
+        put(start + basis @ z)
+    consider(start + basis @ z)
+    after, coef = best()
+    return coef, n_evals, (before, after)
 
 
 def _basis(slots: list[Slot], states: States, rank: int) -> tuple[Vector, float]:
