@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import wfcast
 from wfcast.checkpoint import open_checkpoint
@@ -250,7 +252,7 @@ def test_every_format_keeps_scalars_and_what_has_no_elements(tmp_path):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_tensors(tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     values = np.random.default_rng(0).normal(size=(2, 100_000, 3)).astype(np.float32)
     for step, rows in zip(STEPS, values, strict=True):
@@ -261,6 +263,25 @@ def test_a_hundred_thousand_tensors(tmp_path):
     got = load_file(tmp_path / "out.safetensors")
     whole = np.stack([got[f"t{i}"] for i in range(100_000)])
     np.testing.assert_allclose(whole, 3 * values[1] - 2 * values[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("out", ["o.safetensors", "o.pt", "o"])
+@pytest.mark.parametrize("exclude", [(), "t1*"])
+def test_more_tensors_than_files_may_be_open(tmp_path, out, exclude):
+    run = {step: tmp_path / f"{step}.safetensors" for step in STEPS}
+    for step, path in run.items():
+        save_file({f"t{i}": np.full(3, step + i, np.float32) for i in range(600)}, path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 32, before[1]))
+    try:
+        form = {} if "." in out else {"format": "dcp"}
+        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, exclude=exclude, **form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    got = open_checkpoint(tmp_path / out)
+    for i in range(0, 600, 7):
+        step = 500 if exclude and f"t{i}".startswith("t1") else 1500
+        assert np.asarray(got.value(f"t{i}")).tolist() == [step + i] * 3
 
 
 @pytest.mark.parametrize(

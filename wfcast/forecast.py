@@ -353,7 +353,10 @@ def _computed(
         if not raw.size:
             yield raw
         for start in range(0, raw.size, BLOCK_BYTES):
-            yield raw[start : start + BLOCK_BYTES]
+            piece = raw[start : start + BLOCK_BYTES]
+            y = rooms.take(piece.size)  # a copy: maps of many small tensors are not held at once
+            y[...] = piece
+            yield y
         if progress is not None:
             progress(name, plan.latest.tensors[name].size)
 
