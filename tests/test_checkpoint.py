@@ -124,7 +124,8 @@ def test_float8_is_copied_and_listed(tmp_path):
     path, out = tmp_path / "f8.safetensors", tmp_path / "out.safetensors"
     path.write_bytes(packed({"w": entry([4], 0, 4, "F8_E4M3")}, b"abcd"))
     report = wfcast.forecast_checkpoint(wfcast.persistence((0,), (1,)), {0: path}, 1, out)
-    assert report.copied == ("w",)
+    assert report.copied == {"w": "float8_e4m3fn"}
+    assert "copied, float8_e4m3fn: w" in str(report)
     assert out.read_bytes().endswith(b"abcd")
     assert open_checkpoint(out).tensors["w"].dtype == "float8_e4m3fn"
 

@@ -346,7 +346,7 @@ def test_what_is_not_forecast_is_copied_as_it_is(tmp_path, kind, out):
         assert {p.name for p in tmp_path.iterdir()} == {"0.pt", "500.pt"}
         return
     report = wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **form)
-    assert report.copied == ("x",)
+    assert list(report.copied) == ["x"]
     if form:
         from torch.distributed.checkpoint import state_dict_loader
 
@@ -390,6 +390,45 @@ def test_a_live_module():
     assert tied["lm_head.weight"] is tied["transformer.wte.weight"]
 
 
+class Scaled(torch.nn.Module):
+    """With a buffer that no name gives away."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), scale))
+        self.register_buffer("scale", torch.full((2,), scale))
+        self.register_buffer("again", self.scale)
+
+
+def test_a_module_says_which_of_its_tensors_are_buffers(tmp_path):
+    run = {step: Scaled(1.0 + step) for step in (0, 1, 2)}
+    out = tmp_path / "out.safetensors"
+    line = wfcast.linear_trend((0, 1), (2,))
+    assert wfcast.forecast_checkpoint(line, run, 2, out).copied == {"scale": "buffer"}
+    got = line.predict(run)
+    assert (got["weight"].tolist(), got["scale"].tolist()) == ([3.0] * 3, [2.0] * 2)
+    mf = wfcast.ModelFarcaster((0, 1), (2,), beta=0.0).fit([run])
+    assert list(mf.coef_) == ["weight"]
+    # a state dict does not say so; who fitted to it may still forecast a module
+    by_name = wfcast.ModelFarcaster((0, 1), (2,), beta=0.0)
+    by_name.fit([{step: module.state_dict() for step, module in run.items()}])
+    assert sorted(by_name.coef_) == ["scale", "weight"]
+    assert by_name.predict(run)["again"].tolist() == [2.0] * 2
+
+
+def test_what_comes_from_a_module_can_be_loaded(tmp_path):
+    """With what safetensors.torch writes beside the tensors, which from_pretrained asks for."""
+    run = {step: small("gpt2", step) for step in STEPS}
+    run[500].config.save_pretrained(tmp_path)
+    wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "model.safetensors")
+    metadata = open_checkpoint(tmp_path).metadata
+    assert metadata["format"] == "pt"
+    assert metadata["lm_head.weight"] == "transformer.wte.weight"
+    loaded = type(run[0]).from_pretrained(tmp_path)
+    states = {step: model.state_dict() for step, model in run.items()}
+    assert_forecast(loaded.state_dict(), states)
+
+
 def test_what_is_forecast_can_be_chosen(tmp_path):
     model = small("distilbert").bfloat16()
     paths = {step: tmp_path / f"{step}" for step in STEPS}
@@ -407,10 +446,27 @@ def test_what_is_forecast_can_be_chosen(tmp_path):
     assert names(include=["*.attention.*"]) == attention
     assert names(exclude=["*.attention.*"]) == everything - attention
     assert names(norms="copy") == {n for n in everything if "norm" not in n.lower()}
+    report = wfcast.forecast_checkpoint(
+        LINE, paths, 1500, tmp_path / "one.safetensors", exclude="*.ffn.*", norms="copy"
+    )
+    assert {report.copied[n] for n in everything if ".ffn." in n} == {"not chosen"}
+    assert {w for n, w in report.copied.items() if ".ffn." not in n} == {"normalization"}
+    assert report.left == ("config.json",)  # which one file cannot take along
+    assert "not carried along: config.json" in str(report)
     with pytest.raises(wfcast.WfcastError, match="norms is 'keep', expected 'forecast' or 'copy'"):
         names(norms="keep")
     with pytest.raises(wfcast.CheckpointError, match=r"something in it; overwrite=True"):
         wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.wte.weight"])
+def test_a_tied_tensor_is_chosen_by_any_of_its_names(tmp_path, name):
+    run = dict.fromkeys(STEPS, small("gpt2"))
+    out = tmp_path / "out.pt"
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, exclude=name)
+    assert report.copied == {"transformer.wte.weight": "not chosen"}
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, include=name)
+    assert report.forecast == ("transformer.wte.weight",)
 
 
 def test_values_and_names_that_differ(tmp_path):
@@ -426,7 +482,7 @@ def test_values_and_names_that_differ(tmp_path):
     with pytest.warns(UserWarning, match="no tensor is forecast"):
         report = wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True, nonfinite="copy")
     assert report.forecast == ()
-    assert report.copied == ("a", "b", "n")
+    assert report.copied == {"a": "not alike", "b": "not finite", "n": "int64"}
 
 
 def test_runs_are_folders_of_checkpoints(tmp_path):
@@ -569,8 +625,12 @@ def test_partial_says_what_is_left_out(tmp_path):
     a = {"x": np.zeros(3, np.float32), "y": np.zeros(2, np.float32)}
     b = {"x": np.ones(3, np.float32)}
     mf = wfcast.linear_trend((0, 1), (2,))
+    out = tmp_path / "o.safetensors"
     with pytest.warns(UserWarning, match="left out, as step 1 lacks them: y"):
-        wfcast.forecast_checkpoint(mf, {0: a, 1: b}, 2, tmp_path / "o.safetensors", partial=True)
+        report = wfcast.forecast_checkpoint(mf, {0: a, 1: b}, 2, out, partial=True)
+    assert report.skipped == ("y",)
+    assert report.to_dict()["skipped"] == ["y"]
+    assert "0 copied, 1 skipped\nskipped, as the last input lacks them: y" in str(report)
 
 
 def test_arguments_of_another_kind(tmp_path):

@@ -36,15 +36,13 @@ class Plan(NamedTuple):
     inputs : dict of int to Checkpoint
         The opened inputs, in the order of steps; the last of them lends form and dtypes.
     forecast : list of Tensor
-    copied : list of Tensor
-        Integers, bools and empty tensors: taken from the last input.
+        All others are to be taken from the last input.
     horizon : int
         The index of the target.
     """
 
     inputs: dict[int, Checkpoint]
     forecast: list[Tensor]
-    copied: list[Tensor]
     horizon: int
 
     @property
@@ -452,9 +450,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             self._check_known(latest, wanted)
         self._warn_beyond(latest, wanted)
         forecast = [t for t in wanted if t.size]
-        known = {t.name for t in forecast}
-        copied = [t for n, t in latest.tensors.items() if n not in known]
-        return Plan(inputs, forecast, copied, horizon)
+        return Plan(inputs, forecast, horizon)
 
     def _knows(self, tensor: Tensor) -> bool:
         return ALL in self.coef_ or tensor.name in self.coef_
@@ -462,7 +458,8 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     def _check_known(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
         if ALL not in self.coef_:
             new = sorted(t.name for t in wanted if t.size and t.name not in self.coef_)
-            lost = sorted(self.coef_.keys() - {t.name for t in wanted})
+            buffers = {t.name for t in latest.tensors.values() if t.buffer}
+            lost = sorted(self.coef_.keys() - {t.name for t in wanted} - buffers)
             if new or lost:
                 lines = [f"only in {latest.what}: {', '.join(map(repr, new[:5]))}"] if new else []
                 if lost:

@@ -95,7 +95,7 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if is_module(source):
-        source = source.state_dict()
+        return MappingCheckpoint(source.state_dict(), what, {n for n, _ in source.named_buffers()})
     if isinstance(source, Mapping):
         return MappingCheckpoint(source, what)
     if not isinstance(source, str | os.PathLike):
@@ -193,7 +193,9 @@ def output_layout(
             raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
         format = "safetensors" if format is None else format
     if format is None and shard_size is None and asked is not None and not target.is_dir():
-        return replace(like.of_format(asked), folder=False, shards=None, carried=())
+        like = like.of_format(asked)
+        left = (*like.left, *(path.name for path in like.carried))
+        return replace(like, folder=False, shards=None, carried=(), left=left)
     adapter = like.folder and like.weights.startswith(ADAPTER)
     if adapter and (shard_size is not None or format == "dcp"):
         raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
