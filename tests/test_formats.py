@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors.torch import load_model
 
 import wfcast
 from wfcast.checkpoint import open_checkpoint
@@ -68,12 +69,13 @@ def test_hugging_face_folders(tmp_path, kind, shards):
     ran = tmp_path / "ran"
     for folder in paths.values():
         (folder / "optimizer.pt").write_bytes(b"state")
+        (folder / "source.spm").write_bytes(b"a vocabulary")
         (folder / "trainer_state.json").write_text("{}")
         with open(folder / "training_args.bin", "wb") as file:
             pickle.dump(Opened(ran), file)
     out = tmp_path / "out"
     report = wfcast.forecast_checkpoint(LINE, paths, 1500, out)
-    assert "config.json" in report.carried
+    assert {"config.json", "source.spm"} <= set(report.carried)
     assert set(report.left) == {"optimizer.pt", "trainer_state.json", "training_args.bin"}
     assert not ran.exists()
     for name in report.carried:
@@ -263,6 +265,96 @@ def test_a_hundred_thousand_tensors(tmp_path):
     got = load_file(tmp_path / "out.safetensors")
     whole = np.stack([got[f"t{i}"] for i in range(100_000)])
     np.testing.assert_allclose(whole, 3 * values[1] - 2 * values[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["folder", "shards", "file", "module"])
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("o.safetensors", {}),
+        ("o", {"shard_size": 9000}),
+        ("o.pt", {}),
+        ("o", {"shard_size": 9000, "format": "torch"}),
+        ("o", {"format": "dcp"}),
+    ],
+)
+def test_tied_weights_are_tied_in_every_format(tmp_path, source, out, options):
+    """GPT-2, whose head is its embedding; loaded as one would load the format."""
+    model = small("gpt2")
+
+    def save(step):
+        if source == "module":
+            run[step] = small("gpt2")
+            run[step].load_state_dict(model.state_dict())
+        elif source == "file":
+            run[step] = tmp_path / f"{step}.pt"
+            torch.save(model.state_dict(), run[step])
+        else:
+            run[step] = tmp_path / f"checkpoint-{step}"
+            size = "9KB" if source == "shards" else "1GB"
+            model.save_pretrained(run[step], max_shard_size=size)
+
+    run = {}
+    states = recorded(model, save)
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, **options)
+    assert "lm_head.weight" not in report.forecast
+    fresh, form = small("gpt2", 7), options.get("format")
+    if out == "o.safetensors":
+        load_model(fresh, tmp_path / out)
+    elif form == "dcp":
+        from torch.distributed.checkpoint import DefaultLoadPlanner, state_dict_loader
+
+        # a file of Hugging Face's does not have the other name
+        planner = DefaultLoadPlanner(allow_partial_load=True)
+        with pytest.warns(UserWarning, match="single process"):
+            state_dict_loader.load(
+                fresh.state_dict(), checkpoint_id=tmp_path / out, planner=planner, no_dist=True
+            )
+    elif out == "o":
+        model.config.save_pretrained(tmp_path / out)
+        kind = {"use_safetensors": form != "torch"}
+        fresh = type(model).from_pretrained(tmp_path / out, **kind)
+    else:
+        got = torch.load(tmp_path / out, weights_only=True)
+        assert not fresh.load_state_dict(got, strict=False).unexpected_keys
+        if source in ("file", "module"):
+            ends = "transformer.wte.weight", "lm_head.weight"
+            assert len({got[name].data_ptr() for name in ends}) == 1
+    assert fresh.lm_head.weight is fresh.transformer.wte.weight
+    assert_forecast(fresh.state_dict(), states)
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("o.safetensors", {}),
+        ("o", {"shard_size": 10}),
+        ("o.pt", {}),
+        ("o", {"format": "dcp"}),
+    ],
+)
+def test_a_forecast_says_where_it_comes_from(tmp_path, out, options):
+    for step in STEPS:
+        torch.save({"w": torch.ones(3), "v": torch.ones(4)}, tmp_path / f"step-{step}.pt")
+    run = {step: tmp_path / f"step-{step}.pt" for step in STEPS}
+    wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, **options)
+    report = wfcast.inspect(tmp_path / out)
+    said = json.loads(report.to_dict()["metadata"]["wfcast.forecast"])
+    assert said["forecaster"] == LINE.fingerprint()
+    assert {k: Path(v).name for k, v in said["inputs"].items()} == {
+        "0": "step-0.pt",
+        "500": "step-500.pt",
+    }
+    assert said["step"] == 1500
+    assert said["wfcast"] == wfcast.__version__
+    assert f"wfcast.forecast: {json.dumps(said)}" in str(report)
+    again = dict.fromkeys(STEPS, tmp_path / out)  # and a forecast of forecasts says so, too
+    wfcast.forecast_checkpoint(LINE, again, 1500, tmp_path / "z.safetensors")
+    metadata = open_checkpoint(tmp_path / "z.safetensors").metadata
+    assert Path(json.loads(metadata["wfcast.forecast"])["inputs"]["0"]).name in (
+        out,
+        "model.safetensors.index.json",
+    )
 
 
 @pytest.mark.parametrize("out", ["o.safetensors", "o.pt", "o"])

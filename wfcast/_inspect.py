@@ -22,6 +22,9 @@ from .checkpoint import Checkpoint, FileCheckpoint, is_forecast, open_checkpoint
 from .model import ALL, ModelFarcaster
 from .report import Errors, Grid, Report, finite, floating, kind_of
 
+LONGEST = 500
+"""The most letters that are shown of an entry of a checkpoint's metadata."""
+
 SAMPLED = 12
 """The weights of a run whose trajectories are kept."""
 
@@ -254,10 +257,13 @@ class CheckpointReport(Report):
         ]
         yield Grid(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, 3)
         tied = f", and {len(document['tied'])} tied names" if document["tied"] else ""
-        yield (
+        lines = [
             f"{self.path}: {document['format']}, {len(rows)} tensors, "
             f"{document['parameters']:,} parameters{tied}"
-        )
+        ]
+        for key, value in document["metadata"].items():
+            lines.append(f"{key}: {value if len(value) <= LONGEST else value[:LONGEST] + ' ...'}")
+        yield "\n".join(lines)
 
     def _draw(self, ax: Any) -> None:
         from ._plot import by_layer
@@ -414,8 +420,9 @@ def _some_weights(checkpoint: Checkpoint) -> list[tuple[str, int]]:
 def _name(checkpoint: Checkpoint) -> str:
     if not isinstance(checkpoint, FileCheckpoint):
         return "in memory"
-    path = checkpoint.path  # of the weights: in a folder, that is what people call it by
-    return path.parent.name if checkpoint.layout.folder and path.is_file() else path.name
+    path, layout = checkpoint.path, checkpoint.layout
+    # of the weights: in a folder, that is what people call it by
+    return path.parent.name if layout.folder and layout.weights else path.name
 
 
 def _summary(

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
 from . import _dcp, _torch
-from ._atomic import atomic_file, atomic_folder, synced_file
+from ._atomic import atomic_file, atomic_folder, sync_folder, synced_file
 from ._base import (
+    PROVENANCE,
     Checkpoint,
     CheckpointWriter,
     FileCheckpoint,
@@ -39,6 +40,7 @@ from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
 from ._torch import Stage, TorchCheckpoint
 
 __all__ = [
+    "PROVENANCE",
     "Checkpoint",
     "CheckpointWriter",
     "DistributedCheckpoint",
@@ -57,9 +59,6 @@ __all__ = [
     "step_named",
     "steps_in",
 ]
-
-PROVENANCE = "wfcast.forecast"
-"""The key of a forecast's provenance in its metadata."""
 
 _ENDINGS = {"safetensors": ".safetensors", "torch": ".bin"}
 ADAPTER = "adapter_model"
@@ -146,7 +145,7 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
             "is there"
         )
     checkpoint = (
-        DistributedCheckpoint(folder, what) if weights == folder else _open_file(weights, what)
+        DistributedCheckpoint(weights, what) if weights.is_dir() else _open_file(weights, what)
     )
     own = {weights.name, *(checkpoint.layout.shards or {}).values()}
     if weights == folder:
@@ -155,7 +154,7 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
     checkpoint.layout = replace(
         checkpoint.layout,
         folder=True,
-        weights=weights.name,
+        weights="" if weights == folder else weights.name,
         carried=carried,
         left=(*checkpoint.layout.left, *left),
     )
@@ -269,7 +268,10 @@ def create_checkpoint(
         elif layout.format == "dcp":
             with _stage(folder.parent, tensors) as stage:
                 yield stage
-                _dcp.save(folder, stage, layout, tied, metadata[PROVENANCE])
+                inner = folder / layout.weights
+                inner.mkdir(exist_ok=True)
+                _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
+                sync_folder(inner)
         else:
             with (
                 synced_file(folder / layout.weights) as file,

@@ -60,6 +60,8 @@ BITS = {
 }
 """Bits per element of dtypes, by torch's name of them; of others, torch says how many bytes."""
 
+PROVENANCE = "wfcast.forecast"
+"""The key of a forecast's provenance in its metadata."""
 
 _BUFFER = re.compile(
     r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias|_extra_state)$"
@@ -120,7 +122,8 @@ class Layout:
     folder : bool
         Whether it is a folder, with the weights and what is carried along.
     weights : str
-        The name of the weights in the folder: a file, or the index of the shards.
+        The name of the weights in the folder: a file, the index of the shards, or a folder of
+        torch.distributed.checkpoint; "" where the folder is such a one itself.
     shards : dict of str to str, or None
         Tensor name -> file name; None where there is but one file.
     index : dict

@@ -23,7 +23,7 @@ import numpy as np
 from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
 from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
-from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
+from ._base import PROVENANCE, FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
 from ._torch import (
     Stage,
     beside,
@@ -36,8 +36,6 @@ from ._torch import (
 )
 
 METADATA = ".metadata"
-NOTE = "wfcast.forecast"
-"""The name under which the provenance of a forecast is saved beside the weights."""
 
 
 class _Place(NamedTuple):
@@ -80,8 +78,9 @@ class DistributedCheckpoint(FileCheckpoint):
                     f"{self.label(name)} cannot be read: {METADATA} {error}"
                 ) from error
         others = [n for n in state if isinstance(n, str) and n not in source]
-        left = tuple(n for n in (*beside(tree, keys), *others) if n != NOTE)
-        self.layout = Layout("dcp", folder=True, keys=keys, prefix=prefix, left=left)
+        left = tuple(n for n in (*beside(tree, keys), *others) if n != PROVENANCE)
+        self.layout = Layout("dcp", True, "", keys=keys, prefix=prefix, left=left)
+        self._read_note()
 
     def _read_metadata(self) -> Any:
         from torch.distributed.checkpoint.metadata import Metadata
@@ -131,12 +130,9 @@ class DistributedCheckpoint(FileCheckpoint):
 
     def _stored(self) -> dict[tuple[str, tuple[int, ...]], Any]:
         """Torch's record of each chunk, by the tensor's name and the offsets in it."""
-        from torch.distributed.checkpoint.metadata import MetadataIndex
-
         found = {}
         for index, info in self._found.storage_data.items():
-            fields = vars(index) if isinstance(index, MetadataIndex) else {}
-            name, offset = fields.get("fqn"), fields.get("offset")
+            name, offset = _fqn(index), getattr(index, "offset", None)
             if isinstance(name, str) and _are_sizes(offset):
                 found[name, tuple(offset)] = info
         return found
@@ -173,6 +169,20 @@ class DistributedCheckpoint(FileCheckpoint):
         if sum(p.length for p in places) > sum(self._files.values()):
             raise ValueError("gives chunks that share their bytes")
         return Tensor(name, shape, str(dtype).removeprefix("torch.")), places
+
+    def _read_note(self) -> None:
+        """The provenance of a forecast, which is saved as a text beside the weights."""
+        infos = (i for index, i in self._found.storage_data.items() if _fqn(index) == PROVENANCE)
+        what = f"{PROVENANCE!r} of {self.what}"
+        for info in infos:
+            try:
+                place = self._place(info, (), 0)
+                with open(self.path / place.file, "rb") as file:
+                    note = look(file, place.offset, place.length, what)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{what} cannot be read: {METADATA} {error}") from error
+            if isinstance(note, str):
+                self.metadata[PROVENANCE] = note
 
     def _place(self, info: Any, sizes: tuple[int, ...], nbytes: int) -> _Place:
         fields = vars(info) if hasattr(info, "__dict__") else {}
@@ -283,6 +293,13 @@ class DistributedCheckpoint(FileCheckpoint):
         return self._load(name).raw(name) if mapped is None else mapped
 
 
+def _fqn(index: Any) -> Any:
+    """The name of what an entry of the storage data is of."""
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    return vars(index).get("fqn") if isinstance(index, MetadataIndex) else None
+
+
 def _first_cause(error: BaseException) -> BaseException:
     """What went wrong in the one process that there is; torch wraps it."""
     failures = getattr(error, "failures", None)
@@ -351,7 +368,7 @@ def save(folder: Path, stage: Stage, layout: Layout, tied: Mapping[str, str], no
     from torch.distributed.checkpoint import filesystem, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
-    state = {**nested(named(stage, layout, tied), layout.keys), NOTE: note}
+    state = {**nested(named(stage, layout, tied), layout.keys), PROVENANCE: note}
     writer = filesystem.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is but one process

@@ -11,23 +11,30 @@ from ._dcp import METADATA
 from ._safetensors import MAX_HEADER
 from ._sharded import INDEX
 
-WEIGHTS = tuple(
-    name
-    for stem, torch_stem in (
-        ("model", "pytorch_model"),
-        ("adapter_model", "adapter_model"),
-        ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    )
-    for name in (
-        f"{stem}.safetensors{INDEX}",
-        f"{stem}.safetensors",
-        f"{torch_stem}.bin{INDEX}",
-        f"{torch_stem}.bin",
-    )
+WEIGHTS = (
+    *(
+        name
+        for stem, torch_stem in (
+            ("model", "pytorch_model"),
+            ("adapter_model", "adapter_model"),
+            ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+        )
+        for name in (
+            f"{stem}.safetensors{INDEX}",
+            f"{stem}.safetensors",
+            f"{torch_stem}.bin{INDEX}",
+            f"{torch_stem}.bin",
+        )
+    ),
+    "pytorch_model_fsdp.bin",
 )
 """The file names that Hugging Face's libraries give to weights; the first that is there counts."""
 
-_CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".tiktoken", ".yaml"}
+SHARDED = "pytorch_model_fsdp_0"
+"""The folder of torch.distributed.checkpoint in which Accelerate keeps the weights of FSDP."""
+
+_CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".yaml"}
+_CARRIED |= {".tiktoken", ".spm", ".codes", ".tokenizer"}  # further vocabularies
 _TRAINING = {"trainer_state.json", "training_args.json"}
 _STEP_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
 _STEP_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:safetensors|pt|pth|bin|ckpt)")
@@ -49,7 +56,10 @@ def weights_in(folder: Path) -> Path | None:
     """What holds the weights of a checkpoint folder: the folder itself for a distributed one."""
     if (folder / METADATA).is_file():
         return folder
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None and (folder / SHARDED / METADATA).is_file():
+        return folder / SHARDED
+    return found
 
 
 def companions(folder: Path, own: set[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:

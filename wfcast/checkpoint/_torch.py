@@ -18,6 +18,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +27,7 @@ import numpy as np
 from .._columns import Array, is_tensor
 from .._errors import CheckpointError
 from ._archive import look
-from ._base import FileCheckpoint, Layout, Tensor, TensorCheckpoint
+from ._base import PROVENANCE, FileCheckpoint, Layout, Tensor, TensorCheckpoint
 
 KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
 PREFIXES = ("module.", "_orig_mod.")
@@ -53,13 +54,18 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         plain = {k: v for k, v in state.items() if isinstance(k, str) and k not in source}
         others = {k: v for k, v in plain.items() if _goes_along(k, v)}
         versions = getattr(state, "_metadata", None)
+        if not isinstance(versions, Mapping):
+            versions = {}
+        if PROVENANCE in versions:
+            with suppress(TypeError, ValueError, RecursionError):  # it may be anything
+                self.metadata[PROVENANCE] = json.dumps(versions[PROVENANCE])
         self.layout = Layout(
             "torch",
             weights=path.name,
             keys=keys,
             prefix=prefix,
             others=others,
-            versions=versions if isinstance(versions, Mapping) else {},
+            versions=versions,
             left=(*beside(whole, keys), *(k for k in plain if k not in others)),
         )
 
@@ -244,7 +250,7 @@ def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str)
     """
     state: Any = OrderedDict(named(stage, layout, tied))
     state.update(layout.others)
-    state._metadata = OrderedDict({**layout.versions, "wfcast.forecast": json.loads(note)})
+    state._metadata = OrderedDict({**layout.versions, PROVENANCE: json.loads(note)})
     return nested(state, layout.keys)
 
 
