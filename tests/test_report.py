@@ -181,7 +181,9 @@ def test_another_dtype_is_told(mf, tmp_path):
     with pytest.warns(UserWarning, match=r"4 tensors of step 20 have another dtype"):
         mf.predict(run, 40)
     with pytest.warns(UserWarning, match=r"another dtype"):
-        wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+        report = wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+    assert "\n\nwarning: 4 tensors of step 20 have another dtype" in str(report)
+    assert len(report.to_dict()["beyond"]) == 1
 
 
 def test_another_step_in_the_name_is_told(folder, mf, tmp_path):

@@ -66,6 +66,8 @@ class ForecastReport(Report):
         optimizer's.
     moves : dict of str to float
         ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast.
+    beyond : tuple of str
+        Where the forecast goes beyond what was fitted, which was warned of.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class ForecastReport(Report):
     carried: tuple[str, ...]
     left: tuple[str, ...]
     moves: dict[str, float]
+    beyond: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
@@ -88,6 +91,7 @@ class ForecastReport(Report):
             "carried": list(self.carried),
             "left": list(self.left),
             "moves": {name: finite(move) for name, move in self.moves.items()},
+            "beyond": list(self.beyond),
         }
 
     def _parts(self) -> Iterable[str | Grid]:
@@ -113,6 +117,8 @@ class ForecastReport(Report):
         if largest:
             rows = [(name, f"{move:.3g}") for name, move in largest]
             yield Grid(("largest moves", "|forecast - last| / |last|"), rows)
+        if self.beyond:
+            yield "\n".join(f"warning: {text}" for text in self.beyond)
 
     def _draw(self, ax: Any) -> None:
         from ._plot import by_layer
@@ -242,6 +248,7 @@ def forecast_checkpoint(
         (*(path.name for path in layout.carried), *layout.others),
         layout.left,
         moves,
+        plan.beyond,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -39,11 +39,14 @@ class Plan(NamedTuple):
         All others are to be taken from the last input.
     horizon : int
         The index of the target.
+    beyond : tuple of str
+        Where it goes beyond what was fitted.
     """
 
     inputs: dict[int, Checkpoint]
     forecast: list[Tensor]
     horizon: int
+    beyond: tuple[str, ...]
 
     @property
     def latest(self) -> Checkpoint:
@@ -428,17 +431,6 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         horizon = self._horizon(step)
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
-        for at, checkpoint in inputs.items():
-            if not isinstance(checkpoint, FileCheckpoint):
-                continue
-            named = step_named(checkpoint.path)
-            if named not in (None, at):
-                warnings.warn(
-                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
-                    "the forecast goes beyond what was fitted unless the steps count differently",
-                    UserWarning,
-                    stacklevel=3,
-                )
         wanted = forecastable(latest)
         if partial:
             wanted = [
@@ -448,9 +440,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for checkpoint in inputs.values():
                 check_alike(latest, checkpoint)
             self._check_known(latest, wanted)
-        self._warn_beyond(latest, wanted)
-        forecast = [t for t in wanted if t.size]
-        return Plan(inputs, forecast, horizon)
+        beyond = (*self._steps_beyond(inputs), *self._tensors_beyond(latest, wanted))
+        for text in beyond:
+            warnings.warn(text, UserWarning, stacklevel=3)
+        return Plan(inputs, [t for t in wanted if t.size], horizon, beyond)
 
     def _knows(self, tensor: Tensor) -> bool:
         return ALL in self.coef_ or tensor.name in self.coef_
@@ -469,8 +462,20 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                     "the checkpoint:\n  " + "\n  ".join(lines)
                 )
 
-    def _warn_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
-        """Say where the forecast goes beyond what was fitted: other tensors, other dtypes."""
+    def _steps_beyond(self, inputs: Mapping[int, Checkpoint]) -> Iterator[str]:
+        """What is to be said of inputs of other steps than those of the fit."""
+        for at, checkpoint in inputs.items():
+            if not isinstance(checkpoint, FileCheckpoint):
+                continue
+            named = step_named(checkpoint.path)
+            if named not in (None, at):
+                yield (
+                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
+                    "the forecast goes beyond what was fitted unless the steps count differently"
+                )
+
+    def _tensors_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> Iterator[str]:
+        """What is to be said of tensors, or dtypes, that the fit did not see."""
         if not self.tensors_:
             return
         seen = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.tensors_.items()}
@@ -482,11 +487,9 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             (other, "have another dtype than in the fit"),
         ):
             if tensors:
-                warnings.warn(
+                yield (
                     f"{len(tensors)} tensors of {latest.what} {text}, {tensors[0].name!r} first: "
-                    "the forecast goes beyond what was fitted",
-                    UserWarning,
-                    stacklevel=4,
+                    "the forecast goes beyond what was fitted"
                 )
 
     def _apply(
