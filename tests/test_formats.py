@@ -631,8 +631,15 @@ def test_adapters_of_different_bases(tmp_path):
         save_file({"lora_A": torch.ones(2)}, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     run = {step: tmp_path / str(step) for step in STEPS}
-    with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'|adapts 'two'"):
-        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out")
+    for partial in (False, True):
+        with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'|adapts 'two'"):
+            wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out", partial=partial)
+    mf = wfcast.ModelFarcaster((0,), (500,), beta=0.0)
+    with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'.*adapts 'two'"):
+        mf.fit([{0: run[0], 500: run[0]}, {0: run[500], 500: run[500]}])
+    mf.fit([{0: run[0], 500: run[0]}]).save(tmp_path / "mf")
+    with pytest.warns(UserWarning, match=r"adapts 'two', and the fit saw adapters of 'one'"):
+        wfcast.load(tmp_path / "mf").predict({0: run[500]})
     wfcast.forecast_checkpoint(LINE, {0: run[0], 500: run[0]}, 1500, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "adapter_model.safetensors",

@@ -19,7 +19,7 @@ from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
 from ._ranks import Ranks, Survey, ranks_of, survey
-from ._runs import check_alike, check_run, forecastable, has, open_run, steps
+from ._runs import check_alike, check_bases, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
 
 ALL = "*"
@@ -94,6 +94,8 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         The steps of the fit.
     tensors_ : dict of str to tuple
         Shape and dtype of each tensor that was fitted; empty where nothing was.
+    base_ : str or None
+        The model that the fitted checkpoints adapt; None where they are no adapters.
 
     References
     ----------
@@ -118,6 +120,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     coef_: dict[str, Vector]
     intercept_: dict[str, Vector]
     tensors_: dict[str, tuple[tuple[int, ...], str]]
+    base_: str | None
     objective_: dict[str, float]
     dual_gap_: dict[str, float]
     n_passes_: dict[str, int]
@@ -216,6 +219,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             {k: r["coef"] for k, r in results.items()},
             {k: r["intercept"] for k, r in results.items()},
             {t.name: (t.shape, t.dtype) for t in found.tensors},
+            next((run[inputs[0]].base for run in opened), None),
             objective_={k: float(r["objective"]) for k, r in results.items()},
             dual_gap_={k: float(r["dual_gap"]) for k, r in results.items()},
             n_passes_={k: int(r["n_passes"]) for k, r in results.items()},
@@ -328,6 +332,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         coef: dict[str, Vector],
         intercept: dict[str, Vector],
         tensors: dict[str, tuple[tuple[int, ...], str]],
+        base: str | None = None,
         **numbers: dict[str, float],
     ) -> None:
         set_fitted(
@@ -337,6 +342,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             coef_=coef,
             intercept_=intercept,
             tensors_=tensors,
+            base_=base,
             **numbers,
         )
 
@@ -433,6 +439,8 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         latest = list(inputs.values())[-1]
         wanted = forecastable(latest)
         if partial:
+            for checkpoint in inputs.values():
+                check_bases(latest, checkpoint)
             wanted = [
                 t for t in wanted if self._knows(t) and all(has(c, t) for c in inputs.values())
             ]
@@ -475,9 +483,14 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 )
 
     def _tensors_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> Iterator[str]:
-        """What is to be said of tensors, or dtypes, that the fit did not see."""
+        """What is to be said of tensors, dtypes or adapted models that the fit did not see."""
         if not self.tensors_:
             return
+        if None not in (self.base_, latest.base) and self.base_ != latest.base:
+            yield (
+                f"{latest.what} adapts {latest.base!r}, and the fit saw adapters of "
+                f"{self.base_!r}: the forecast goes beyond what was fitted"
+            )
         seen = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.tensors_.items()}
         new = [t for t in wanted if seen.get(t.name, (None, ""))[0] != t.shape]
         known = [t for t in wanted if seen.get(t.name, (None, ""))[0] == t.shape]
