@@ -253,6 +253,7 @@ def test_every_format_keeps_scalars_and_what_has_no_elements(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_hundred_thousand_tensors(tmp_path):
     from safetensors.numpy import load_file
 

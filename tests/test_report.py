@@ -1,6 +1,7 @@
 """What people see: inspect, evaluate, compare, and the plots and HTML of every report."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_every_report_is_text_html_json_and_a_plot(folder, mf, tmp_path):
     for title, report in reports.items():
         assert "\n---" in str(report)
         assert report._repr_html_().count("<table>") >= 1
+        assert not re.search(r"<p>[^<]*\n", report._repr_html_())  # which HTML shows as a space
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))
         ax = report.plot()
         assert title in ax.get_title(loc="left")

@@ -199,7 +199,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 for checkpoint in run.values():
                     check_alike(opened[0][inputs[0]], checkpoint)
             settings = {
-                **{"inputs": inputs, "targets": targets, "by": self.by, "loss": self.loss},
+                "inputs": inputs,
+                "targets": targets,
+                "by": self.by,
+                "loss": self.loss,
                 **{k: float(getattr(self, k)) for k in ("beta", "alpha", "tol")},
                 "fit_intercept": bool(self.fit_intercept),
             }
