@@ -18,7 +18,14 @@ from ._errors import CheckpointError
 from ._fit import Progress, threads
 from ._persist import KEY, load
 from ._runs import check_run, forecastable, has
-from .checkpoint import Checkpoint, FileCheckpoint, is_forecast, open_checkpoint, steps_in
+from .checkpoint import (
+    Checkpoint,
+    FileCheckpoint,
+    holds_run,
+    is_forecast,
+    open_checkpoint,
+    steps_in,
+)
 from .model import ALL, ModelFarcaster
 from .report import Errors, Grid, Report, finite, floating, kind_of
 
@@ -37,7 +44,8 @@ def inspect(
     Parameters
     ----------
     source : path, ModelFarcaster, mapping of names to tensors, module, or {step: checkpoint}
-        A folder of checkpoints is a run.
+        A folder of checkpoints is a run, also where a trainer has put the final model beside
+        them: of that, name the file.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -110,6 +118,8 @@ def _is_run(source: Any) -> bool:
         return bool(source) and all(isinstance(step, int) for step in source)
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
         return False
+    if holds_run(Path(source)):
+        return True
     try:
         open_checkpoint(source)
     except CheckpointError:

@@ -113,7 +113,7 @@ def check_alike(reference: Described, other: Described) -> None:
     if len(differ) > SHOWN:
         lines.append(f"and {len(differ) - SHOWN} more tensors that differ")
     if lines:
-        raise CheckpointError("checkpoints do not hold the same tensors:\n  " + "\n  ".join(lines))
+        raise CheckpointError("checkpoints do not hold the same tensors:\n  " + ";\n  ".join(lines))
 
 
 def check_bases(reference: Described, other: Described) -> None:

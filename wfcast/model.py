@@ -470,7 +470,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                     lines.append(f"only in the fit: {', '.join(map(repr, lost[:5]))}")
                 raise CheckpointError(
                     "the fit, which is by tensor, does not have the tensors of "
-                    "the checkpoint:\n  " + "\n  ".join(lines)
+                    "the checkpoint:\n  " + ";\n  ".join(lines)
                 )
 
     def _steps_beyond(self, inputs: Mapping[int, Checkpoint]) -> Iterator[str]:

@@ -34,7 +34,7 @@ from ._base import (
     is_forecast,
 )
 from ._dcp import DistributedCheckpoint
-from ._folder import WEIGHTS, adapted_model, companions, step_named, steps_in, weights_in
+from ._folder import WEIGHTS, adapted_model, companions, holds_run, step_named, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
 from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
 from ._torch import Stage, TorchCheckpoint
@@ -53,6 +53,7 @@ __all__ = [
     "Tensor",
     "TorchCheckpoint",
     "create_checkpoint",
+    "holds_run",
     "is_forecast",
     "open_checkpoint",
     "output_layout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 from .._errors import CheckpointError
@@ -104,8 +105,19 @@ def adapted_model(folder: Path, what: str) -> str | None:
     return found
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there are checkpoints in it by name and content, whatever else there is."""
+    return any(
+        _STEP_NAME.fullmatch(path.name) and path.is_dir() and weights_in(path) is not None
+        for path in folder.iterdir()
+    )
+
+
 def steps_in(folder: Path) -> dict[int, Path]:
-    """What looks like a checkpoint in a run folder, by step: the last number of its name."""
+    """What looks like a checkpoint in a run folder, by step: the last number of its name.
+
+    Of two with the same step, a folder without weights is left out with a warning.
+    """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -114,9 +126,17 @@ def steps_in(folder: Path) -> dict[int, Path]:
         if match is None or (path.is_dir() and not any(path.iterdir())):
             continue
         step = int(match[1])
-        if step in found:
+        pair = [p for p in (found.get(step), path) if p is not None]
+        whole = [p for p in pair if p.is_file() or weights_in(p) is not None]
+        if len(pair) > 1 and len(whole) != 1:
             raise CheckpointError(
-                f"{str(folder)!r} has step {step} twice: {found[step].name} and {path.name}"
+                f"{str(folder)!r} has step {step} twice: {pair[0].name} and {pair[1].name}"
             )
-        found[step] = path
+        found[step] = whole[0] if len(pair) > 1 else path
+        for one in pair:
+            if one != found[step]:
+                warnings.warn(
+                    f"left out, as if it were not there: {str(one)!r} holds no finished checkpoint",
+                    stacklevel=2,
+                )
     return dict(sorted(found.items()))
