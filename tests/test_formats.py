@@ -188,11 +188,11 @@ SHARDED = """
     from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
-    rank, folder = int(sys.argv[1]), sys.argv[2]
+    rank, folder, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3:]))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for step in (0, 500):
-        whole = torch.arange(35.0).reshape(7, 5) * (1 + step)
+        whole = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000 * (1 + step)
         state = {
             "rows": distribute_tensor(whole, mesh, [Shard(0)]),
             "columns": distribute_tensor(whole.bfloat16(), mesh, [Shard(1)]),
@@ -204,16 +204,46 @@ SHARDED = """
 """
 
 
+PEAK = """
+    import sys, threading, psutil, torch.distributed.checkpoint, wfcast
+    me, peak, done = psutil.Process(), [0], threading.Event()
+
+    def own():
+        memory = me.memory_info()
+        return memory.rss - memory.shared
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], own())
+
+    start = own()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    line = wfcast.linear_trend((0, 500), (1500,))
+    wfcast.forecast_checkpoint(line, {0: sys.argv[1], 500: sys.argv[2]}, 1500, sys.argv[3])
+    done.set()
+    watcher.join()
+    print((peak[0] - start) >> 20)
+"""
+
+
 @pytest.mark.slow
-def test_what_two_processes_wrote(tmp_path):
+@pytest.mark.memory
+@pytest.mark.parametrize("shape", [(7, 5), (8191, 5003)])
+def test_what_two_processes_wrote(tmp_path, shape):
     """Tensors in pieces, by rows and by columns, as FSDP and tensor parallelism leave them."""
+    pytest.importorskip("psutil")  # only measures
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    size = [str(n) for n in shape]
+    ranks = [subprocess.Popen([*command, rank, tmp_path, *size]) for rank in "01"]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     paths = {step: tmp_path / f"dcp-{step}" for step in STEPS}
     assert len(list(paths[0].glob("*.distcp"))) == 2
-    wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out.safetensors")
-    whole = {step: torch.arange(35.0).reshape(7, 5) * (1 + step) for step in STEPS}
+    command = [sys.executable, "-c", textwrap.dedent(PEAK), *paths.values()]
+    peak = subprocess.check_output([*command, tmp_path / "out.safetensors"], env=ENVIRONMENT)
+    assert int(peak) < 100  # one of the tensors takes 156 MiB in each of the checkpoints
+    few = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000
+    whole = {step: few * (1 + step) for step in STEPS}
     got = open_checkpoint(tmp_path / "out.safetensors")
     exact = 3 * whole[500] - 2 * whole[0]
     for name in ("rows", "both"):
