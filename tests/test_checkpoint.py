@@ -124,7 +124,8 @@ def test_float8_is_copied_and_listed(tmp_path):
     path, out = tmp_path / "f8.safetensors", tmp_path / "out.safetensors"
     path.write_bytes(packed({"w": entry([4], 0, 4, "F8_E4M3")}, b"abcd"))
     report = wfcast.forecast_checkpoint(wfcast.persistence((0,), (1,)), {0: path}, 1, out)
-    assert report.copied == ("w",)
+    assert report.copied == {"w": "float8_e4m3fn"}
+    assert "copied, float8_e4m3fn: w" in str(report)
     assert out.read_bytes().endswith(b"abcd")
     assert open_checkpoint(out).tensors["w"].dtype == "float8_e4m3fn"
 
@@ -238,6 +239,7 @@ def test_failing_disk_leaves_the_old_file(pair, tmp_path, monkeypatch, name, cod
     with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
         wfcast.forecast_checkpoint(LINE, pair, 8, out)
     assert caught.value.errno == code
+    assert caught.value.filename == str(out)
     monkeypatch.undo()
     assert out.read_bytes() == b"old"
     assert files(tmp_path) == before
@@ -253,10 +255,10 @@ def test_full_disk_for_real(pair, tmp_path):
         try:
             wfcast.forecast_checkpoint(line, {0: sys.argv[1], 4: sys.argv[2]}, 8, sys.argv[2])
         except OSError as error:
-            print(error.errno)
+            print(error.errno, error.filename)
     """
     before = pair[4].read_bytes()
-    assert run_apart(code, pair[0], pair[4]).strip() == str(errno.EFBIG)
+    assert run_apart(code, pair[0], pair[4]).split() == [str(errno.EFBIG), str(pair[4])]
     assert pair[4].read_bytes() == before
     assert files(tmp_path) == ["step0.safetensors", "step4.safetensors"]
 
@@ -412,11 +414,16 @@ def test_bfloat16_needs_neither_torch_nor_ml_dtypes(pair, tmp_path):
 
 
 @pytest.mark.memory
-def test_memory_is_bounded(tmp_path):
+@pytest.mark.parametrize("out", ["c.safetensors", "c.pt", "c"])
+def test_memory_is_bounded(tmp_path, out):
     """A forecast of 2 x 192 MB, in a process whose own memory may not grow by 100 MB."""
     pytest.importorskip("psutil")  # only measures
+    if out != "c.safetensors":
+        pytest.importorskip("torch")  # an extra
     code = """
         import sys, threading, time, psutil, wfcast
+        if not sys.argv[3].endswith(".safetensors"):
+            import torch.distributed.checkpoint
         me, peak, done = psutil.Process(), [0], threading.Event()
 
         def own():
@@ -431,13 +438,15 @@ def test_memory_is_bounded(tmp_path):
         start = own()
         watcher = threading.Thread(target=watch)
         watcher.start()
-        wfcast.forecast_checkpoint(line, {0: sys.argv[1], 4: sys.argv[2]}, 8, sys.argv[3])
+        form = None if "." in sys.argv[3] else "dcp"
+        run = {0: sys.argv[1], 4: sys.argv[2]}
+        wfcast.forecast_checkpoint(line, run, 8, sys.argv[3], format=form)
         done.set()
         watcher.join()
         print((peak[0] - start) >> 20)
     """
-    paths = [tmp_path / n for n in ("a", "b", "c")]
-    for t, path in zip((0, 4), paths, strict=False):
-        save_file({"big": np.full((48, 1 << 20), t, np.float32)}, path)
-    assert 0 < int(run_apart(code, *paths)) < 100
-    assert load_file(paths[2])["big"][-1, -1] == 8
+    for t in (0, 4):
+        save_file({"big": np.full((48, 1 << 20), t, np.float32)}, tmp_path / f"{t}")
+    assert 0 <= int(run_apart(code, tmp_path / "0", tmp_path / "4", tmp_path / out)) < 100
+    written = open_checkpoint(tmp_path / out).column("big").array
+    assert (written[-1, -1], written.shape) == (8, (48, 1 << 20))

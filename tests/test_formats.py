@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from safetensors.torch import load_model
 
 import wfcast
 from wfcast.checkpoint import open_checkpoint
@@ -66,12 +69,13 @@ def test_hugging_face_folders(tmp_path, kind, shards):
     ran = tmp_path / "ran"
     for folder in paths.values():
         (folder / "optimizer.pt").write_bytes(b"state")
+        (folder / "source.spm").write_bytes(b"a vocabulary")
         (folder / "trainer_state.json").write_text("{}")
         with open(folder / "training_args.bin", "wb") as file:
             pickle.dump(Opened(ran), file)
     out = tmp_path / "out"
     report = wfcast.forecast_checkpoint(LINE, paths, 1500, out)
-    assert "config.json" in report.carried
+    assert {"config.json", "source.spm"} <= set(report.carried)
     assert set(report.left) == {"optimizer.pt", "trainer_state.json", "training_args.bin"}
     assert not ran.exists()
     for name in report.carried:
@@ -184,11 +188,11 @@ SHARDED = """
     from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
-    rank, folder = int(sys.argv[1]), sys.argv[2]
+    rank, folder, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3:]))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for step in (0, 500):
-        whole = torch.arange(35.0).reshape(7, 5) * (1 + step)
+        whole = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000 * (1 + step)
         state = {
             "rows": distribute_tensor(whole, mesh, [Shard(0)]),
             "columns": distribute_tensor(whole.bfloat16(), mesh, [Shard(1)]),
@@ -200,16 +204,46 @@ SHARDED = """
 """
 
 
+PEAK = """
+    import sys, threading, psutil, torch.distributed.checkpoint, wfcast
+    me, peak, done = psutil.Process(), [0], threading.Event()
+
+    def own():
+        memory = me.memory_info()
+        return memory.rss - memory.shared
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], own())
+
+    start = own()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    line = wfcast.linear_trend((0, 500), (1500,))
+    wfcast.forecast_checkpoint(line, {0: sys.argv[1], 500: sys.argv[2]}, 1500, sys.argv[3])
+    done.set()
+    watcher.join()
+    print((peak[0] - start) >> 20)
+"""
+
+
 @pytest.mark.slow
-def test_what_two_processes_wrote(tmp_path):
+@pytest.mark.memory
+@pytest.mark.parametrize("shape", [(7, 5), (8191, 5003)])
+def test_what_two_processes_wrote(tmp_path, shape):
     """Tensors in pieces, by rows and by columns, as FSDP and tensor parallelism leave them."""
+    pytest.importorskip("psutil")  # only measures
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SHARDED)]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    size = [str(n) for n in shape]
+    ranks = [subprocess.Popen([*command, rank, tmp_path, *size]) for rank in "01"]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     paths = {step: tmp_path / f"dcp-{step}" for step in STEPS}
     assert len(list(paths[0].glob("*.distcp"))) == 2
-    wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out.safetensors")
-    whole = {step: torch.arange(35.0).reshape(7, 5) * (1 + step) for step in STEPS}
+    command = [sys.executable, "-c", textwrap.dedent(PEAK), *paths.values()]
+    peak = subprocess.check_output([*command, tmp_path / "out.safetensors"], env=ENVIRONMENT)
+    assert int(peak) < 100  # one of the tensors takes 156 MiB in each of the checkpoints
+    few = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000
+    whole = {step: few * (1 + step) for step in STEPS}
     got = open_checkpoint(tmp_path / "out.safetensors")
     exact = 3 * whole[500] - 2 * whole[0]
     for name in ("rows", "both"):
@@ -249,8 +283,9 @@ def test_every_format_keeps_scalars_and_what_has_no_elements(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_hundred_thousand_tensors(tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     values = np.random.default_rng(0).normal(size=(2, 100_000, 3)).astype(np.float32)
     for step, rows in zip(STEPS, values, strict=True):
@@ -261,6 +296,115 @@ def test_a_hundred_thousand_tensors(tmp_path):
     got = load_file(tmp_path / "out.safetensors")
     whole = np.stack([got[f"t{i}"] for i in range(100_000)])
     np.testing.assert_allclose(whole, 3 * values[1] - 2 * values[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["folder", "shards", "file", "module"])
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("o.safetensors", {}),
+        ("o", {"shard_size": 9000}),
+        ("o.pt", {}),
+        ("o", {"shard_size": 9000, "format": "torch"}),
+        ("o", {"format": "dcp"}),
+    ],
+)
+def test_tied_weights_are_tied_in_every_format(tmp_path, source, out, options):
+    """GPT-2, whose head is its embedding; loaded as one would load the format."""
+    model = small("gpt2")
+
+    def save(step):
+        if source == "module":
+            run[step] = small("gpt2")
+            run[step].load_state_dict(model.state_dict())
+        elif source == "file":
+            run[step] = tmp_path / f"{step}.pt"
+            torch.save(model.state_dict(), run[step])
+        else:
+            run[step] = tmp_path / f"checkpoint-{step}"
+            size = "9KB" if source == "shards" else "1GB"
+            model.save_pretrained(run[step], max_shard_size=size)
+
+    run = {}
+    states = recorded(model, save)
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, **options)
+    assert "lm_head.weight" not in report.forecast
+    fresh, form = small("gpt2", 7), options.get("format")
+    if out == "o.safetensors":
+        load_model(fresh, tmp_path / out)
+    elif form == "dcp":
+        from torch.distributed.checkpoint import DefaultLoadPlanner, state_dict_loader
+
+        # a file of Hugging Face's does not have the other name
+        planner = DefaultLoadPlanner(allow_partial_load=True)
+        with pytest.warns(UserWarning, match="single process"):
+            state_dict_loader.load(
+                fresh.state_dict(), checkpoint_id=tmp_path / out, planner=planner, no_dist=True
+            )
+    elif out == "o":
+        model.config.save_pretrained(tmp_path / out)
+        kind = {"use_safetensors": form != "torch"}
+        fresh = type(model).from_pretrained(tmp_path / out, **kind)
+    else:
+        got = torch.load(tmp_path / out, weights_only=True)
+        assert not fresh.load_state_dict(got, strict=False).unexpected_keys
+        if source in ("file", "module"):
+            ends = "transformer.wte.weight", "lm_head.weight"
+            assert len({got[name].data_ptr() for name in ends}) == 1
+    assert fresh.lm_head.weight is fresh.transformer.wte.weight
+    assert_forecast(fresh.state_dict(), states)
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("o.safetensors", {}),
+        ("o", {"shard_size": 10}),
+        ("o.pt", {}),
+        ("o", {"format": "dcp"}),
+    ],
+)
+def test_a_forecast_says_where_it_comes_from(tmp_path, out, options):
+    for step in STEPS:
+        torch.save({"w": torch.ones(3), "v": torch.ones(4)}, tmp_path / f"step-{step}.pt")
+    run = {step: tmp_path / f"step-{step}.pt" for step in STEPS}
+    wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, **options)
+    report = wfcast.inspect(tmp_path / out)
+    said = json.loads(report.to_dict()["metadata"]["wfcast.forecast"])
+    assert said["forecaster"] == LINE.fingerprint()
+    assert {k: Path(v).name for k, v in said["inputs"].items()} == {
+        "0": "step-0.pt",
+        "500": "step-500.pt",
+    }
+    assert said["step"] == 1500
+    assert said["wfcast"] == wfcast.__version__
+    assert f"wfcast.forecast: {json.dumps(said)}" in str(report)
+    again = dict.fromkeys(STEPS, tmp_path / out)  # and a forecast of forecasts says so, too
+    wfcast.forecast_checkpoint(LINE, again, 1500, tmp_path / "z.safetensors")
+    metadata = open_checkpoint(tmp_path / "z.safetensors").metadata
+    assert Path(json.loads(metadata["wfcast.forecast"])["inputs"]["0"]).name in (
+        out,
+        "model.safetensors.index.json",
+    )
+
+
+@pytest.mark.parametrize("out", ["o.safetensors", "o.pt", "o"])
+@pytest.mark.parametrize("exclude", [(), "t1*"])
+def test_more_tensors_than_files_may_be_open(tmp_path, out, exclude):
+    run = {step: tmp_path / f"{step}.safetensors" for step in STEPS}
+    for step, path in run.items():
+        save_file({f"t{i}": np.full(3, step + i, np.float32) for i in range(600)}, path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 32, before[1]))
+    try:
+        form = {} if "." in out else {"format": "dcp"}
+        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, exclude=exclude, **form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    got = open_checkpoint(tmp_path / out)
+    for i in range(0, 600, 7):
+        step = 500 if exclude and f"t{i}".startswith("t1") else 1500
+        assert np.asarray(got.value(f"t{i}")).tolist() == [step + i] * 3
 
 
 @pytest.mark.parametrize(
@@ -325,7 +469,7 @@ def test_what_is_not_forecast_is_copied_as_it_is(tmp_path, kind, out):
         assert {p.name for p in tmp_path.iterdir()} == {"0.pt", "500.pt"}
         return
     report = wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / out, **form)
-    assert report.copied == ("x",)
+    assert list(report.copied) == ["x"]
     if form:
         from torch.distributed.checkpoint import state_dict_loader
 
@@ -369,6 +513,45 @@ def test_a_live_module():
     assert tied["lm_head.weight"] is tied["transformer.wte.weight"]
 
 
+class Scaled(torch.nn.Module):
+    """With a buffer that no name gives away."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), scale))
+        self.register_buffer("scale", torch.full((2,), scale))
+        self.register_buffer("again", self.scale)
+
+
+def test_a_module_says_which_of_its_tensors_are_buffers(tmp_path):
+    run = {step: Scaled(1.0 + step) for step in (0, 1, 2)}
+    out = tmp_path / "out.safetensors"
+    line = wfcast.linear_trend((0, 1), (2,))
+    assert wfcast.forecast_checkpoint(line, run, 2, out).copied == {"scale": "buffer"}
+    got = line.predict(run)
+    assert (got["weight"].tolist(), got["scale"].tolist()) == ([3.0] * 3, [2.0] * 2)
+    mf = wfcast.ModelFarcaster((0, 1), (2,), beta=0.0).fit([run])
+    assert list(mf.coef_) == ["weight"]
+    # a state dict does not say so; who fitted to it may still forecast a module
+    by_name = wfcast.ModelFarcaster((0, 1), (2,), beta=0.0)
+    by_name.fit([{step: module.state_dict() for step, module in run.items()}])
+    assert sorted(by_name.coef_) == ["scale", "weight"]
+    assert by_name.predict(run)["again"].tolist() == [2.0] * 2
+
+
+def test_what_comes_from_a_module_can_be_loaded(tmp_path):
+    """With what safetensors.torch writes beside the tensors, which from_pretrained asks for."""
+    run = {step: small("gpt2", step) for step in STEPS}
+    run[500].config.save_pretrained(tmp_path)
+    wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "model.safetensors")
+    metadata = open_checkpoint(tmp_path).metadata
+    assert metadata["format"] == "pt"
+    assert metadata["lm_head.weight"] == "transformer.wte.weight"
+    loaded = type(run[0]).from_pretrained(tmp_path)
+    states = {step: model.state_dict() for step, model in run.items()}
+    assert_forecast(loaded.state_dict(), states)
+
+
 def test_what_is_forecast_can_be_chosen(tmp_path):
     model = small("distilbert").bfloat16()
     paths = {step: tmp_path / f"{step}" for step in STEPS}
@@ -386,10 +569,27 @@ def test_what_is_forecast_can_be_chosen(tmp_path):
     assert names(include=["*.attention.*"]) == attention
     assert names(exclude=["*.attention.*"]) == everything - attention
     assert names(norms="copy") == {n for n in everything if "norm" not in n.lower()}
+    report = wfcast.forecast_checkpoint(
+        LINE, paths, 1500, tmp_path / "one.safetensors", exclude="*.ffn.*", norms="copy"
+    )
+    assert {report.copied[n] for n in everything if ".ffn." in n} == {"not chosen"}
+    assert {w for n, w in report.copied.items() if ".ffn." not in n} == {"normalization"}
+    assert report.left == ("config.json",)  # which one file cannot take along
+    assert "not carried along: config.json" in str(report)
     with pytest.raises(wfcast.WfcastError, match="norms is 'keep', expected 'forecast' or 'copy'"):
         names(norms="keep")
     with pytest.raises(wfcast.CheckpointError, match=r"something in it; overwrite=True"):
         wfcast.forecast_checkpoint(LINE, paths, 1500, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.wte.weight"])
+def test_a_tied_tensor_is_chosen_by_any_of_its_names(tmp_path, name):
+    run = dict.fromkeys(STEPS, small("gpt2"))
+    out = tmp_path / "out.pt"
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, exclude=name)
+    assert report.copied == {"transformer.wte.weight": "not chosen"}
+    report = wfcast.forecast_checkpoint(LINE, run, 1500, out, include=name)
+    assert report.forecast == ("transformer.wte.weight",)
 
 
 def test_values_and_names_that_differ(tmp_path):
@@ -405,7 +605,7 @@ def test_values_and_names_that_differ(tmp_path):
     with pytest.warns(UserWarning, match="no tensor is forecast"):
         report = wfcast.forecast_checkpoint(LINE, run, 1500, out, partial=True, nonfinite="copy")
     assert report.forecast == ()
-    assert report.copied == ("a", "b", "n")
+    assert report.copied == {"a": "not alike", "b": "not finite", "n": "int64"}
 
 
 def test_runs_are_folders_of_checkpoints(tmp_path):
@@ -462,8 +662,15 @@ def test_adapters_of_different_bases(tmp_path):
         save_file({"lora_A": torch.ones(2)}, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     run = {step: tmp_path / str(step) for step in STEPS}
-    with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'|adapts 'two'"):
-        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out")
+    for partial in (False, True):
+        with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'|adapts 'two'"):
+            wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out", partial=partial)
+    mf = wfcast.ModelFarcaster((0,), (500,), beta=0.0)
+    with pytest.raises(wfcast.CheckpointError, match=r"adapts 'one'.*adapts 'two'"):
+        mf.fit([{0: run[0], 500: run[0]}, {0: run[500], 500: run[500]}])
+    mf.fit([{0: run[0], 500: run[0]}]).save(tmp_path / "mf")
+    with pytest.warns(UserWarning, match=r"adapts 'two', and the fit saw adapters of 'one'"):
+        wfcast.load(tmp_path / "mf").predict({0: run[500]})
     wfcast.forecast_checkpoint(LINE, {0: run[0], 500: run[0]}, 1500, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "adapter_model.safetensors",
@@ -548,8 +755,12 @@ def test_partial_says_what_is_left_out(tmp_path):
     a = {"x": np.zeros(3, np.float32), "y": np.zeros(2, np.float32)}
     b = {"x": np.ones(3, np.float32)}
     mf = wfcast.linear_trend((0, 1), (2,))
+    out = tmp_path / "o.safetensors"
     with pytest.warns(UserWarning, match="left out, as step 1 lacks them: y"):
-        wfcast.forecast_checkpoint(mf, {0: a, 1: b}, 2, tmp_path / "o.safetensors", partial=True)
+        report = wfcast.forecast_checkpoint(mf, {0: a, 1: b}, 2, out, partial=True)
+    assert report.skipped == ("y",)
+    assert report.to_dict()["skipped"] == ["y"]
+    assert "0 copied, 1 skipped\nskipped, as the last input lacks them: y" in str(report)
 
 
 def test_arguments_of_another_kind(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,76 @@ def test_accelerate(tmp_path, safe):
         expected = 3 * states[4][name].double() - 2 * states[2][name].double()
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
     accelerate.Accelerator().free_memory()
+
+
+FSDP = """
+    import os, sys
+    from types import SimpleNamespace
+
+    import accelerate
+    import torch
+    import torch.distributed as dist
+    from accelerate.utils import FullyShardedDataParallelPlugin, load_fsdp_model, save_fsdp_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind, folder, tests = sys.argv[1:]
+    sys.path.insert(0, tests)
+    from models import small
+    import wfcast
+
+    # Accelerate itself shards only on accelerators; what saves and loads does its work on CPUs too
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind)
+    alone = SimpleNamespace(
+        is_fsdp2=True, is_main_process=True, process_index=0, num_processes=1,
+        wait_for_everyone=lambda: None, state=accelerate.Accelerator(cpu=True).state,
+    )
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+    model, fresh = small("llama"), small("llama", 1)
+    for one in (model, fresh):
+        fully_shard(one, mesh=init_device_mesh("cpu", (1,)))
+    run, states = {}, {}
+    for step in (2, 4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.01).add_(0.01)
+        run[step] = f"{folder}/checkpoint-{step}"
+        save_fsdp_model(plugin, alone, model, run[step])
+        os.mkdir(f"{run[step]}/optimizer_0")
+        states[step] = {n: v.full_tensor().double() for n, v in model.state_dict().items()}
+    report = wfcast.forecast_checkpoint(wfcast.linear_trend((2, 4), (8,)), run, 8, f"{folder}/out")
+    assert report.left == ("optimizer_0",), report.left
+    load_fsdp_model(plugin, alone, fresh, f"{folder}/out")
+    for name, value in fresh.state_dict().items():
+        wanted = 3 * states[4][name] - 2 * states[2][name]
+        torch.testing.assert_close(value.full_tensor().double(), wanted, rtol=1e-5, atol=1e-6)
+    print(sorted(os.listdir(f"{folder}/out")), flush=True)
+    os._exit(0)  # threads of gloo now and then abort an interpreter that ends
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [("SHARDED_STATE_DICT", "pytorch_model_fsdp_0"), ("FULL_STATE_DICT", "pytorch_model_fsdp.bin")],
+)
+def test_accelerate_with_fsdp(tmp_path, kind, made):
+    """As Accelerate, and the Trainer with it, keep the weights of a sharded model."""
+    code, tests = textwrap.dedent(FSDP), str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind, str(tmp_path), tests],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str([made])
+    report = wfcast.inspect(tmp_path)
+    assert [c["name"] for c in report.checkpoints] == ["checkpoint-2", "checkpoint-4"]
+    mf = wfcast.ModelFarcaster((2,), (4,), beta=0.0).fit([tmp_path])
+    assert "lm_head.weight" in mf.coef_
 
 
 def adapter(base_seed, path, base):

@@ -1,6 +1,7 @@
 """What people see: inspect, evaluate, compare, and the plots and HTML of every report."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -62,10 +63,32 @@ def test_a_run_folder(folder):
     for (name, position), values in report.samples.items():
         assert values == [float(run[t][name].ravel()[position]) for t in STEPS]
     assert "a run of 5 checkpoints" in str(report)
+    for path in (folder / "checkpoint-40").iterdir():  # as the Trainer's save_model leaves it
+        (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.warns(UserWarning, match="left out"):
+        assert wfcast.inspect(folder).steps == STEPS
+    final = wfcast.inspect(folder / "model.safetensors")
+    assert {t["name"] for t in final.to_dict()["tensors"]} == set(SHAPES)
+    (folder / "model.safetensors").unlink()
     mapped = wfcast.inspect(run)
     assert mapped.samples == report.samples
     with pytest.raises(wfcast.CheckpointError, match="a folder of checkpoints"):
         wfcast.compare_checkpoints(folder, folder)
+
+
+def test_an_unfinished_checkpoint_beside_a_whole_one_of_its_step(folder):
+    (folder / "tmp-checkpoint-20").mkdir()
+    (folder / "tmp-checkpoint-20" / "config.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"tmp-checkpoint-20' holds no finished"):
+        assert wfcast.inspect(folder).steps == STEPS
+    (folder / "tmp-checkpoint-20").rename(folder / "a-checkpoint-20")  # before the whole one
+    with pytest.warns(UserWarning, match=r"a-checkpoint-20' holds no finished"):
+        assert wfcast.inspect(folder).steps == STEPS
+    (folder / "a-checkpoint-20").rename(folder / "tmp-checkpoint-20")
+    whole = (folder / "checkpoint-20" / "model.safetensors").read_bytes()
+    (folder / "tmp-checkpoint-20" / "model.safetensors").write_bytes(whole)
+    with pytest.raises(wfcast.CheckpointError, match="step 20 twice: checkpoint-20 and tmp-check"):
+        wfcast.inspect(folder)
 
 
 def test_a_checkpoint_that_lacks_what_the_others_have(folder):
@@ -124,6 +147,7 @@ def test_every_report_is_text_html_json_and_a_plot(folder, mf, tmp_path):
     for title, report in reports.items():
         assert "\n---" in str(report)
         assert report._repr_html_().count("<table>") >= 1
+        assert not re.search(r"<p>[^<]*\n", report._repr_html_())  # which HTML shows as a space
         assert json.loads(json.dumps(report.to_dict(), allow_nan=False))
         ax = report.plot()
         assert title in ax.get_title(loc="left")
@@ -181,7 +205,9 @@ def test_another_dtype_is_told(mf, tmp_path):
     with pytest.warns(UserWarning, match=r"4 tensors of step 20 have another dtype"):
         mf.predict(run, 40)
     with pytest.warns(UserWarning, match=r"another dtype"):
-        wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+        report = wfcast.forecast_checkpoint(mf, run, 40, tmp_path / "out.safetensors")
+    assert "\n\nwarning: 4 tensors of step 20 have another dtype" in str(report)
+    assert len(report.to_dict()["beyond"]) == 1
 
 
 def test_another_step_in_the_name_is_told(folder, mf, tmp_path):

@@ -18,9 +18,19 @@ from ._errors import CheckpointError
 from ._fit import Progress, threads
 from ._persist import KEY, load
 from ._runs import check_run, forecastable, has
-from .checkpoint import Checkpoint, FileCheckpoint, is_forecast, open_checkpoint, steps_in
+from .checkpoint import (
+    Checkpoint,
+    FileCheckpoint,
+    holds_run,
+    is_forecast,
+    open_checkpoint,
+    steps_in,
+)
 from .model import ALL, ModelFarcaster
 from .report import Errors, Grid, Report, finite, floating, kind_of
+
+LONGEST = 500
+"""The most letters that are shown of an entry of a checkpoint's metadata."""
 
 SAMPLED = 12
 """The weights of a run whose trajectories are kept."""
@@ -34,7 +44,8 @@ def inspect(
     Parameters
     ----------
     source : path, ModelFarcaster, mapping of names to tensors, module, or {step: checkpoint}
-        A folder of checkpoints is a run.
+        A folder of checkpoints is a run, also where a trainer has put the final model beside
+        them: of that, name the file.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -107,6 +118,8 @@ def _is_run(source: Any) -> bool:
         return bool(source) and all(isinstance(step, int) for step in source)
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
         return False
+    if holds_run(Path(source)):
+        return True
     try:
         open_checkpoint(source)
     except CheckpointError:
@@ -254,10 +267,13 @@ class CheckpointReport(Report):
         ]
         yield Grid(("tensor", "kind", "dtype", "shape", "rms", "not finite"), rows, 3)
         tied = f", and {len(document['tied'])} tied names" if document["tied"] else ""
-        yield (
+        lines = [
             f"{self.path}: {document['format']}, {len(rows)} tensors, "
             f"{document['parameters']:,} parameters{tied}"
-        )
+        ]
+        for key, value in document["metadata"].items():
+            lines.append(f"{key}: {value if len(value) <= LONGEST else value[:LONGEST] + ' ...'}")
+        yield "\n".join(lines)
 
     def _draw(self, ax: Any) -> None:
         from ._plot import by_layer
@@ -414,8 +430,9 @@ def _some_weights(checkpoint: Checkpoint) -> list[tuple[str, int]]:
 def _name(checkpoint: Checkpoint) -> str:
     if not isinstance(checkpoint, FileCheckpoint):
         return "in memory"
-    path = checkpoint.path  # of the weights: in a folder, that is what people call it by
-    return path.parent.name if checkpoint.layout.folder and path.is_file() else path.name
+    path, layout = checkpoint.path, checkpoint.layout
+    # of the weights: in a folder, that is what people call it by
+    return path.parent.name if layout.folder and layout.weights else path.name
 
 
 def _summary(

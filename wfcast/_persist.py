@@ -43,6 +43,7 @@ def save(mf: ModelFarcaster, path: str | os.PathLike[str]) -> None:
         "inputs": list(mf.inputs_),
         "targets": list(mf.targets_),
         "tensors": {n: [list(shape), dtype] for n, (shape, dtype) in mf.tensors_.items()},
+        "base": mf.base_,
         "params": {k: _plain(v) for k, v in params.items() if k not in ("inputs", "targets")},
     }
     data = serialize(tensors, metadata={KEY: json.dumps(document)})
@@ -135,6 +136,9 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
             )
         if not np.isfinite(array).all():
             raise WfcastError(f"{key} contains NaN or infinity")
+    base = document.get("base")  # which the first files do not have
+    if not isinstance(base, str | None):
+        raise WfcastError("base is no text")
     mf = ModelFarcaster(inputs, targets)
     params = dict(document["params"])
     unknown = params.keys() - mf.get_params().keys()
@@ -155,6 +159,7 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
             n: (tuple(int(d) for d in shape), str(dtype))
             for n, (shape, dtype) in document["tensors"].items()
         },
+        base,
         **numbers,
     )
     return mf

@@ -100,12 +100,8 @@ class Described(Protocol):
 
 def check_alike(reference: Described, other: Described) -> None:
     """Raise CheckpointError, with a diff, where two checkpoints do not hold the same tensors."""
+    check_bases(reference, other)
     a, b = reference.tensors, other.tensors
-    if None not in (reference.base, other.base) and reference.base != other.base:
-        raise CheckpointError(
-            f"adapters of different base models do not go together: {reference.what} adapts "
-            f"{reference.base!r}, {other.what} adapts {other.base!r}"
-        )
     lines = []
     for here, names in ((reference, a.keys() - b.keys()), (other, b.keys() - a.keys())):
         if names:
@@ -117,7 +113,16 @@ def check_alike(reference: Described, other: Described) -> None:
     if len(differ) > SHOWN:
         lines.append(f"and {len(differ) - SHOWN} more tensors that differ")
     if lines:
-        raise CheckpointError("checkpoints do not hold the same tensors:\n  " + "\n  ".join(lines))
+        raise CheckpointError("checkpoints do not hold the same tensors:\n  " + ";\n  ".join(lines))
+
+
+def check_bases(reference: Described, other: Described) -> None:
+    """Raise CheckpointError where two checkpoints are adapters of different models."""
+    if None not in (reference.base, other.base) and reference.base != other.base:
+        raise CheckpointError(
+            f"adapters of different base models do not go together: {reference.what} adapts "
+            f"{reference.base!r}, {other.what} adapts {other.base!r}"
+        )
 
 
 def forecastable(checkpoint: Checkpoint) -> list[Tensor]:

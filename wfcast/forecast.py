@@ -28,6 +28,7 @@ from .checkpoint import (
     FileCheckpoint,
     Layout,
     create_checkpoint,
+    is_forecast,
     output_layout,
     step_named,
 )
@@ -52,22 +53,32 @@ class ForecastReport(Report):
     path : Path
         The file or folder that was written.
     step : int
-    forecast, copied : tuple of str
-        The names of the tensors.
+    forecast : tuple of str
+        The names of the tensors that were forecast.
+    copied : dict of str to str
+        The names of those that were copied from the last input -> why: their dtype, or "buffer",
+        "no elements", "not chosen", "normalization", "not finite", or "not alike" in all inputs
+        and the fit.
+    skipped : tuple of str
+        The names of those that the last input lacks and another one has.
     carried, left : tuple of str
-        The names beside the weights that went along, and those that did not: what belongs to the
-        training and not to the model.
+        The names beside the weights that went along, and those that did not, such as the
+        optimizer's.
     moves : dict of str to float
         ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast.
+    beyond : tuple of str
+        Where the forecast goes beyond what was fitted, which was warned of.
     """
 
     path: Path
     step: int
     forecast: tuple[str, ...]
-    copied: tuple[str, ...]
+    copied: dict[str, str]
+    skipped: tuple[str, ...]
     carried: tuple[str, ...]
     left: tuple[str, ...]
     moves: dict[str, float]
+    beyond: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
@@ -75,30 +86,39 @@ class ForecastReport(Report):
             "path": str(self.path),
             "step": self.step,
             "forecast": list(self.forecast),
-            "copied": list(self.copied),
+            "copied": self.copied,
+            "skipped": list(self.skipped),
             "carried": list(self.carried),
             "left": list(self.left),
             "moves": {name: finite(move) for name, move in self.moves.items()},
+            "beyond": list(self.beyond),
         }
 
     def _parts(self) -> Iterable[str | Grid]:
         lines = [
             f"wrote {self.path}: step {self.step}, {len(self.forecast)} tensors forecast, "
-            f"{len(self.copied)} copied"
+            f"{len(self.copied)} copied, {len(self.skipped)} skipped"
         ]
-        for title, names in (
-            ("copied", self.copied),
-            ("carried along", self.carried),
-            ("left out, for it is no part of the model", self.left),
-        ):
-            if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                lines.append(f"{title}: {', '.join(names[:SHOWN])}{more}")
+        lines += [
+            f"copied, {why}: {_few([n for n, w in self.copied.items() if w == why])}"
+            for why in dict.fromkeys(self.copied.values())
+        ]
+        lines += [
+            f"{title}: {_few(names)}"
+            for title, names in (
+                ("skipped, as the last input lacks them", self.skipped),
+                ("carried along", self.carried),
+                ("not carried along", self.left),
+            )
+            if names
+        ]
         yield "\n".join(lines)
         largest = sorted(self.moves.items(), key=lambda move: -move[1])[:SHOWN]
         if largest:
             rows = [(name, f"{move:.3g}") for name, move in largest]
             yield Grid(("largest moves", "|forecast - last| / |last|"), rows)
+        if self.beyond:
+            yield "\n".join(f"warning: {text}" for text in self.beyond)
 
     def _draw(self, ax: Any) -> None:
         from ._plot import by_layer
@@ -106,6 +126,11 @@ class ForecastReport(Report):
         by_layer(ax, self.moves)
         ax.set_ylabel("|forecast - last| / |last|")
         ax.set_title(f"Relative move by layer, step {self.step}", loc="left")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def forecast_checkpoint(
@@ -147,7 +172,8 @@ def forecast_checkpoint(
         Whether NaN and infinity, in the inputs or by overflow, are an error.
     include, exclude : str or sequence of str
         Patterns of tensor names (``*`` stands for anything): what to forecast, all by default,
-        and what not. The rest is copied from the last input. Each pattern must match a tensor.
+        and what not. The rest is copied from the last input. Each pattern must match a tensor; a
+        tied one by any of its names.
     norms : {"forecast", "copy"}, default="forecast"
         What to do with the tensors of normalization layers.
     nonfinite : {"error", "copy"}, default="error"
@@ -195,12 +221,12 @@ def forecast_checkpoint(
     latest = plan.latest
     include = _patterns(include, "include", latest) if include is not None else None
     exclude = _patterns(exclude, "exclude", latest)
-    wanted = [t.name for t in plan.forecast if _is_wanted(t.name, include, exclude)]
-    if norms == "copy":
-        wanted = [name for name in wanted if not is_norm(name, latest.tensors)]
-    if nonfinite == "copy":
-        wanted = [name for name in wanted if _is_finite(mf, plan, name)]
-    _warn_of_less(plan, wanted)
+    copied = _copied(mf, plan, include, exclude, norms == "copy", nonfinite == "copy")
+    wanted = [name for name in latest.tensors if name not in copied]
+    skipped = sorted(
+        {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
+    )
+    _warn_of_less(latest, wanted, skipped)
     target = Path(out)
     tensors = list(latest.tensors.values())
     layout = output_layout(latest.layout, target, tensors, format, shard_size)
@@ -213,25 +239,62 @@ def forecast_checkpoint(
         pieces = chain.from_iterable(_ahead(computed(writer.order)))
         for name, group in groupby(pieces, key=itemgetter(0)):
             writer.write(name, (piece for _, piece in group))
-    chosen = set(wanted)
     return ForecastReport(
         target,
         mf.targets_[plan.horizon],
-        tuple(n for n in latest.tensors if n in chosen),
-        tuple(n for n in latest.tensors if n not in chosen),
+        tuple(wanted),
+        copied,
+        tuple(skipped),
         (*(path.name for path in layout.carried), *layout.others),
         layout.left,
         moves,
+        plan.beyond,
     )
 
 
 # ---- what ---------------------------------------------------------------------------------------
 
 
-def _is_wanted(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
-        return False
-    return not any(fnmatchcase(name, pattern) for pattern in exclude)
+def _copied(
+    mf: ModelFarcaster,
+    plan: Plan,
+    include: Sequence[str] | None,
+    exclude: Sequence[str],
+    without_norms: bool,
+    only_finite: bool,
+) -> dict[str, str]:
+    """The tensors of the last input that are copied -> why."""
+    latest = plan.latest
+    ahead = {t.name for t in plan.forecast}
+    names: dict[str, list[str]] = {name: [name] for name in latest.tensors}
+    for alias, name in latest.tied.items():
+        names[name].append(alias)
+    why = {}
+    for name, tensor in latest.tensors.items():
+        if tensor.dtype not in FLOATS:
+            why[name] = tensor.dtype
+        elif not is_forecast(tensor):
+            why[name] = "buffer"
+        elif not tensor.size:
+            why[name] = "no elements"
+        elif name not in ahead:
+            why[name] = "not alike"
+        elif not _is_wanted(names[name], include, exclude):
+            why[name] = "not chosen"
+        elif without_norms and is_norm(name, latest.tensors):
+            why[name] = "normalization"
+        elif only_finite and not _is_finite(mf, plan, name):
+            why[name] = "not finite"
+    return why
+
+
+def _is_wanted(names: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
+    """Whether a tensor of these names is to be forecast."""
+
+    def match(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return (include is None or match(include)) and not match(exclude)
 
 
 def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:
@@ -252,20 +315,12 @@ def _patterns(given: str | Sequence[str], what: str, latest: Checkpoint) -> Sequ
     return patterns
 
 
-def _warn_of_less(plan: Plan, wanted: Sequence[str]) -> None:
+def _warn_of_less(latest: Checkpoint, wanted: Sequence[str], skipped: Sequence[str]) -> None:
     """Say what is not in the output, and that nothing is forecast."""
-    latest = {*plan.latest.tensors, *plan.latest.tied}
-    lost = sorted({n for c in plan.inputs.values() for n in c.tensors} - latest)
-    if lost:
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        warnings.warn(
-            f"left out, as {plan.latest.what} lacks them: {', '.join(lost[:SHOWN])}{more}",
-            stacklevel=3,
-        )
-    if not wanted and any(t.dtype in FLOATS and t.size for t in plan.latest.tensors.values()):
-        warnings.warn(
-            f"no tensor is forecast: the output is a copy of {plan.latest.what}", stacklevel=3
-        )
+    if skipped:
+        warnings.warn(f"left out, as {latest.what} lacks them: {_few(skipped)}", stacklevel=3)
+    if not wanted and any(t.dtype in FLOATS and t.size for t in latest.tensors.values()):
+        warnings.warn(f"no tensor is forecast: the output is a copy of {latest.what}", stacklevel=3)
 
 
 def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> None:
@@ -296,7 +351,8 @@ def _is_step(name: str) -> bool:
 def _metadata(mf: ModelFarcaster, plan: Plan, layout: Layout) -> dict[str, str]:
     latest = plan.latest
     metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(mf, plan))}
-    if layout.format == "safetensors" and latest.layout.format != "safetensors":
+    as_it_was = isinstance(latest, FileCheckpoint) and latest.layout.format == "safetensors"
+    if layout.format == "safetensors" and not as_it_was:
         # what safetensors.torch writes: who made it, and tied names by the name that is kept
         metadata = {"format": "pt", **latest.tied, **metadata}
     return metadata
@@ -353,7 +409,10 @@ def _computed(
         if not raw.size:
             yield raw
         for start in range(0, raw.size, BLOCK_BYTES):
-            yield raw[start : start + BLOCK_BYTES]
+            piece = raw[start : start + BLOCK_BYTES]
+            y = rooms.take(piece.size)  # a copy: maps of many small tensors are not held at once
+            y[...] = piece
+            yield y
         if progress is not None:
             progress(name, plan.latest.tensors[name].size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
 from ._ranks import Ranks, Survey, ranks_of, survey
-from ._runs import check_alike, check_run, forecastable, has, open_run, steps
+from ._runs import check_alike, check_bases, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
 
 ALL = "*"
@@ -36,16 +36,17 @@ class Plan(NamedTuple):
     inputs : dict of int to Checkpoint
         The opened inputs, in the order of steps; the last of them lends form and dtypes.
     forecast : list of Tensor
-    copied : list of Tensor
-        Integers, bools and empty tensors: taken from the last input.
+        All others are to be taken from the last input.
     horizon : int
         The index of the target.
+    beyond : tuple of str
+        Where it goes beyond what was fitted.
     """
 
     inputs: dict[int, Checkpoint]
     forecast: list[Tensor]
-    copied: list[Tensor]
     horizon: int
+    beyond: tuple[str, ...]
 
     @property
     def latest(self) -> Checkpoint:
@@ -93,6 +94,8 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         The steps of the fit.
     tensors_ : dict of str to tuple
         Shape and dtype of each tensor that was fitted; empty where nothing was.
+    base_ : str or None
+        The model that the fitted checkpoints adapt; None where they are no adapters.
 
     References
     ----------
@@ -117,6 +120,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     coef_: dict[str, Vector]
     intercept_: dict[str, Vector]
     tensors_: dict[str, tuple[tuple[int, ...], str]]
+    base_: str | None
     objective_: dict[str, float]
     dual_gap_: dict[str, float]
     n_passes_: dict[str, int]
@@ -218,6 +222,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             {k: r["coef"] for k, r in results.items()},
             {k: r["intercept"] for k, r in results.items()},
             {t.name: (t.shape, t.dtype) for t in found.tensors},
+            next((run[inputs[0]].base for run in opened), None),
             objective_={k: float(r["objective"]) for k, r in results.items()},
             dual_gap_={k: float(r["dual_gap"]) for k, r in results.items()},
             n_passes_={k: int(r["n_passes"]) for k, r in results.items()},
@@ -330,6 +335,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         coef: dict[str, Vector],
         intercept: dict[str, Vector],
         tensors: dict[str, tuple[tuple[int, ...], str]],
+        base: str | None = None,
         **numbers: dict[str, float],
     ) -> None:
         set_fitted(
@@ -339,6 +345,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             coef_=coef,
             intercept_=intercept,
             tensors_=tensors,
+            base_=base,
             **numbers,
         )
 
@@ -433,19 +440,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         horizon = self._horizon(step)
         inputs = open_run(run, self.inputs_, "the run")
         latest = list(inputs.values())[-1]
-        for at, checkpoint in inputs.items():
-            if not isinstance(checkpoint, FileCheckpoint):
-                continue
-            named = step_named(checkpoint.path)
-            if named not in (None, at):
-                warnings.warn(
-                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
-                    "the forecast goes beyond what was fitted unless the steps count differently",
-                    UserWarning,
-                    stacklevel=3,
-                )
         wanted = forecastable(latest)
         if partial:
+            for checkpoint in inputs.values():
+                check_bases(latest, checkpoint)
             wanted = [
                 t for t in wanted if self._knows(t) and all(has(c, t) for c in inputs.values())
             ]
@@ -453,11 +451,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for checkpoint in inputs.values():
                 check_alike(latest, checkpoint)
             self._check_known(latest, wanted)
-        self._warn_beyond(latest, wanted)
-        forecast = [t for t in wanted if t.size]
-        known = {t.name for t in forecast}
-        copied = [t for n, t in latest.tensors.items() if n not in known]
-        return Plan(inputs, forecast, copied, horizon)
+        beyond = (*self._steps_beyond(inputs), *self._tensors_beyond(latest, wanted))
+        for text in beyond:
+            warnings.warn(text, UserWarning, stacklevel=3)
+        return Plan(inputs, [t for t in wanted if t.size], horizon, beyond)
 
     def _knows(self, tensor: Tensor) -> bool:
         return ALL in self.coef_ or tensor.name in self.coef_
@@ -465,20 +462,38 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     def _check_known(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
         if ALL not in self.coef_:
             new = sorted(t.name for t in wanted if t.size and t.name not in self.coef_)
-            lost = sorted(self.coef_.keys() - {t.name for t in wanted})
+            buffers = {t.name for t in latest.tensors.values() if t.buffer}
+            lost = sorted(self.coef_.keys() - {t.name for t in wanted} - buffers)
             if new or lost:
                 lines = [f"only in {latest.what}: {', '.join(map(repr, new[:5]))}"] if new else []
                 if lost:
                     lines.append(f"only in the fit: {', '.join(map(repr, lost[:5]))}")
                 raise CheckpointError(
                     "the fit, which is by tensor, does not have the tensors of "
-                    "the checkpoint:\n  " + "\n  ".join(lines)
+                    "the checkpoint:\n  " + ";\n  ".join(lines)
                 )
 
-    def _warn_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
-        """Say where the forecast goes beyond what was fitted: other tensors, other dtypes."""
+    def _steps_beyond(self, inputs: Mapping[int, Checkpoint]) -> Iterator[str]:
+        """What is to be said of inputs of other steps than those of the fit."""
+        for at, checkpoint in inputs.items():
+            if not isinstance(checkpoint, FileCheckpoint):
+                continue
+            named = step_named(checkpoint.path)
+            if named not in (None, at):
+                yield (
+                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
+                    "the forecast goes beyond what was fitted unless the steps count differently"
+                )
+
+    def _tensors_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> Iterator[str]:
+        """What is to be said of tensors, dtypes or adapted models that the fit did not see."""
         if not self.tensors_:
             return
+        if None not in (self.base_, latest.base) and self.base_ != latest.base:
+            yield (
+                f"{latest.what} adapts {latest.base!r}, and the fit saw adapters of "
+                f"{self.base_!r}: the forecast goes beyond what was fitted"
+            )
         seen = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.tensors_.items()}
         new = [t for t in wanted if seen.get(t.name, (None, ""))[0] != t.shape]
         known = [t for t in wanted if seen.get(t.name, (None, ""))[0] == t.shape]
@@ -488,11 +503,9 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             (other, "have another dtype than in the fit"),
         ):
             if tensors:
-                warnings.warn(
+                yield (
                     f"{len(tensors)} tensors of {latest.what} {text}, {tensors[0].name!r} first: "
-                    "the forecast goes beyond what was fitted",
-                    UserWarning,
-                    stacklevel=4,
+                    "the forecast goes beyond what was fitted"
                 )
 
     def _apply(

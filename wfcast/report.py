@@ -91,7 +91,9 @@ class Report(ABC):
 
     def _repr_html_(self) -> str:
         shown = (
-            f"<p>{html.escape(part)}</p>" if isinstance(part, str) else _html_table(part)
+            f"<p>{html.escape(part).replace(chr(10), '<br>')}</p>"
+            if isinstance(part, str)
+            else _html_table(part)
             for part in self._parts()
         )
         return f"<div>{''.join(shown)}</div>"

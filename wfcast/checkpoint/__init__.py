@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
 from . import _dcp, _torch
-from ._atomic import atomic_file, atomic_folder, synced_file
+from ._atomic import atomic_file, atomic_folder, sync_folder, synced_file
 from ._base import (
+    PROVENANCE,
     Checkpoint,
     CheckpointWriter,
     FileCheckpoint,
@@ -33,12 +34,13 @@ from ._base import (
     is_forecast,
 )
 from ._dcp import DistributedCheckpoint
-from ._folder import WEIGHTS, adapted_model, companions, step_named, steps_in, weights_in
+from ._folder import WEIGHTS, adapted_model, companions, holds_run, step_named, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
 from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
 from ._torch import Stage, TorchCheckpoint
 
 __all__ = [
+    "PROVENANCE",
     "Checkpoint",
     "CheckpointWriter",
     "DistributedCheckpoint",
@@ -51,15 +53,13 @@ __all__ = [
     "Tensor",
     "TorchCheckpoint",
     "create_checkpoint",
+    "holds_run",
     "is_forecast",
     "open_checkpoint",
     "output_layout",
     "step_named",
     "steps_in",
 ]
-
-PROVENANCE = "wfcast.forecast"
-"""The key of a forecast's provenance in its metadata."""
 
 _ENDINGS = {"safetensors": ".safetensors", "torch": ".bin"}
 ADAPTER = "adapter_model"
@@ -95,7 +95,7 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if is_module(source):
-        source = source.state_dict()
+        return MappingCheckpoint(source.state_dict(), what, {n for n, _ in source.named_buffers()})
     if isinstance(source, Mapping):
         return MappingCheckpoint(source, what)
     if not isinstance(source, str | os.PathLike):
@@ -146,7 +146,7 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
             "is there"
         )
     checkpoint = (
-        DistributedCheckpoint(folder, what) if weights == folder else _open_file(weights, what)
+        DistributedCheckpoint(weights, what) if weights.is_dir() else _open_file(weights, what)
     )
     own = {weights.name, *(checkpoint.layout.shards or {}).values()}
     if weights == folder:
@@ -155,7 +155,7 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
     checkpoint.layout = replace(
         checkpoint.layout,
         folder=True,
-        weights=weights.name,
+        weights="" if weights == folder else weights.name,
         carried=carried,
         left=(*checkpoint.layout.left, *left),
     )
@@ -193,7 +193,9 @@ def output_layout(
             raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
         format = "safetensors" if format is None else format
     if format is None and shard_size is None and asked is not None and not target.is_dir():
-        return replace(like.of_format(asked), folder=False, shards=None, carried=())
+        like = like.of_format(asked)
+        left = (*like.left, *(path.name for path in like.carried))
+        return replace(like, folder=False, shards=None, carried=(), left=left)
     adapter = like.folder and like.weights.startswith(ADAPTER)
     if adapter and (shard_size is not None or format == "dcp"):
         raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
@@ -267,7 +269,10 @@ def create_checkpoint(
         elif layout.format == "dcp":
             with _stage(folder.parent, tensors) as stage:
                 yield stage
-                _dcp.save(folder, stage, layout, tied, metadata[PROVENANCE])
+                inner = folder / layout.weights
+                inner.mkdir(exist_ok=True)
+                _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
+                sync_folder(inner)
         else:
             with (
                 synced_file(folder / layout.weights) as file,

@@ -143,6 +143,10 @@ def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Pa
             if _lock(descriptor) is not False and _is_at(descriptor, path):
                 done = True
                 yield path, descriptor
+        except OSError as error:
+            if error.filename is None:  # the system speaks of a descriptor
+                error.filename = str(target)
+            raise
         finally:
             try:
                 _remove(path)

@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,8 @@ BITS = {
 }
 """Bits per element of dtypes, by torch's name of them; of others, torch says how many bytes."""
 
+PROVENANCE = "wfcast.forecast"
+"""The key of a forecast's provenance in its metadata."""
 
 _BUFFER = re.compile(
     r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias|_extra_state)$"
@@ -69,9 +71,10 @@ _BUFFER = re.compile(
 def is_forecast(tensor: Tensor) -> bool:
     """Whether a tensor is forecast; integers, bools, float8 and buffers are copied.
 
-    A buffer is told by its name: what BatchNorm counts, and the tables of rotary embeddings.
+    Where no module says which tensors are buffers, they are told by name: what BatchNorm counts,
+    and the tables of rotary embeddings.
     """
-    return tensor.dtype in FLOATS and _BUFFER.search(tensor.name) is None
+    return tensor.dtype in FLOATS and not tensor.buffer and _BUFFER.search(tensor.name) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,14 @@ class Tensor:
     """A tensor's name, shape and dtype (torch's name of it).
 
     A quantized one also has what its integers stand for: scale and zero point, and the axis where
-    there is one of each per channel.
+    there is one of each per channel. `buffer` is whether a module says that it is one.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     quantizer: tuple[Any, ...] | None = field(default=None, compare=False)
+    buffer: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -118,7 +122,8 @@ class Layout:
     folder : bool
         Whether it is a folder, with the weights and what is carried along.
     weights : str
-        The name of the weights in the folder: a file, or the index of the shards.
+        The name of the weights in the folder: a file, the index of the shards, or a folder of
+        torch.distributed.checkpoint; "" where the folder is such a one itself.
     shards : dict of str to str, or None
         Tensor name -> file name; None where there is but one file.
     index : dict
@@ -351,8 +356,13 @@ def _place(value: Any) -> Any:
 
 
 class MappingCheckpoint(TensorCheckpoint):
-    """A mapping of names to arrays or tensors, such as a state_dict."""
+    """A mapping of names to arrays or tensors, such as a state_dict; `buffers` are no weights."""
 
-    def __init__(self, source: Mapping[str, Any], what: str) -> None:
+    def __init__(
+        self, source: Mapping[str, Any], what: str, buffers: Container[str] = frozenset()
+    ) -> None:
         super().__init__(what)
         self._take(source)
+        for name in self.tensors:
+            if name in buffers:
+                self.tensors[name] = replace(self.tensors[name], buffer=True)

@@ -13,8 +13,10 @@ import math
 import mmap
 import os
 import pickle
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -23,7 +25,7 @@ import numpy as np
 from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
 from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
-from ._base import FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
+from ._base import PROVENANCE, FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
 from ._torch import (
     Stage,
     beside,
@@ -36,24 +38,25 @@ from ._torch import (
 )
 
 METADATA = ".metadata"
-NOTE = "wfcast.forecast"
-"""The name under which the provenance of a forecast is saved beside the weights."""
+LARGE = 1 << 24
+"""From how many bytes on a tensor in pieces is put together in a file."""
 
 
 class _Place(NamedTuple):
-    """Where a chunk of a tensor lies in the data files, and its shape."""
+    """Where a chunk of a tensor lies in the data files, and in the tensor."""
 
     file: str
     offset: int
     length: int
+    starts: tuple[int, ...]
     sizes: tuple[int, ...]
 
 
 class DistributedCheckpoint(FileCheckpoint):
     """A folder of torch.distributed.checkpoint.
 
-    A tensor that lies in one piece is mapped; of those in several, torch puts one at a time
-    together in memory.
+    A tensor that lies in one piece is mapped, and one in several is put together, one at a time, in
+    memory that the system can write out. What is stored otherwise is left to torch.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -80,8 +83,9 @@ class DistributedCheckpoint(FileCheckpoint):
                     f"{self.label(name)} cannot be read: {METADATA} {error}"
                 ) from error
         others = [n for n in state if isinstance(n, str) and n not in source]
-        left = tuple(n for n in (*beside(tree, keys), *others) if n != NOTE)
-        self.layout = Layout("dcp", folder=True, keys=keys, prefix=prefix, left=left)
+        left = tuple(n for n in (*beside(tree, keys), *others) if n != PROVENANCE)
+        self.layout = Layout("dcp", True, "", keys=keys, prefix=prefix, left=left)
+        self._read_note()
 
     def _read_metadata(self) -> Any:
         from torch.distributed.checkpoint.metadata import Metadata
@@ -131,12 +135,9 @@ class DistributedCheckpoint(FileCheckpoint):
 
     def _stored(self) -> dict[tuple[str, tuple[int, ...]], Any]:
         """Torch's record of each chunk, by the tensor's name and the offsets in it."""
-        from torch.distributed.checkpoint.metadata import MetadataIndex
-
         found = {}
         for index, info in self._found.storage_data.items():
-            fields = vars(index) if isinstance(index, MetadataIndex) else {}
-            name, offset = fields.get("fqn"), fields.get("offset")
+            name, offset = _fqn(index), getattr(index, "offset", None)
             if isinstance(name, str) and _are_sizes(offset):
                 found[name, tuple(offset)] = info
         return found
@@ -167,14 +168,31 @@ class DistributedCheckpoint(FileCheckpoint):
             info = stored.get((stored_as, tuple(starts)))
             if info is None:
                 raise ValueError(f"does not say where its chunk at {list(starts)} lies")
-            places.append(self._place(info, tuple(sizes), math.prod(sizes) * dtype.itemsize))
+            nbytes = math.prod(sizes) * dtype.itemsize
+            places.append(self._place(info, tuple(starts), tuple(sizes), nbytes))
         if not _make_up(boxes, shape):
             raise ValueError(f"gives chunks that do not make up the shape {list(shape)}")
         if sum(p.length for p in places) > sum(self._files.values()):
             raise ValueError("gives chunks that share their bytes")
         return Tensor(name, shape, str(dtype).removeprefix("torch.")), places
 
-    def _place(self, info: Any, sizes: tuple[int, ...], nbytes: int) -> _Place:
+    def _read_note(self) -> None:
+        """The provenance of a forecast, which is saved as a text beside the weights."""
+        infos = (i for index, i in self._found.storage_data.items() if _fqn(index) == PROVENANCE)
+        what = f"{PROVENANCE!r} of {self.what}"
+        for info in infos:
+            try:
+                place = self._place(info, (), (), 0)
+                with open(self.path / place.file, "rb") as file:
+                    note = look(file, place.offset, place.length, what)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(f"{what} cannot be read: {METADATA} {error}") from error
+            if isinstance(note, str):
+                self.metadata[PROVENANCE] = note
+
+    def _place(
+        self, info: Any, starts: tuple[int, ...], sizes: tuple[int, ...], nbytes: int
+    ) -> _Place:
         fields = vars(info) if hasattr(info, "__dict__") else {}
         file, offset, length = (fields.get(k) for k in ("relative_path", "offset", "length"))
         if not isinstance(file, str) or type(offset) is not int or type(length) is not int:
@@ -193,7 +211,7 @@ class DistributedCheckpoint(FileCheckpoint):
                 f"gives {length} bytes at {offset} of {file!r} for a chunk of {nbytes} bytes; the "
                 f"file has {self._files[file]}"
             )
-        return _Place(file, offset, length, sizes)
+        return _Place(file, offset, length, starts, sizes)
 
     def _load(self, name: str) -> MappingCheckpoint:
         import torch
@@ -224,30 +242,45 @@ class DistributedCheckpoint(FileCheckpoint):
         return MappingCheckpoint({name: whole}, self.what)
 
     def _map(self, name: str) -> Array | None:
-        """The bytes of a tensor that lies in one piece; None for one that torch puts together."""
-        tensor = self.tensors[name]
+        """The bytes of a tensor; None for one that torch is to read.
+
+        In one piece it is mapped; several are put together from their maps.
+        """
+        tensor, places = self.tensors[name], self._places[name]
         quantized = tensor.dtype.startswith("q")  # whose bytes say nothing without a scale
-        if len(self._places[name]) != 1 or not tensor.nbytes or quantized:
+        if not tensor.nbytes or quantized:
             return None
-        place = self._places[name][0]
         try:
-            held = self._look(name, place)
-            if not held.contiguous:
+            held = [self._look(name, place) for place in places]
+            if not all(one.contiguous for one in held):
                 return None
-            assert held.storage.place is not None
-            start = place.offset + held.storage.place + held.start
-            slack = start % mmap.ALLOCATIONGRANULARITY
-            with open(self.path / place.file, "rb") as file:
-                mapped = mmap.mmap(
-                    file.fileno(),
-                    tensor.nbytes + slack,
-                    access=mmap.ACCESS_READ,
-                    offset=start - slack,
-                )
+            pieces = (self._mapped(p, h) for p, h in zip(places, held, strict=True))
+            if len(places) == 1:
+                found = next(pieces)
+            else:
+                found = _room(tensor.nbytes)
+                width = tensor.bits // 8
+                whole = found.reshape(*tensor.shape, width)
+                for place, piece in zip(places, pieces, strict=True):
+                    box = (slice(o, o + n) for o, n in zip(place.starts, place.sizes, strict=True))
+                    whole[tuple(box)] = piece.reshape(*place.sizes, width)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
         self._check_same()
-        return np.frombuffer(mapped, np.uint8, tensor.nbytes, slack)
+        return found
+
+    def _mapped(self, place: _Place, held: StoredTensor) -> Array:
+        """The bytes of a chunk."""
+        if not held.nbytes:
+            return np.empty(0, np.uint8)
+        assert held.storage.place is not None
+        start = place.offset + held.storage.place + held.start
+        slack = start % mmap.ALLOCATIONGRANULARITY
+        with open(self.path / place.file, "rb") as file:
+            mapped = mmap.mmap(
+                file.fileno(), held.nbytes + slack, access=mmap.ACCESS_READ, offset=start - slack
+            )
+        return np.frombuffer(mapped, np.uint8, held.nbytes, slack)
 
     def _check_same(self) -> None:
         """The data are opened by name each time: they must be those that the metadata are of."""
@@ -281,6 +314,22 @@ class DistributedCheckpoint(FileCheckpoint):
     def raw(self, name: str) -> Array:
         mapped = self._map(name)
         return self._load(name).raw(name) if mapped is None else mapped
+
+
+def _room(nbytes: int) -> Array:
+    """Bytes of memory; many of them are those of a nameless file, which can be written out."""
+    if nbytes >= LARGE:
+        with suppress(OSError), tempfile.TemporaryFile() as file:  # the disk may be full
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            return np.frombuffer(mmap.mmap(file.fileno(), nbytes), np.uint8)
+    return np.empty(nbytes, np.uint8)
+
+
+def _fqn(index: Any) -> Any:
+    """The name of what an entry of the storage data is of."""
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    return vars(index).get("fqn") if isinstance(index, MetadataIndex) else None
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -351,7 +400,7 @@ def save(folder: Path, stage: Stage, layout: Layout, tied: Mapping[str, str], no
     from torch.distributed.checkpoint import filesystem, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
-    state = {**nested(named(stage, layout, tied), layout.keys), NOTE: note}
+    state = {**nested(named(stage, layout, tied), layout.keys), PROVENANCE: note}
     writer = filesystem.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is but one process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 from .._errors import CheckpointError
@@ -11,23 +12,30 @@ from ._dcp import METADATA
 from ._safetensors import MAX_HEADER
 from ._sharded import INDEX
 
-WEIGHTS = tuple(
-    name
-    for stem, torch_stem in (
-        ("model", "pytorch_model"),
-        ("adapter_model", "adapter_model"),
-        ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    )
-    for name in (
-        f"{stem}.safetensors{INDEX}",
-        f"{stem}.safetensors",
-        f"{torch_stem}.bin{INDEX}",
-        f"{torch_stem}.bin",
-    )
+WEIGHTS = (
+    *(
+        name
+        for stem, torch_stem in (
+            ("model", "pytorch_model"),
+            ("adapter_model", "adapter_model"),
+            ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+        )
+        for name in (
+            f"{stem}.safetensors{INDEX}",
+            f"{stem}.safetensors",
+            f"{torch_stem}.bin{INDEX}",
+            f"{torch_stem}.bin",
+        )
+    ),
+    "pytorch_model_fsdp.bin",
 )
 """The file names that Hugging Face's libraries give to weights; the first that is there counts."""
 
-_CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".tiktoken", ".yaml"}
+SHARDED = "pytorch_model_fsdp_0"
+"""The folder of torch.distributed.checkpoint in which Accelerate keeps the weights of FSDP."""
+
+_CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".yaml"}
+_CARRIED |= {".tiktoken", ".spm", ".codes", ".tokenizer"}  # further vocabularies
 _TRAINING = {"trainer_state.json", "training_args.json"}
 _STEP_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
 _STEP_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:safetensors|pt|pth|bin|ckpt)")
@@ -49,7 +57,10 @@ def weights_in(folder: Path) -> Path | None:
     """What holds the weights of a checkpoint folder: the folder itself for a distributed one."""
     if (folder / METADATA).is_file():
         return folder
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None and (folder / SHARDED / METADATA).is_file():
+        return folder / SHARDED
+    return found
 
 
 def companions(folder: Path, own: set[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -94,8 +105,19 @@ def adapted_model(folder: Path, what: str) -> str | None:
     return found
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there are checkpoints in it by name and content, whatever else there is."""
+    return any(
+        _STEP_NAME.fullmatch(path.name) and path.is_dir() and weights_in(path) is not None
+        for path in folder.iterdir()
+    )
+
+
 def steps_in(folder: Path) -> dict[int, Path]:
-    """What looks like a checkpoint in a run folder, by step: the last number of its name."""
+    """What looks like a checkpoint in a run folder, by step: the last number of its name.
+
+    Of two with the same step, a folder without weights is left out with a warning.
+    """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -104,9 +126,17 @@ def steps_in(folder: Path) -> dict[int, Path]:
         if match is None or (path.is_dir() and not any(path.iterdir())):
             continue
         step = int(match[1])
-        if step in found:
+        pair = [p for p in (found.get(step), path) if p is not None]
+        whole = [p for p in pair if p.is_file() or weights_in(p) is not None]
+        if len(pair) > 1 and len(whole) != 1:
             raise CheckpointError(
-                f"{str(folder)!r} has step {step} twice: {found[step].name} and {path.name}"
+                f"{str(folder)!r} has step {step} twice: {pair[0].name} and {pair[1].name}"
             )
-        found[step] = path
+        found[step] = whole[0] if len(pair) > 1 else path
+        for one in pair:
+            if one != found[step]:
+                warnings.warn(
+                    f"left out, as if it were not there: {str(one)!r} holds no finished checkpoint",
+                    stacklevel=2,
+                )
     return dict(sorted(found.items()))

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,15 +27,15 @@ import numpy as np
 from .._columns import Array, is_tensor
 from .._errors import CheckpointError
 from ._archive import look
-from ._base import FileCheckpoint, Layout, Tensor, TensorCheckpoint
+from ._base import PROVENANCE, FileCheckpoint, Layout, Tensor, TensorCheckpoint
 
 KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
 PREFIXES = ("module.", "_orig_mod.")
 DEPTH = 20
 """How far down a state dict is looked for: one that holds itself has no end."""
 
-MAPPED = 10_000
-"""The most tensors of one file that are mapped one by one when it is written."""
+ALIGNMENT = 64
+"""Where a tensor may begin in the file from which it is written: a cache line."""
 
 
 class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
@@ -53,13 +54,18 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         plain = {k: v for k, v in state.items() if isinstance(k, str) and k not in source}
         others = {k: v for k, v in plain.items() if _goes_along(k, v)}
         versions = getattr(state, "_metadata", None)
+        if not isinstance(versions, Mapping):
+            versions = {}
+        if PROVENANCE in versions:
+            with suppress(TypeError, ValueError, RecursionError):  # it may be anything
+                self.metadata[PROVENANCE] = json.dumps(versions[PROVENANCE])
         self.layout = Layout(
             "torch",
             weights=path.name,
             keys=keys,
             prefix=prefix,
             others=others,
-            versions=versions if isinstance(versions, Mapping) else {},
+            versions=versions,
             left=(*beside(whole, keys), *(k for k in plain if k not in others)),
         )
 
@@ -198,8 +204,7 @@ class Stage:
 
     def write(self, name: str, pieces: Iterable[Array]) -> None:
         """Write one tensor: C-contiguous pieces in C order."""
-        page = mmap.ALLOCATIONGRANULARITY
-        start = -(-self._file.tell() // page) * page
+        start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         self._file.seek(start)
         self._starts[name] = start
         for piece in pieces:
@@ -209,23 +214,17 @@ class Stage:
         """The tensors in the order of their names as given, each with a storage of its own."""
         torch = import_torch("a torch file")
         self._file.flush()
-        large = sorted(self._tensors.values(), key=lambda t: -t.nbytes)[:MAPPED]
-        mapped = {t.name for t in large}
+        whole: Any = None  # one map: each would hold a descriptor, of which there are not many
         for name, tensor in self._tensors.items():
             dtype = getattr(torch, tensor.dtype)
             if tensor.nbytes == 0:
                 yield name, torch.empty(tensor.shape, dtype=dtype)
                 continue
+            if whole is None:
+                # shared: torch wants memory that may be written, and private memory is accounted
+                whole = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_WRITE)
             start, length = self._starts[name], tensor.nbytes
-            if name in mapped:
-                # private pages: torch wants memory that may be written
-                whole: Any = mmap.mmap(
-                    self._file.fileno(), length, access=mmap.ACCESS_COPY, offset=start
-                )
-            else:
-                self._file.seek(start)
-                whole = bytearray(self._file.read(length))
-            flat = torch.frombuffer(whole, dtype=torch.uint8, count=length)
+            flat = torch.frombuffer(whole, dtype=torch.uint8, count=length, offset=start)
             if tensor.quantizer is None:
                 yield name, flat.view(dtype).reshape(tensor.shape)
             else:
@@ -251,7 +250,7 @@ def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str)
     """
     state: Any = OrderedDict(named(stage, layout, tied))
     state.update(layout.others)
-    state._metadata = OrderedDict({**layout.versions, "wfcast.forecast": json.loads(note)})
+    state._metadata = OrderedDict({**layout.versions, PROVENANCE: json.loads(note)})
     return nested(state, layout.keys)
 
 
