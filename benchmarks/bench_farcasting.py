@@ -394,8 +394,9 @@ def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[
             "method": spec.method,
             "horizon": spec.horizon,
             "seed": spec.seed,
-            "curve": [(step, round(loss, 5)) for step, loss in result["curve"]],
-            **{k: v for k, v in result.items() if k in ("exports", "farcasting")},
+            "steps": [step for step, _ in result["curve"]],
+            "losses": [round(loss, 5) for _, loss in result["curve"]],
+            "exports": result.get("exports"),
         }
         for spec, result in runs.results.items()
     ]

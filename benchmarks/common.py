@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -260,10 +261,23 @@ def limit_threads(n: int) -> None:
     threadpool_limits(n)
 
 
+def finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(options: argparse.Namespace, name: str, payload: Mapping[str, Any]) -> None:
     """Write the results, and say where."""
     path = options.out or RESULTS / f"{name}{'-quick' if options.quick else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(finite(payload), indent=1, allow_nan=False)
+    text = re.sub(
+        r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text
+    )  # rows of numbers
+    path.write_text(text + "\n", encoding="utf-8")
     shown = path if options.out else path.relative_to(RESULTS.parent.parent)
     print(f"\nwritten: {shown}", file=sys.stderr)
