@@ -91,7 +91,7 @@ def harmful(walk):
 def test_a_run_of_known_length_loses_no_more_than_stated(max_loss):
     walk = Walk(harmful, stop=200, max_loss=max_loss, patience=99).go(200)
     jumps = [e for e in walk.farcasting.history if e["outcome"] == "rolled back"]
-    assert len(jumps) >= 2
+    assert len(jumps) >= (1 if max_loss < 0.1 else 2)
     assert walk.farcasting.steps_lost == 200 - walk.place
     assert walk.farcasting.steps_lost <= max_loss * 200
 
@@ -104,10 +104,15 @@ def test_a_run_of_unknown_length_loses_no_more_than_stated():
     assert walk.farcasting.steps_lost > 5
 
 
-def test_the_recovery_window_leaves_room_for_two_jumps():
+def test_the_recovery_window_is_no_longer_than_what_may_be_lost():
     walk = Walk(harmful, stop=200, recovery=50, patience=99).go(200)  # 3 % of 200 are 6
+    assert [e["steps_saved"] for e in walk.farcasting.history] == [-6]
     assert walk.farcasting.steps_lost == 6
-    assert [e["steps_saved"] for e in walk.farcasting.history] == [-3, -3]
+
+
+def test_the_first_jump_comes_after_a_tenth_of_the_run():
+    walk = Walk(cliff(1e9), start=10, stop=410, max_loss=0.5).go(60)
+    assert walk.farcasting.history[0]["step"] == 50
 
 
 def test_no_room_for_a_jump(caplog):
@@ -118,7 +123,7 @@ def test_no_room_for_a_jump(caplog):
 
 
 def test_kept_jumps_widen_and_pay_for_others():
-    walk = Walk(lambda walk: (1 + walk.place) ** -0.5, stop=400).go(60)
+    walk = Walk(lambda walk: (1 + walk.place) ** -0.5, stop=400).go(100)
     outcomes = {e["outcome"] for e in walk.farcasting.history[:-1]}
     horizons = [e["horizon"] for e in walk.farcasting.history]
     assert outcomes == {"kept"}

@@ -31,6 +31,7 @@ LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
 RISE = 0.1  # a jump that raises the judge's loss by more than this share at once is shortened
 MOST = 16  # by no more than this factor
+FIRST = 10  # no jump in the first such part of a run of known length
 PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
 
 _live: weakref.WeakSet[Farcasting] = weakref.WeakSet()
@@ -77,12 +78,13 @@ class Farcasting:
     n_states : int, default=2
         States that a forecast starts from; with a fitted forecaster, its inputs count.
     period : int, default=100
-        Steps between jumps.
+        Steps between jumps. The first comes no earlier than after a tenth of the steps to `stop`:
+        before that most runs bend too much for a line.
     horizon : "adaptive" or number, default="adaptive"
         How many steps ahead. "adaptive" begins at `period`.
     recovery : int, default=50
         Steps from a jump to its judgement; 0 keeps every jump unseen (with a number as horizon). At
-        most ``max_loss * stop / 2`` where `stop` is given, so that two jumps can be tried.
+        most ``max_loss * stop`` where `stop` is given, so that a jump can be tried.
     judge : callable, optional
         ``judge() -> float``, the held-out loss; called in eval mode, without gradients, the random
         state and the modes kept: about ten times per jump. None judges by the losses that `step` is
@@ -222,7 +224,7 @@ class Farcasting:
         self._losses: list[tuple[int, Any]] = []  # by clock
         self._pending: dict[str, Any] | None = None
         self._harms = 0
-        self._next = self._schedule(start + period)
+        self._next = self._schedule(start + max(period, ((stop or start) - start) // FIRST))
         self._said = ""
         self._steps_taken = StepCounter(optimizer)
         self._seen = self._steps_taken.value
@@ -403,7 +405,7 @@ class Farcasting:
         """The recovery window: no longer than what a run of known length may lose."""
         if stop is None or not recovery:
             return recovery
-        return max(1, min(recovery, int(max_loss * stop / 2)))
+        return max(1, min(recovery, int(max_loss * stop)))
 
     def _measured(self) -> set[int]:
         """The clocks of the held-out losses before the next jump."""
