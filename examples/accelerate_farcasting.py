@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from wfcast.torch import Farcasting
 
-TRAIN, HELD_OUT = slice(0, 1280), slice(1280, None)
-ACCUMULATED = 2  # batches per step; the 40 of an epoch make whole steps
+TRAIN, HELD_OUT = slice(0, 1344), slice(1344, None)
+ACCUMULATED = 2  # batches per step; the 42 of an epoch make whole steps
 
 
 class Progress:
