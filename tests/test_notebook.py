@@ -1,0 +1,97 @@
+"""The notebook, executed for real. Run as a program, this file writes its outputs anew."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")  # extras: wfcast itself does without
+pytest.importorskip("matplotlib")
+pytest.importorskip("ipykernel")  # only the tests use these
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+from jupyter_client.kernelspec import KernelSpec  # noqa: E402  only with them
+from jupyter_client.manager import AsyncKernelManager  # noqa: E402
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "farcasting.ipynb"
+PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+class ThisPython(AsyncKernelManager):
+    """Kernels of the interpreter that runs the tests, whatever others are installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=launch, display_name="Python 3", language="python")
+
+
+def execute(folder: Path) -> Any:
+    """The notebook with the outputs of a fresh kernel that runs in `folder`."""
+    client = nbclient.NotebookClient(
+        nbformat.read(NOTEBOOK, as_version=4),
+        kernel_manager_class=ThisPython,
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        timeout=300,
+    )
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures go to the notebook
+    return client.execute(env={**env, "IPYTHONDIR": str(folder / "ipython")})
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def check_outputs(notebook: Any) -> None:
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    shown = [output.data for output in outputs if "data" in output]
+    figures = [data["image/png"] for data in shown if "image/png" in data]
+    assert len(figures) == sum("plot()" in c.source or "\ncompare(" in c.source for c in cells)
+    assert all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
+    histories = [data["text/html"] for data in shown if "text/html" in data]
+    assert len(histories) == 2
+    assert all("<table" in html and "heading for" in html for html in histories)
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    done = execute(tmp_path)
+    check_outputs(done)
+    latest, average, fitted, again = re.findall(
+        r"^[a-z ]+? +(\d+\.\d+)", code_cells(done)[-1].outputs[0].text, re.M
+    )
+    assert latest == again  # `applied` gives the weights back
+    assert len({latest, average, fitted}) > 1
+
+
+def test_what_is_committed() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    check_outputs(notebook)
+    assert notebook.metadata == {"kernelspec": PYTHON, "language_info": {"name": "python"}}
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    assert not re.search(r"site-packages|/(home|root|tmp|Users)/| at 0x", text)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert not [p for p in prose if re.search(r"\d", p)]  # it must hold whatever comes out
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = execute(Path(folder))
+    notebook.metadata = {"kernelspec": PYTHON, "language_info": {"name": "python"}}
+    for data in (o.data for cell in code_cells(notebook) for o in cell.outputs if "data" in o):
+        data["text/plain"] = re.sub(r" at 0x\w+", "", data["text/plain"])
+    nbformat.write(notebook, NOTEBOOK)
