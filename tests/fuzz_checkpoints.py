@@ -366,7 +366,7 @@ def mutate_zip(rng, data):
         warnings.simplefilter("ignore")  # that a name is there twice
         with zipfile.ZipFile(out, "w", method) as target:
             for name, held in records:
-                target.writestr(name, held)
+                target.writestr(zipfile.ZipInfo(name), held, method)  # without the time of day
     return out.getvalue()
 
 

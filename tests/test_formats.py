@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from safetensors.torch import load_model
 
 import wfcast
 from wfcast.checkpoint import open_checkpoint
@@ -24,6 +23,7 @@ torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 pytest.importorskip("transformers")  # the same
 
 from models import ConvNet, Opened, small  # noqa: E402  only with both
+from safetensors.torch import load_model  # noqa: E402
 
 STEPS = (0, 500)
 LINE = wfcast.linear_trend(STEPS, (1500,))
@@ -192,7 +192,7 @@ SHARDED = """
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for step in (0, 500):
-        whole = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000 * (1 + step)
+        whole = (torch.arange(shape[0] * shape[1]) % 1000).float().reshape(shape) * (1 + step)
         state = {
             "rows": distribute_tensor(whole, mesh, [Shard(0)]),
             "columns": distribute_tensor(whole.bfloat16(), mesh, [Shard(1)]),
@@ -242,7 +242,7 @@ def test_what_two_processes_wrote(tmp_path, shape):
     command = [sys.executable, "-c", textwrap.dedent(PEAK), *paths.values()]
     peak = subprocess.check_output([*command, tmp_path / "out.safetensors"], env=ENVIRONMENT)
     assert int(peak) < 100  # one of the tensors takes 156 MiB in each of the checkpoints
-    few = torch.arange(float(shape[0] * shape[1])).reshape(shape) % 1000
+    few = (torch.arange(shape[0] * shape[1]) % 1000).float().reshape(shape)
     whole = {step: few * (1 + step) for step in STEPS}
     got = open_checkpoint(tmp_path / "out.safetensors")
     exact = 3 * whole[500] - 2 * whole[0]
