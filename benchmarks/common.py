@@ -55,6 +55,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "gpu": _gpu_name(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "last_level_cache_mib": _cache_mib(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -77,6 +78,14 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
+def _gpu_name() -> str | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def _cache_mib() -> float | None:
     try:
         size = os.sysconf("SC_LEVEL3_CACHE_SIZE")
@@ -93,6 +102,7 @@ def print_machine(info: Mapping[str, Any], threads: int) -> None:
     print(
         f"{info['cpu']}, {info['cores']} cores ({threads} threads used), "
         f"{info['memory_gib']:g} GiB{cache}, {info['isa']}, load {info['load_before']:g}"
+        + (f", {info['gpu']}" if info["gpu"] else "")
     )
     print(", ".join(f"{name} {version}" for name, version in info["versions"].items()))
     if info["load_before"] > 0.5:

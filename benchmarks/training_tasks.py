@@ -1,12 +1,13 @@
-"""What is trained in `bench_farcasting.py`: four models, on data that installed packages carry.
+"""What is trained in `bench_farcasting.py`: five models, on data that installed packages carry.
 
 A run is a pure function of its seed: step t of it draws its batch from ``(seed, t)`` alone, so that
-runs with and without jumps see the same batches. Everything is trained on one thread.
+runs with and without jumps see the same batches. On the CPU everything is trained on one thread.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,8 @@ class Task(ABC):
         That usual rate.
     betas, weight_decay
         Of AdamW.
+    device : {"cpu", "cuda"}
+        Where it is trained.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Task(ABC):
     untuned: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    device: str = "cpu"
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
@@ -202,12 +206,18 @@ class MaskedWords(Task):
     untuned = 1e-3
     betas, weight_decay = (0.9, 0.98), 0.01
 
+    @property
+    def _size(self) -> Any:
+        from wfcast.demo.train import SIZES
+
+        return SIZES["small"]
+
     @cached_property
     def _trainer(self) -> Any:
         from wfcast.demo.text import build_corpus
-        from wfcast.demo.train import SIZES, Trainer
+        from wfcast.demo.train import Trainer
 
-        size = SIZES["small"]
+        size = self._size
         corpus, _ = build_corpus(
             size.vocab_size,
             size.length,
@@ -219,7 +229,8 @@ class MaskedWords(Task):
     def model(self, seed: int) -> nn.Module:
         from wfcast.demo.train import Trainer
 
-        model: nn.Module = Trainer(self._trainer.size, self._trainer.corpus, seed).model
+        trainer = self._trainer
+        model: nn.Module = Trainer(trainer.size, trainer.corpus, seed, self.device).model
         return model
 
     def batch(self, seed: int, step: int) -> Any:
@@ -227,7 +238,10 @@ class MaskedWords(Task):
 
         corpus, draw = self._trainer.corpus, generator(seed, step)
         rows = torch.randint(len(corpus.train), (self._trainer.size.batch,), generator=draw)
-        return masked_batch(corpus.train[rows], draw, corpus.vocab_size)
+        return self._there(masked_batch(corpus.train[rows], draw, corpus.vocab_size))
+
+    def _there(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def loss(self, model: Any, batch: Any) -> Tensor:
         loss: Tensor = model(**batch).loss
@@ -238,9 +252,25 @@ class MaskedWords(Task):
         from wfcast.demo.text import masked_batch
 
         corpus = self._trainer.corpus
-        whole = masked_batch(corpus.held_out, generator(0, 0), corpus.vocab_size)
+        whole = self._there(masked_batch(corpus.held_out, generator(0, 0), corpus.vocab_size))
         parts = {name: tensor.split(HELD_OUT_CHUNK) for name, tensor in whole.items()}
         return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
+
+
+class BaseMaskedWords(MaskedWords):
+    """The same of DistilBERT's own size, 67 million parameters, with its dropout, on a GPU."""
+
+    name = "distilbert-base"
+    steps, every = 500, 25
+    rates = (1e-4, 3e-4)
+    untuned = 1e-4
+    device = "cuda"
+
+    @property
+    def _size(self) -> Any:
+        from wfcast.demo.train import SIZES
+
+        return replace(SIZES["base"], batch=32)
 
 
 class Classes(Task):
@@ -327,7 +357,7 @@ class Classes(Task):
         return [{"input_ids": x[rows], "labels": y[rows]} for rows in order.split(HELD_OUT_CHUNK)]
 
 
-TASKS: tuple[type[Task], ...] = (Digits, Characters, MaskedWords, Classes)
+TASKS: tuple[type[Task], ...] = (Digits, Characters, MaskedWords, Classes, BaseMaskedWords)
 
 
 # ---- schedules --------------------------------------------------------------------------------

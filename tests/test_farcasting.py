@@ -149,31 +149,6 @@ def test_torch_path_gives_what_the_core_gives(monkeypatch):
         torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("store", ["cpu", "device"])
-def test_cuda_gives_what_the_core_gives(store):
-    start = loops.mlp()
-    states = [loops.weights(loops.mlp(seed=s)) for s in (1, 2)]
-    results = []
-    for device in ("cpu", "cuda"):
-        model = copy.deepcopy(start).to(device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        farcasting = Farcasting(model, optimizer, horizon=20, **FAST, store=store)
-        for step in range(1, 11):
-            if step in (5, 10):
-                model.load_state_dict(states[step // 5 - 1])
-            x, y = (t.to(device) for t in loops.batch(step))
-            loss = loops.loss_of(model, (x, y))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            changed = farcasting.step(loss)
-        assert changed
-        results.append({k: v.cpu() for k, v in loops.weights(model).items()})
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-6)
-
-
 # ---- keeping and rolling back -------------------------------------------------------------------
 
 
