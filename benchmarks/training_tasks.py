@@ -261,7 +261,7 @@ class BaseMaskedWords(MaskedWords):
     """The same of DistilBERT's own size, 67 million parameters, with its dropout, on a GPU."""
 
     name = "distilbert-base"
-    steps, every = 500, 25
+    steps, every = 300, 25
     rates = (1e-4, 3e-4)
     untuned = 1e-4
     device = "cuda"

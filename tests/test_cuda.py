@@ -19,7 +19,7 @@ from wfcast.torch import Farcasting, _tensors, fit_to_loss  # noqa: E402
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
-STORES = ("cpu", "device", "disk")
+STORES = ("auto", "cpu", "device", "disk")
 
 
 def batch(step):
@@ -68,7 +68,7 @@ def test_a_jump_is_that_of_the_core(store):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(33, 65), (), (0, 3)])
+@pytest.mark.parametrize("shape", [(33, 65), (), (0, 3), (3001, 1501)])
 @pytest.mark.parametrize("strided", [False, True])
 def test_the_kernels_of_torch_are_those_of_the_core(dtype, shape, strided):
     torch.manual_seed(0)
@@ -77,26 +77,25 @@ def test_the_kernels_of_torch_are_those_of_the_core(dtype, shape, strided):
         states = [s.t() for s in states]
     there = [s.cuda() for s in states]
     coef, intercept = np.array([0.5, -1.25, 1.75]), 0.125
-    _tensors.combine(states[2], states, coef, intercept, "w")
-    _tensors.combine(there[2], there, coef, intercept, "w")
+    for some in (states, there):
+        _tensors.combine([("w", some[2], some, (coef, intercept))])
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(there[2].cpu(), states[2], rtol=2 * eps, atol=4 * eps)
     np.testing.assert_allclose(
-        _tensors.products(there, there[:1]),
-        _tensors.products([t.cpu() for t in there], [there[0].cpu()]),
+        _tensors.products([("w", there, there[:1])]),
+        _tensors.products([("w", [t.cpu() for t in there], [there[0].cpu()])]),
         rtol=1e-6,
         atol=1e-4,
     )
 
 
-def test_a_forecast_that_overflows_changes_nothing():
+def test_a_forecast_that_overflows_is_an_error():
     states = [torch.full((7,), x, dtype=torch.float16, device="cuda") for x in (0.0, 60_000.0)]
     with pytest.raises(WfcastError, match=r"w: the forecast .* overflows torch.float16"):
-        _tensors.combine(states[1], states, np.array([-1.0, 2.0]), 0.0, "w")
-    assert (states[1] == 60_000).all()
+        _tensors.combine([("w", states[1], states, (np.array([-1.0, 2.0]), 0.0))])
     states[0][3] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
-        _tensors.products(states)
+    with pytest.raises(ValueError, match="w: NaN"):
+        _tensors.products([("w", states, None)])
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -107,8 +106,27 @@ def test_states_lie_where_they_are_wanted(store):
     (state,) = farcasting._states.values()
     for kept, parameter in zip(state, model.parameters(), strict=True):
         assert torch.equal(kept.cpu(), parameter.cpu())
-        assert kept.is_cuda == (store == "device")
+        assert kept.is_cuda == (store in ("auto", "device"))
         assert kept.is_pinned() == (store == "cpu")
+
+
+def test_without_memory_for_a_copy_on_the_gpu(monkeypatch):
+    """The copy to the CPU then waits, instead of going on beside the training."""
+    model = loops.mlp().cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    real = torch.empty
+
+    def full(*args, device=None, **kwargs):
+        if device is not None and torch.device(device).type == "cuda":
+            raise torch.cuda.OutOfMemoryError
+        return real(*args, device=device, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", full)
+    farcasting = Farcasting(model, optimizer, **FAST, store="cpu")
+    (state,) = farcasting._states.values()
+    for kept, parameter in zip(state, model.parameters(), strict=True):
+        assert torch.equal(kept, parameter.cpu())
+        assert kept.is_pinned()
 
 
 CUDA_OPTIMIZERS = {
@@ -240,7 +258,8 @@ def test_fit_to_loss_is_that_on_the_cpu():
     fits = []
     for device in ("cpu", "cuda"):
         moved = copy.deepcopy(model).to(device)
-        there = {k: {n: t.to(device) for n, t in s.items()} for k, s in states.items()}
+        there = {k: {n: t.to(device) for n, t in s.items()} for k, s in states.items() if k % 20}
+        there = {**states, **there}  # some of them stay on the CPU
         source = (tuple(t.to(device) for t in loops.batch(s)) for s in itertools.count(10_000))
         mf = fit_to_loss(moved, there, loops.loss_of, source)
         with mf.applied(moved, there):

@@ -466,21 +466,21 @@ def test_ctrl_c_in_the_middle_of_a_jump(monkeypatch):
     train(model, optimizer, farcasting, range(1, 10))
     loss = loops.optimize(model, optimizer, 10)
     before = loops.weights(model)
-    from wfcast.torch import farcasting as module
+    from wfcast.torch import _tensors
 
-    real, calls = module.combine, []
+    real, calls = _tensors.apply, []
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        real(*args)
+        real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "combine", interrupted)
+    monkeypatch.setattr(_tensors, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         farcasting.step(loss)
     assert loops.equal(loops.weights(model), before)
-    monkeypatch.setattr(module, "combine", real)
+    monkeypatch.setattr(_tensors, "apply", real)
     train(model, optimizer, farcasting, range(11, 30))
     assert any(e["outcome"] == "kept" for e in farcasting.history)
 

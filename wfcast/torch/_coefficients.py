@@ -149,38 +149,32 @@ class Drift(Source):
         self.offsets = tuple(spacing * k for k in range(n_states - 1, -1, -1))
         self.learns = n_states + 1
         self._gram = np.zeros((len(self._names), n_states, n_states))
+        self._slopes = self._fitted()
 
     def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
-        fresh = np.zeros_like(self._gram)
         n = len(moves)
         step = np.zeros((n, 2 * n))
         step[np.arange(n), 2 * np.arange(n)] = -1
         step[np.arange(n), 2 * np.arange(n) + 1] = 1
-        for i in range(len(slots)):
-            columns = [state[i] for move in moves for state in move]
-            if columns[0].numel():
-                try:
-                    gram = products(columns)
-                except ValueError as error:
-                    raise ValueError(f"parameter {slots[i].name!r}: {error}") from error
-                fresh[i] = step @ gram @ step.T * share(slots[i].parameter)
+        grams = products(
+            (f"parameter {slot.name!r}", [state[i] for move in moves for state in move], None)
+            for i, slot in enumerate(slots)
+        )
+        shares = np.array([share(slot.parameter) for slot in slots])
+        fresh = step @ grams @ step.T * shares[:, None, None]
         self._gram = self.FORGET * self._gram + add_up(fresh.ravel()).reshape(fresh.shape)
+        self._slopes = self._fitted()
 
-    def slope(self, name: str) -> Vector:
-        """rho, oldest movement first."""
-        gram = self._gram[self._names.index(name)]
-        inner, cross = gram[:-1, :-1], gram[:-1, -1]
-        if not np.trace(inner) > 0:
-            return np.zeros(self._n - 1)
-        rho: Vector = np.linalg.lstsq(inner, cross, rcond=1e-9)[0]
-        total = rho.sum()
-        if total <= 0:
-            return np.zeros(self._n - 1)
-        result: Vector = rho / max(total, 1.0)  # no faster than it moved
-        return result
+    def _fitted(self) -> dict[str, Vector]:
+        """rho of each tensor, oldest movement first."""
+        inner, cross = self._gram[:, :-1, :-1], self._gram[:, :-1, -1:]
+        rho = (np.linalg.pinv(inner, rcond=1e-9, hermitian=True) @ cross)[..., 0]
+        total = rho.sum(axis=1, keepdims=True)
+        rho = np.where(total > 0, rho / np.maximum(total, 1.0), 0.0)  # no faster than it moved
+        return dict(zip(self._names, rho, strict=True))
 
     def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
-        rho = self.slope(name) * horizon / self._spacing
+        rho = self._slopes[name] * horizon / self._spacing
         a = np.zeros(self._n)
         a[-1] = 1
         a[1:] += rho
@@ -198,6 +192,7 @@ class Drift(Source):
                 f"expected {self._gram.shape[0]} and {self._gram.shape[1]}"
             )
         self._gram = gram.copy()
+        self._slopes = self._fitted()
 
 
 def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) -> Source:

@@ -38,6 +38,7 @@ class States:
     def __init__(self, run: Any, steps: Sequence[int], slots: Sequence[Slot]) -> None:
         found = check_run(run, tuple(steps), "states")
         self.steps = tuple(steps)
+        self._there: dict[str, list[torch.Tensor]] = {}
         self._sources = [self._open(found[s], s) for s in self.steps]
         slots = [
             s
@@ -60,6 +61,7 @@ class States:
                         f"parameter {slot.name!r} is {list(slot.local.shape)} in the model, "
                         f"{list(state.shape)} in the state at step {step}"
                     )
+        self._move()
 
     @staticmethod
     def _open(source: Any, step: int) -> Mapping[str, Any]:
@@ -69,9 +71,22 @@ class States:
             return {bare(name): value for name, value in source.items()}
         return _Opened(open_checkpoint(source, f"states, step {step}"))
 
+    def _move(self) -> None:
+        """To the GPU that the parameters are on, if half of what is free there is enough."""
+        sizes: dict[torch.device, int] = {}
+        for slot in self.slots:
+            device, size = slot.local.device, len(self.steps) * slot.local.nbytes
+            sizes[device] = sizes.get(device, 0) + size
+        for device, size in sizes.items():
+            if device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]:
+                for slot in self.slots:
+                    if slot.local.device == device:
+                        self._there[slot.name] = [t.to(device) for t in self.of(slot)]
+
     def of(self, slot: Slot) -> list[torch.Tensor]:
         """One parameter at every step: the part that this process holds."""
-        return [local(source[slot.name]) for source in self._sources]
+        there = self._there.get(slot.name)
+        return there or [local(source[slot.name]) for source in self._sources]
 
 
 class _Opened(Mapping[str, torch.Tensor]):
@@ -105,9 +120,9 @@ def write(
     """Replace the weights by ``sum_k a_k states_k + b``; `coefficients(name)` gives a and b."""
     reshard(model)
     with torch.no_grad():
-        for slot in slots:
-            a, b = coefficients(slot.name)
-            combine(slot.local, states.of(slot), a, b, f"parameter {slot.name!r}")
+        combine(
+            (f"parameter {s.name!r}", s.local, states.of(s), coefficients(s.name)) for s in slots
+        )
 
 
 @contextmanager

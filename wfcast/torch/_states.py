@@ -17,8 +17,28 @@ import torch
 from .._errors import WfcastError
 from ._tensors import local
 
-STORES = ("cpu", "device", "disk")
+STORES = ("auto", "cpu", "device", "disk")
 ALIGN = 64
+FEW = 0.1  # the share of a device's memory that "auto" takes
+
+
+def chosen(where: Any, parameters: Sequence[torch.Tensor], n_states: int) -> Any:
+    """`where`, or what "auto" stands for: beside the parameters while that takes little memory.
+
+    Expects `n_states` states at a time, and an optimizer that holds two tensors per parameter.
+    """
+    if where != "auto":
+        return where
+    sizes: dict[torch.device, int] = {}
+    for tensor in map(local, parameters):
+        sizes[tensor.device] = sizes.get(tensor.device, 0) + tensor.nbytes
+    for device, size in sizes.items():
+        if device.type != "cuda":
+            return "cpu"
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if (n_states + 2) * size > FEW * memory:
+            return "cpu"
+    return "device"
 
 
 class Store:
@@ -27,14 +47,16 @@ class Store:
     Parameters
     ----------
     where : {"cpu", "device", "disk"} or path
-        ``"cpu"``: memory of the CPU, pinned for tensors of a GPU. ``"device"``: beside each tensor.
-        ``"disk"``: files in a temporary folder; a path: files in that folder.
+        ``"cpu"``: memory of the CPU, pinned for tensors of a GPU and filled while that goes on.
+        ``"device"``: beside each tensor. ``"disk"``: files in a temporary folder; a path: files in
+        that folder.
     """
 
     def __init__(self, where: str | os.PathLike[str]) -> None:
         if not isinstance(where, str | os.PathLike):
             raise WfcastError(f"store is {where!r}, expected one of {STORES} or a folder")
         self.where = where
+        self._streams: dict[torch.device, Any] = {}
         self._spare: dict[Any, list[torch.Tensor]] = {}
         self._folder: Path | None = None
         self._files = 0
@@ -52,13 +74,40 @@ class Store:
         here = [local(t) for t in tensors]
         if self.where not in ("cpu", "device"):
             return self._write(here, dtype)
-        kept = []
-        for tensor in here:
-            copy = self._room(tensor, dtype or tensor.dtype)
-            kept.append(copy.copy_(tensor, non_blocking=True))
-        if any(t.is_cuda for t in here) and self.where == "cpu":
-            torch.cuda.synchronize()
+        kept = [self._room(tensor, dtype or tensor.dtype) for tensor in here]
+        apart: dict[torch.device, list[int]] = {}
+        for i, tensor in enumerate(here):
+            away = tensor.is_cuda and self.where == "cpu"
+            apart.setdefault(tensor.device if away else torch.device("cpu"), []).append(i)
+        for device, places in apart.items():
+            copies, tensors = [kept[i] for i in places], [here[i] for i in places]
+            if device.type == "cpu":
+                torch._foreach_copy_(copies, tensors)
+            else:
+                self._fetch(device, copies, tensors)
         return kept
+
+    def _fetch(
+        self, device: torch.device, copies: list[torch.Tensor], tensors: list[torch.Tensor]
+    ) -> None:
+        """From a GPU to pinned memory, while it goes on: `settled` waits for the end."""
+        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        try:
+            staged = [torch.empty(c.shape, dtype=c.dtype, device=device) for c in copies]
+        except torch.cuda.OutOfMemoryError:  # then it has to wait
+            stream, staged = torch.cuda.current_stream(device), tensors
+        else:
+            torch._foreach_copy_(staged, tensors)
+            stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for copy, tensor in zip(copies, staged, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(stream)
+            event = stream.record_event()
+        if staged is tensors:
+            event.synchronize()
+        for copy in copies:
+            copy._wfcast_copied = event  # type: ignore[attr-defined]
 
     def release(self, kept: Sequence[torch.Tensor]) -> None:
         """Copies that are not needed any more: their memory is used again."""
@@ -123,6 +172,14 @@ class Store:
         return kept
 
 
+def settled(kept: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The same copies, once they are complete; to be asked before any is read."""
+    events = {id(e): e for t in kept if (e := getattr(t, "_wfcast_copied", None)) is not None}
+    for event in events.values():
+        event.synchronize()
+    return kept
+
+
 # ---- what an optimizer holds --------------------------------------------------------------------
 
 
@@ -180,6 +237,7 @@ class OptimizerSnapshot:
 
     def restore(self, optimizer: Any, *, settings: bool) -> None:
         """Write it back, in place wherever a tensor is still there; `settings` of groups, too."""
+        settled(tensors_in(self.state))
         for parameter, then in zip(parameters_of(optimizer), self.state, strict=True):
             if then is None:
                 optimizer.state.pop(parameter, None)
@@ -199,6 +257,7 @@ class OptimizerSnapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy in plain containers."""
+        settled(tensors_in(self.state))
         return {"state": _map(self.state, torch.clone), "groups": _map(self.groups, torch.clone)}
 
     @classmethod

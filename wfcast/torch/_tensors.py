@@ -6,7 +6,8 @@ of a DTensor (FSDP2, tensor parallel).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,6 +23,10 @@ from .._fit import apply, threads
 from . import _distributed
 
 Vector = npt.NDArray[np.float64]
+
+# On a device, in elements: what is worked on at once, of one tensor and of several, and how much of
+# a tensor one row of a product holds.
+PIECE, BATCH, CHUNK = 1 << 22, 1 << 26, 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,11 @@ class Slot:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """A detached tensor over the same memory; of a DTensor, the shard."""
     shard: Any = getattr(tensor, "to_local", None)
+    if shard is None:
+        return tensor.detach()
     with torch.no_grad():
-        return (tensor if shard is None else shard()).detach()
+        part: torch.Tensor = shard().detach()
+        return part
 
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -174,81 +182,163 @@ def on_cpu(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def products(
-    tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] | None = None
+    rows: Iterable[tuple[str, Sequence[torch.Tensor], Sequence[torch.Tensor] | None]],
 ) -> Vector:
-    """``sum_i a_i b_i`` of each pair, (p, m) in float64; of `tensors` among themselves by default.
+    """``sum_i a_i b_i`` of each pair of tensors, for each of several parameters.
+
+    Parameters
+    ----------
+    rows : iterable of (name, p tensors, m tensors or None)
+        Of one parameter each, taken one at a time; None stands for the p tensors again.
+
+    Returns
+    -------
+    (n, p, m) array of float64
 
     Raises
     ------
     ValueError
         NaN or infinity.
     """
-    every = [*tensors, *(others or ())]
-    if on_cpu(every):
-        x = [_array(t) for t in tensors]
-        y = None if others is None else [_array(t) for t in others]
-        try:
-            return _core.gram(x, y, threads(None))
-        except _core.NonFinite:
-            raise ValueError("NaN or infinity in a tensor") from None
-    device = next((t.device for t in every if t.device.type != "cpu"), every[0].device)
-    left = [t.to(device, wide(t.dtype), non_blocking=True).flatten() for t in tensors]
-    right = (
-        left
-        if others is None
-        else [t.to(device, wide(t.dtype), non_blocking=True).flatten() for t in others]
-    )
-    sums = torch.stack(
-        [torch.stack([(a * b).sum(dtype=torch.float64) for b in right]) for a in left]
-    )
-    result: Vector = sums.cpu().numpy()
-    if not np.isfinite(result).all():
-        raise ValueError("NaN or infinity in a tensor")
-    return result
+    names: list[str] = []
+    results: list[Vector] = []
+    elsewhere: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
+    for name, left, right in rows:
+        every = [*left, *(right or ())]
+        sums = np.zeros((len(left), len(left if right is None else right)))
+        if left[0].numel() == 0:
+            pass
+        elif on_cpu(every):
+            y = None if right is None else [_array(t) for t in right]
+            try:
+                sums = _core.gram([_array(t) for t in left], y, threads(None))
+            except _core.NonFinite:
+                sums[:] = np.nan
+        else:
+            device = next((t.device for t in every if t.device.type != "cpu"), left[0].device)
+            elsewhere.setdefault(device, []).append((len(names), _gram(device, left, right)))
+        names.append(name)
+        results.append(sums)
+    for found in elsewhere.values():  # one wait per device
+        there = torch.stack([gram for _, gram in found]).cpu().numpy()
+        for (i, _), gram in zip(found, there, strict=True):
+            results[i] = gram
+    for name, sums in zip(names, results, strict=True):
+        if not np.isfinite(sums).all():
+            raise ValueError(f"{name}: NaN or infinity in a tensor")
+    return np.array(results)
 
 
-def combine(
-    out: torch.Tensor,
-    states: Sequence[torch.Tensor],
-    coef: Vector,
-    intercept: float,
-    what: str,
-) -> None:
-    """``out = sum_k coef_k states_k + intercept`` in place, rounded once; `out` may be a state.
+def _gram(
+    device: torch.device, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor] | None
+) -> torch.Tensor:
+    """What `_core.gram` gives, left on a device; in float64, by chunks that keep all of it busy."""
+    there: dict[int, torch.Tensor] = {}
+
+    def flat(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        for t in tensors:
+            if id(t) not in there:
+                there[id(t)] = t.to(device, non_blocking=True).flatten()
+        return [there[id(t)] for t in tensors]
+
+    a = flat(left)
+    b = None if right is None else flat(right)
+    sums = []
+    for begin in range(0, a[0].numel(), PIECE):
+        x = torch.stack([t[begin : begin + PIECE] for t in a]).double()
+        y = x if b is None else torch.stack([t[begin : begin + PIECE] for t in b]).double()
+        tail = x.shape[1] % CHUNK
+        whole = x.shape[1] - tail
+        if whole:
+            rows = x[:, :whole].view(len(x), -1, CHUNK).transpose(0, 1)
+            others = y[:, :whole].view(len(y), -1, CHUNK).permute(1, 2, 0)
+            sums.append(torch.bmm(rows, others).sum(0))
+        if tail:
+            sums.append(x[:, whole:] @ y[:, whole:].T)
+    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+
+
+Row = tuple[str, torch.Tensor, Sequence[torch.Tensor], tuple[Vector, float]]
+
+
+def combine(rows: Iterable[Row]) -> None:
+    """``out = sum_k a_k states_k + b`` in place for each of several parameters, rounded once.
+
+    Parameters
+    ----------
+    rows : iterable of (name, out, p states, (a, b))
+        Taken one at a time; `out` may be one of its own states, a is an array (p,).
 
     Raises
     ------
     WfcastError
-        NaN or infinity in a state, or a result beyond the dtype of `out`; then `out` is unchanged
-        where it is one of the states.
+        NaN or infinity in a state, or a result beyond the dtype of its `out`; others may have been
+        written by then.
     """
-    if out.numel() == 0:
-        return
-    if on_cpu([out, *states]):
-        apply(
-            [_array(s) for s in states],
-            [_array(out)],
-            np.ascontiguousarray(coef, dtype=np.float64).reshape(1, -1),
-            np.array([intercept], dtype=np.float64),
-            check_finite=True,
-            n_threads=None,
-            inputs=[what] * len(states),
-            outputs=[what],
-        )
-        return
-    dtype = torch.float64 if torch.float64 in (out.dtype, states[-1].dtype) else torch.float32
-    total = torch.full_like(out, intercept, dtype=dtype)
-    for state, c in zip(states, coef, strict=True):
-        total.add_(state.to(out.device, dtype, non_blocking=True), alpha=float(c))
-    rounded = total.to(out.dtype)
-    if not bool(torch.isfinite(rounded).all()):
-        raise WfcastError(f"{what}: the forecast holds NaN or infinity, or overflows {out.dtype}")
-    out.copy_(rounded)
+    waiting: list[Row] = []  # for one device
+    largest: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+
+    def flush() -> None:
+        if waiting:
+            found = largest.setdefault(waiting[0][1].device, [])
+            found += zip([name for name, *_ in waiting], _combined(waiting), strict=True)
+            waiting.clear()
+
+    for row in rows:
+        name, out, states, (a, b) = row
+        if out.numel() == 0:
+            continue
+        if on_cpu([out, *states]):
+            apply(
+                [_array(s) for s in states],
+                [_array(out)],
+                np.ascontiguousarray(a, dtype=np.float64).reshape(1, -1),
+                np.array([b], dtype=np.float64),
+                check_finite=True,
+                n_threads=None,
+                inputs=[name] * len(states),
+                outputs=[name],
+            )
+            continue
+        if waiting and (
+            out.device != waiting[0][1].device
+            or sum(r[1].numel() for r in waiting) + out.numel() > BATCH
+        ):
+            flush()
+        waiting.append(row)
+    flush()
+    for found in largest.values():  # one wait per device
+        finite = torch.stack([value for _, value in found]).isfinite().tolist()
+        for (name, value), fine in zip(found, finite, strict=True):
+            if not fine:
+                raise WfcastError(
+                    f"{name}: the forecast holds NaN or infinity, or overflows {value.dtype}"
+                )
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to add up in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _combined(rows: Sequence[Row]) -> Sequence[torch.Tensor]:
+    """`combine` on a device, a few operations for all of them; the largest magnitude of each."""
+    outs = [out for _, out, _, _ in rows]
+    dtypes = [
+        torch.float64 if torch.float64 in (out.dtype, states[-1].dtype) else torch.float32
+        for _, out, states, _ in rows
+    ]
+    total: tuple[torch.Tensor, ...] = ()
+    for k in range(len(rows[0][2])):
+        moved = [
+            states[k].to(out.device, dtype, non_blocking=True)
+            for (_, out, states, _), dtype in zip(rows, dtypes, strict=True)
+        ]
+        scaled = torch._foreach_mul(moved, [float(a[k]) for *_, (a, _) in rows])
+        if total:
+            torch._foreach_add_(total, scaled)
+        else:
+            total = scaled
+    if any(b for *_, (_, b) in rows):
+        torch._foreach_add_(total, [b for *_, (_, b) in rows])
+    rounded = [t.to(out.dtype) for t, out in zip(total, outs, strict=True)]
+    torch._foreach_copy_(outs, rounded)
+    return torch._foreach_norm(rounded, math.inf)
 
 
 def _array(tensor: torch.Tensor) -> Any:

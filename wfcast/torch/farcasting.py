@@ -17,7 +17,7 @@ from .._errors import WfcastError
 from . import _coefficients, _distributed
 from ._history import FarcastingReport
 from ._loop import StepCounter, check_horizon, check_numbers, evaluating
-from ._states import OptimizerSnapshot, Store, parameters_of, soften
+from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, soften
 from ._tensors import combine, local, reshard, select
 from ._trust import HARM, TrustRegion, Verdict, judge
 
@@ -92,9 +92,10 @@ class Farcasting:
     optimizer_state : {"keep", "reset", "scale"}, default="keep"
         What becomes of the moments after a jump. "reset" forgets the state of the parameters that
         jumped; "scale" multiplies first moments by ``spacing / (spacing + horizon)``.
-    store : {"cpu", "device", "disk"} or path, default="cpu"
+    store : {"auto", "cpu", "device", "disk"} or path, default="auto"
         Where states and what a rollback needs are kept: the CPU's memory, pinned for a GPU; beside
-        the parameters; files in a temporary folder, or in the folder given.
+        the parameters; files in a temporary folder, or in the folder given. "auto" is the GPU where
+        that takes at most a tenth of its memory, else the CPU.
     include, exclude : sequence of str, optional
         Shell patterns of parameter names. Frozen parameters never jump.
     start, stop : int, default=0 and None
@@ -166,7 +167,7 @@ class Farcasting:
         recovery: int = 50,
         judge: Callable[[], Any] | None = None,
         optimizer_state: str = "keep",
-        store: str | os.PathLike[str] = "cpu",
+        store: str | os.PathLike[str] = "auto",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         start: int = 0,
@@ -203,7 +204,8 @@ class Farcasting:
         self._judge, self._refresh = judge, refresh
         self._optimizer_state, self._state_dtype = optimizer_state, state_dtype
         self._start, self._stop = start, stop
-        self._store = Store(store)
+        n_kept = max(len(self._source.offsets), self._source.learns) + 1
+        self._store = Store(chosen(store, [s.parameter for s in self._slots], n_kept))
         self._trust = TrustRegion(
             period if adaptive else float(horizon),
             LOWEST * spacing if adaptive else 0.0,
@@ -507,7 +509,15 @@ class Farcasting:
     def _learn(self) -> None:
         moves = self._moves[1 - self._source.learns :]
         if len(moves) == self._source.learns - 1:
-            self._source.learn(self._slots, [(self._states[a], self._states[b]) for a, b in moves])
+            states = {clock: self._state(clock) for move in moves for clock in move}
+            self._source.learn(self._slots, [(states[a], states[b]) for a, b in moves])
+
+    def _state(self, clock: int) -> Sequence[torch.Tensor]:
+        """The state recorded then, from the parameters themselves while they are just that."""
+        kept = self._states[clock]
+        here = [slot.local for slot in self._slots]
+        exact = all(k.dtype == p.dtype for k, p in zip(kept, here, strict=True))
+        return here if exact and clock == self._clock else settled(kept)
 
     def _move(self, pending: dict[str, Any], entry: dict[str, Any]) -> str:
         """Replace the weights, and shorten a jump that raises the judge's loss by too much.
@@ -535,20 +545,24 @@ class Farcasting:
 
     def _combine(self, horizon: float) -> str:
         """Replace the weights; returns what was in the way."""
-        offsets = self._source.offsets
         reshard(self._model)
-        for i, slot in enumerate(self._slots):
-            if not all(p.requires_grad for p in slot.copies or (slot.parameter,)):
-                continue  # frozen meanwhile
-            weights = slot.local
-            states = [self._states[self._clock - o][i] for o in offsets[:-1]] + [weights]
-            coef, intercept = self._source.coefficients(slot.name, horizon)
-            try:
-                with torch.no_grad():
-                    combine(weights, states, coef, intercept, f"parameter {slot.name!r}")
+        coefficients = self._source.coefficients
+        before = [settled(self._states[self._clock - o]) for o in self._source.offsets[:-1]]
+        moving = [
+            (slot, [*(state[i] for state in before), slot.local])
+            for i, slot in enumerate(self._slots)
+            if all(p.requires_grad for p in slot.copies or (slot.parameter,))  # else frozen since
+        ]
+        try:
+            with torch.no_grad():
+                combine(
+                    (f"parameter {s.name!r}", s.local, states, coefficients(s.name, horizon))
+                    for s, states in moving
+                )
+                for slot, _ in moving:
                     slot.spread()
-            except WfcastError as error:
-                return str(error)
+        except WfcastError as error:
+            return str(error)
         return ""
 
     def _snapshot(self, before: list[tuple[int, float]], horizon: float) -> dict[str, Any]:
@@ -585,8 +599,8 @@ class Farcasting:
     def _write_weights(self, kept: Sequence[torch.Tensor]) -> None:
         reshard(self._model)
         with torch.no_grad():
-            for slot, then in zip(self._slots, kept, strict=True):
-                slot.local.copy_(then)
+            torch._foreach_copy_([slot.local for slot in self._slots], list(settled(kept)))
+            for slot in self._slots:
                 slot.spread()
 
     def _refuse(self, problem: str) -> bool:
@@ -680,8 +694,9 @@ class Farcasting:
         entry.update(outcome="rolled back", steps_saved=-float(lost))
         self._write_weights(then["weights"])
         with torch.no_grad():
-            for buffer, kept in zip(self._model.buffers(), then["buffers"], strict=True):
-                local(buffer).copy_(kept)
+            kept = settled(then["buffers"])
+            for buffer, value in zip(self._model.buffers(), kept, strict=True):
+                local(buffer).copy_(value)
         then["optimizer"].restore(self._optimizer, settings=self._scheduler is not None)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(then["scheduler"])
@@ -800,8 +815,8 @@ class Farcasting:
         if self._pending is not None:
             then = self._pending
             pending = {k: then[k] for k in then if k not in ("optimizer", "shared")}
-            pending["weights"] = [t.clone() for t in then["weights"]]
-            pending["buffers"] = [t.clone() for t in then["buffers"]]
+            pending["weights"] = [t.clone() for t in settled(then["weights"])]
+            pending["buffers"] = [t.clone() for t in settled(then["buffers"])]
             pending["optimizer"] = then["optimizer"].state_dict()
         return {
             "names": [s.name for s in self._slots],
@@ -812,7 +827,7 @@ class Farcasting:
             "harms": self._harms,
             "said": self._said,
             "seconds": self.seconds,
-            "states": {c: [t.clone() for t in kept] for c, kept in self._states.items()},
+            "states": {c: [t.clone() for t in settled(k)] for c, k in self._states.items()},
             "moves": [list(move) for move in self._moves],
             "losses": [(c, float(v)) for c, v in self._losses],
             "history": copy.deepcopy(self.history),

@@ -172,11 +172,7 @@ def _search(
 def _basis(slots: list[Slot], states: States, rank: int) -> tuple[Vector, float]:
     """Coefficients (k, r) of orthonormal directions, each summing to 0; the movements' length."""
     k = len(states.steps)
-    gram = np.zeros((k, k))
-    for slot in slots:
-        if slot.local.numel():
-            gram += products(states.of(slot)) * share(slot.parameter)
-    gram = add_up(gram.ravel()).reshape(k, k)
+    gram = _shared_sum(slots, products((s.name, states.of(s), None) for s in slots))
     to_latest = np.eye(k)[:-1] - np.eye(k)[-1]  # w_k - w_K
     values, vectors = np.linalg.eigh(to_latest @ gram @ to_latest.T)
     order = np.argsort(values)[::-1][:rank]
@@ -198,19 +194,19 @@ def _derivatives(
     kept = [s.parameter.grad for s in slots]
     for slot in slots:
         slot.parameter.grad = None
-    result = np.zeros(len(states.steps))
     try:
         with torch.enable_grad():
             loss = loss_fn(model, batch)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
                 raise WfcastError("loss_fn must return a scalar tensor that depends on the model")
             loss.backward()
+        used, sums = [], np.zeros((0, 1, len(states.steps)))
         for slot in slots:
             gradient = slot.parameter.grad
-            if gradient is None or slot.local.numel() == 0:
-                continue
-            dense = gradient.to_dense() if gradient.is_sparse else gradient
-            result += products([local(dense)], states.of(slot))[0] * share(slot.parameter)
+            if gradient is not None:
+                used.append((slot, gradient.to_dense() if gradient.is_sparse else gradient))
+        if used:
+            sums = products((slot.name, [local(g)], states.of(slot)) for slot, g in used)
     except ValueError as error:
         if isinstance(error, WfcastError):
             raise
@@ -218,7 +214,15 @@ def _derivatives(
     finally:
         for slot, then in zip(slots, kept, strict=True):
             slot.parameter.grad = then
-    return add_up(result)
+    result: Vector = _shared_sum([slot for slot, _ in used], sums)[0]
+    return result
+
+
+def _shared_sum(slots: list[Slot], sums: Vector) -> Vector:
+    """The sum over tensors, and over the processes that hold them."""
+    shares = np.array([share(slot.parameter) for slot in slots])
+    total = np.einsum("i,ijk->jk", shares, sums)
+    return add_up(total.ravel()).reshape(total.shape)
 
 
 def _batches(batches: Iterable[Any], held: int) -> tuple[list[Any], Iterator[Any]]:
