@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +40,7 @@ REACHES = (0.5, 1.0, 2.0)
 LINE_HORIZONS = (1, 3)  # in spacings
 SIBLINGS = (100, 101)
 PER_GPU = 5  # runs at a time
-JUMPS = 5  # that the overhead is measured over
+JUMPS, WARM = 5, 150  # that the overhead is measured over; steps of these to get warm
 
 
 @dataclass(frozen=True)
@@ -546,7 +546,9 @@ def overhead(quick: bool) -> dict[str, Any]:
     """Seconds in Farcasting as a share of all, for DistilBERT's 66M parameters and AdamW.
 
     A real training step is timed; then Farcasting follows an optimizer that steps with the last
-    gradients, over several jumps, since its own time does not depend on what the gradients are.
+    gradients, over several jumps, since its own time does not depend on what the gradients are. On
+    a GPU, which is waited for before and after, that leaves out what runs beside the training; so
+    there real steps are timed with and without it, too.
     """
     from transformers import DistilBertConfig, DistilBertForMaskedLM
 
@@ -561,40 +563,75 @@ def overhead(quick: bool) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     ids = torch.randint(5, config.vocab_size, (16, 128), device=device)
     n = sum(p.numel() for p in model.parameters())
-    taken = []
-    for _ in range(4 if device == "cpu" else 40):
-        begun = clock(device)
+
+    def train() -> None:
         loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    taken, idle = [], []
+    for _ in range(4 if device == "cpu" else 40):
+        begun = clock(device)
+        train()
         taken.append(clock(device) - begun)
+        begun = clock(device)
+        idle.append(clock(device) - begun)
     step_seconds = statistics.median(taken[1:])
     found: dict[str, Any] = {"device": device, "parameters": n, "step_seconds": step_seconds}
     print(f"\n{n / 1e6:.1f}M parameters on {device}, batch 16 x 128: {step_seconds:.4f} s per step")
     found["targets"] = []
-    for store in ("cpu",) if device == "cpu" else ("device", "cpu"):
-        farcasting = Farcasting(model, optimizer, store=store, horizon=20)
-        losses = (5.0 / (1 + 0.01 * t) for t in range(1, 10_000))
-        spent = []
-        for _ in range(JUMPS * 100):
-            optimizer.step()
-            begun = clock(device)
-            farcasting.step(next(losses))
-            spent.append(clock(device) - begun)
-        jumps = [e for e in farcasting.history if e["outcome"] != "refused"]
-        farcasting.close()
-        # the first jump takes memory for all of them, which a GPU's driver is slow to pin
-        first, later = sum(spent[:150]), sum(spent[150:])
-        found[store] = {"first_seconds": first, "later_seconds": later, "jumps": len(jumps)}
-        print(
-            f"states on the {store}: {first:.3f} s in Farcasting over the first 150 steps, "
-            f"{later:.3f} s over the {len(spent) - 150} after them; {len(jumps)} jumps"
-        )
-        label = f"overhead, states on the {store}, share of step time"
-        share = later / (len(spent[150:]) * step_seconds)
+
+    def target(label: str, share: float) -> None:
+        label = f"overhead, share of step time, {label}"
         found["targets"].append(Target(label, share, 0.01, at_most=True))
+
+    for store in ("cpu",) if device == "cpu" else ("device", "cpu"):
+        spent = follow(model, optimizer, optimizer.step, store, device)
+        # the first jump takes memory for all of them, which a GPU's driver is slow to pin
+        first = sum(spent[:WARM])
+        later = sum(spent[WARM:]) - len(spent[WARM:]) * statistics.median(idle)
+        found[store] = {"first_seconds": first, "later_seconds": later}
+        print(
+            f"states on the {store}: {first:.3f} s in Farcasting over the first {WARM} steps, "
+            f"{later:.3f} s over the {len(spent) - WARM} after them"
+        )
+        target(f"states on the {store}", later / (len(spent[WARM:]) * step_seconds))
+        if device == "cuda":
+            walls = []
+            for with_it in (False, True, False):
+                begun = clock(device)
+                for _ in range(0 if with_it else 200):
+                    train()
+                if with_it:
+                    begun = follow(model, optimizer, train, store, "")[0]
+                walls.append((clock(device) - begun) / (JUMPS * 100 - WARM if with_it else 200))
+            plain = (walls[0] + walls[2]) / 2
+            print(f"    per step {walls[0]:.5f} s without, {walls[1]:.5f} s with, {walls[2]:.5f} s")
+            found[store]["seconds_per_step"] = walls
+            target(f"states on the {store}, beside the training", walls[1] / plain - 1)
     return found
+
+
+def follow(
+    model: Any, optimizer: Any, train: Callable[[], Any], store: str, device: str
+) -> list[float]:
+    """Seconds in Farcasting of every step; without a device to wait for, when step `WARM` began."""
+    farcasting = Farcasting(model, optimizer, store=store, horizon=20)
+    losses = (5.0 / (1 + 0.01 * t) for t in range(1, 10_000))
+    spent = []
+    for step in range(JUMPS * 100):
+        if step == WARM and not device:
+            spent = [clock("cuda")]
+        train()
+        begun = clock(device)
+        farcasting.step(next(losses))
+        if device:
+            spent.append(clock(device) - begun)
+    jumps = sum(e["outcome"] != "refused" for e in farcasting.history)
+    assert jumps == JUMPS, farcasting.summary()
+    farcasting.close()
+    return spent
 
 
 def main() -> None:

@@ -80,12 +80,19 @@ def test_the_kernels_of_torch_are_those_of_the_core(dtype, shape, strided):
     for some in (states, there):
         _tensors.combine([("w", some[2], some, (coef, intercept))])
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(there[2].cpu(), states[2], rtol=2 * eps, atol=4 * eps)
+    torch.testing.assert_close(there[2].cpu(), states[2], rtol=2 * eps, atol=16 * eps)
     np.testing.assert_allclose(
         _tensors.products([("w", there, there[:1])]),
         _tensors.products([("w", [t.cpu() for t in there], [there[0].cpu()])]),
         rtol=1e-6,
         atol=1e-4,
+    )
+    moved = [*states[:2], *states[1:]]
+    np.testing.assert_allclose(
+        _tensors.movements([("w", [t.cuda() for t in moved])]),
+        _tensors.movements([("w", moved)]),
+        rtol=1e-5,
+        atol=1e-3,
     )
 
 

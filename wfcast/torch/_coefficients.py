@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._errors import WfcastError
 from ..model import ALL, ModelFarcaster
 from ._distributed import add_up
-from ._tensors import Slot, Vector, products, share
+from ._tensors import Slot, Vector, movements, share
 
 Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 
@@ -152,16 +152,12 @@ class Drift(Source):
         self._slopes = self._fitted()
 
     def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
-        n = len(moves)
-        step = np.zeros((n, 2 * n))
-        step[np.arange(n), 2 * np.arange(n)] = -1
-        step[np.arange(n), 2 * np.arange(n) + 1] = 1
-        grams = products(
-            (f"parameter {slot.name!r}", [state[i] for move in moves for state in move], None)
+        grams = movements(
+            (f"parameter {slot.name!r}", [state[i] for move in moves for state in move])
             for i, slot in enumerate(slots)
         )
         shares = np.array([share(slot.parameter) for slot in slots])
-        fresh = step @ grams @ step.T * shares[:, None, None]
+        fresh = grams * shares[:, None, None]
         self._gram = self.FORGET * self._gram + add_up(fresh.ravel()).reshape(fresh.shape)
         self._slopes = self._fitted()
 

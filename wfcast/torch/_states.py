@@ -117,7 +117,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             elif self.where in ("cpu", "device"):
-                self._spare.setdefault(self._key(tensor), []).append(tensor)
+                self._spare.setdefault(tensor._wfcast_key, []).append(tensor)  # type: ignore[attr-defined]
 
     def clear(self) -> None:
         """Let go of the memory that was released."""
@@ -126,15 +126,13 @@ class Store:
     def _room(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         device = like.device if self.where == "device" else torch.device("cpu")
         pinned = device.type == "cpu" and like.is_cuda
-        spare = self._spare.get((tuple(like.shape), dtype, device, pinned))
+        key = like.shape, dtype, device, pinned
+        spare = self._spare.get(key)
         if spare:
             return spare.pop()
-        return torch.empty(like.shape, dtype=dtype, device=device, pin_memory=pinned)
-
-    @staticmethod
-    def _key(tensor: torch.Tensor) -> Any:
-        pinned = tensor.device.type == "cpu" and torch.cuda.is_available() and tensor.is_pinned()
-        return tuple(tensor.shape), tensor.dtype, tensor.device, pinned
+        room = torch.empty(like.shape, dtype=dtype, device=device, pin_memory=pinned)
+        room._wfcast_key = key  # type: ignore[attr-defined]
+        return room
 
     def _write(
         self, tensors: Sequence[torch.Tensor], dtype: torch.dtype | None

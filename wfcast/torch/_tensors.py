@@ -7,10 +7,10 @@ of a DTensor (FSDP2, tensor parallel).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -258,6 +258,111 @@ def _gram(
     return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
 
 
+def movements(rows: Iterable[tuple[str, Sequence[torch.Tensor]]]) -> Vector:
+    """``sum_i d_i e_i`` of each pair of movements, for each of several parameters.
+
+    Parameters
+    ----------
+    rows : iterable of (name, 2 k tensors)
+        The states before and after each of k movements.
+
+    Returns
+    -------
+    (n, k, k) array of float64
+
+    Raises
+    ------
+    ValueError
+        NaN or infinity.
+    """
+    rows = list(rows)
+    k = len(rows[0][1]) // 2
+    step = np.zeros((k, 2 * k))
+    step[np.arange(k), 2 * np.arange(k)] = -1
+    step[np.arange(k), 2 * np.arange(k) + 1] = 1
+    result = np.zeros((len(rows), k, k))
+    pairs = [(i, j) for i in range(k) for j in range(i, k)]
+    elsewhere: dict[torch.device, list[tuple[list[int], torch.Tensor]]] = {}
+    for device, batch in _batches(enumerate(rows), lambda row: row[1][1]):
+        places = [i for i, _ in batch]
+        if device is None:
+            sums = products((name, states, None) for _, (name, states) in batch)
+            result[places] = step @ sums @ step.T
+        else:
+            norms = _norms([states for _, (_, states) in batch], device, pairs)
+            elsewhere.setdefault(device, []).append((places, norms))
+    for found in elsewhere.values():  # one wait per device
+        squares = torch.cat([norms for _, norms in found], 1).cpu().double().numpy() ** 2
+        places = [i for some, _ in found for i in some]
+        for (i, j), values in zip(pairs, squares, strict=True):
+            result[places, i, j] = result[places, j, i] = values
+        for i, j in pairs:  # 2 d e = |d + e|^2 - |d|^2 - |e|^2
+            if i != j:
+                result[places, i, j] -= result[places, i, i] + result[places, j, j]
+                result[places, i, j] /= 2
+                result[places, j, i] = result[places, i, j]
+    for (name, _), sums in zip(rows, result, strict=True):
+        if not np.isfinite(sums).all():
+            raise ValueError(f"{name}: NaN or infinity in a tensor")
+    return result
+
+
+def _norms(
+    rows: Sequence[Sequence[torch.Tensor]], device: torch.device, pairs: Sequence[tuple[int, int]]
+) -> torch.Tensor:
+    """The norms of the movements and of their sums, (pairs, rows), by a few operations for all."""
+    there: dict[int, torch.Tensor] = {}  # one movement ends where the next begins
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in there:
+            there[id(tensor)] = _widened(tensor, device)
+        return there[id(tensor)]
+
+    ends = [[wide(states[e]) for states in rows] for e in range(len(rows[0]))]
+    moves = [
+        torch._foreach_sub(after, before)
+        for before, after in zip(ends[::2], ends[1::2], strict=True)
+    ]
+    sums = [moves[i] if i == j else torch._foreach_add(moves[i], moves[j]) for i, j in pairs]
+    return torch.stack([torch.stack(torch._foreach_norm(part)) for part in sums])
+
+
+def _widened(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On a device, in float32 or float64."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.to(device, dtype, non_blocking=True)
+
+
+R = TypeVar("R")
+
+
+def _batches(
+    rows: Iterable[R], tensors: Callable[[R], Sequence[torch.Tensor]]
+) -> Iterator[tuple[torch.device | None, list[R]]]:
+    """Rows with elements: one by one for the core, and for another device as many in a row as hold
+    `BATCH` elements.
+    """
+    batch: list[R] = []
+    device: torch.device | None = None
+    size = 0
+    for row in rows:
+        held = tensors(row)
+        n = held[0].numel()
+        if n == 0:
+            continue
+        here = None
+        if not on_cpu(held):
+            here = next((t.device for t in held if t.device.type != "cpu"), held[0].device)
+        if batch and (here is None or here != device or size + n > BATCH):
+            yield device, batch
+            batch, size = [], 0
+        device = here
+        batch.append(row)
+        size += n
+    if batch:
+        yield device, batch
+
+
 Row = tuple[str, torch.Tensor, Sequence[torch.Tensor], tuple[Vector, float]]
 
 
@@ -267,7 +372,7 @@ def combine(rows: Iterable[Row]) -> None:
     Parameters
     ----------
     rows : iterable of (name, out, p states, (a, b))
-        Taken one at a time; `out` may be one of its own states, a is an array (p,).
+        `out` may be one of its own states; a is an array (p,).
 
     Raises
     ------
@@ -275,20 +380,13 @@ def combine(rows: Iterable[Row]) -> None:
         NaN or infinity in a state, or a result beyond the dtype of its `out`; others may have been
         written by then.
     """
-    waiting: list[Row] = []  # for one device
-    largest: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
-
-    def flush() -> None:
-        if waiting:
-            found = largest.setdefault(waiting[0][1].device, [])
-            found += zip([name for name, *_ in waiting], _combined(waiting), strict=True)
-            waiting.clear()
-
-    for row in rows:
-        name, out, states, (a, b) = row
-        if out.numel() == 0:
+    elsewhere: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    for device, batch in _batches(rows, lambda row: (row[1], *row[2])):
+        if device is not None:
+            largest = zip([name for name, *_ in batch], _combined(batch, device), strict=True)
+            elsewhere.setdefault(device, []).extend(largest)
             continue
-        if on_cpu([out, *states]):
+        for name, out, states, (a, b) in batch:
             apply(
                 [_array(s) for s in states],
                 [_array(out)],
@@ -299,15 +397,7 @@ def combine(rows: Iterable[Row]) -> None:
                 inputs=[name] * len(states),
                 outputs=[name],
             )
-            continue
-        if waiting and (
-            out.device != waiting[0][1].device
-            or sum(r[1].numel() for r in waiting) + out.numel() > BATCH
-        ):
-            flush()
-        waiting.append(row)
-    flush()
-    for found in largest.values():  # one wait per device
+    for found in elsewhere.values():  # one wait per device
         finite = torch.stack([value for _, value in found]).isfinite().tolist()
         for (name, value), fine in zip(found, finite, strict=True):
             if not fine:
@@ -316,19 +406,12 @@ def combine(rows: Iterable[Row]) -> None:
                 )
 
 
-def _combined(rows: Sequence[Row]) -> Sequence[torch.Tensor]:
+def _combined(rows: Sequence[Row], device: torch.device) -> Sequence[torch.Tensor]:
     """`combine` on a device, a few operations for all of them; the largest magnitude of each."""
     outs = [out for _, out, _, _ in rows]
-    dtypes = [
-        torch.float64 if torch.float64 in (out.dtype, states[-1].dtype) else torch.float32
-        for _, out, states, _ in rows
-    ]
     total: tuple[torch.Tensor, ...] = ()
     for k in range(len(rows[0][2])):
-        moved = [
-            states[k].to(out.device, dtype, non_blocking=True)
-            for (_, out, states, _), dtype in zip(rows, dtypes, strict=True)
-        ]
+        moved = [_widened(states[k], device) for _, _, states, _ in rows]
         scaled = torch._foreach_mul(moved, [float(a[k]) for *_, (a, _) in rows])
         if total:
             torch._foreach_add_(total, scaled)

@@ -197,7 +197,7 @@ class Farcasting:
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
         self._slots = select(model, optimizer, include, exclude)
         self._stepped = {id(p) for p in parameters_of(optimizer)}
-        self._shapes = {s.name: tuple(s.local.shape) for s in self._slots}
+        self._shapes = {s.name: tuple(s.parameter.shape) for s in self._slots}
         self._source = _coefficients.source(forecaster, spacing, n_states, self._slots)
         self._spacing, self._period = spacing, period
         self._recovery = self._window(recovery, stop, max_loss)
@@ -393,7 +393,7 @@ class Farcasting:
                 "Farcasting after adding them"
             )
         for slot in self._slots:
-            shape = tuple(slot.local.shape)
+            shape = tuple(slot.parameter.shape)
             if shape != self._shapes[slot.name]:
                 raise WfcastError(
                     f"parameter {slot.name!r} is {list(shape)} now and was "
@@ -515,9 +515,11 @@ class Farcasting:
     def _state(self, clock: int) -> Sequence[torch.Tensor]:
         """The state recorded then, from the parameters themselves while they are just that."""
         kept = self._states[clock]
-        here = [slot.local for slot in self._slots]
-        exact = all(k.dtype == p.dtype for k, p in zip(kept, here, strict=True))
-        return here if exact and clock == self._clock else settled(kept)
+        if clock == self._clock:
+            here = [slot.local for slot in self._slots]
+            if all(k.dtype == p.dtype for k, p in zip(kept, here, strict=True)):
+                return here
+        return settled(kept)
 
     def _move(self, pending: dict[str, Any], entry: dict[str, Any]) -> str:
         """Replace the weights, and shorten a jump that raises the judge's loss by too much.
