@@ -400,6 +400,18 @@ def test_fit_replaces_nothing_but_a_farcaster(tmp_path):
         assert wf(*arguments, "fc.safetensors", cwd=tmp_path).returncode == 0
 
 
+def test_checkpoints_that_no_step_asks_for_do_not_matter(tmp_path):
+    folder = step_folders(tmp_path / "run", (10, 20, 30))
+    save_file({"other": np.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "0.safetensors").touch()
+    pairs = [f"{step}={folder / f'checkpoint-{step}'}" for step in (10, 20, 30)]
+    fitted = tmp_path / "fc.safetensors"
+    steps = ("--inputs", "10,20", "--targets", "30", "-o", fitted)
+    ok("fit", "--run", "0=0.safetensors", *pairs, *steps, cwd=tmp_path)
+    given = (*pairs[:2], "40=other.safetensors", "50=nowhere", "--farcaster", fitted)
+    assert ok("forecast", *given, "-o", "out", cwd=tmp_path)["step"] == 30
+
+
 def test_patterns_that_match_nothing(tmp_path):
     folder = step_folders(tmp_path / "run")
     for option in ("--include", "--exclude"):

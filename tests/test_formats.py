@@ -434,6 +434,18 @@ def test_from_one_format_to_another(tmp_path, out, options, made):
     assert got.keys() | checkpoint.tied.keys() >= states[500].keys() - {"vocab_projector.weight"}
 
 
+def test_a_name_and_a_format_that_go_together(tmp_path):
+    run = {0: tmp_path / "a", 500: tmp_path / "b"}
+    for step, path in run.items():
+        path.mkdir()
+        save_file({"w": np.full(3, step, np.float32)}, path / "model.safetensors")
+    wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "f.safetensors", format="safetensors")
+    assert (tmp_path / "f.safetensors").is_file()
+    for out, format in (("g.safetensors", "torch"), ("g.pt", "safetensors"), ("g.bin", "dcp")):
+        with pytest.raises(wfcast.CheckpointError, match=f"a name that ends in .{out[2:]} asks"):
+            wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / out, format=format)
+
+
 ODD = {
     "qint8": lambda: torch.quantize_per_tensor(torch.arange(4.0), 0.1, 3, torch.qint8),
     "per channel": lambda: torch.quantize_per_channel(
@@ -700,6 +712,29 @@ def test_leftovers_go_and_living_ones_stay(tmp_path):
         file.write(b"new")
     assert link.is_symlink()
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_folder_that_came_meanwhile_is_kept(tmp_path):
+    run = {step: {"w": np.full(3, step, np.float32)} for step in STEPS}
+    out = tmp_path / "checkpoint-1500"
+
+    def put(*_):
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"a trainer's")
+
+    with pytest.raises(wfcast.CheckpointError, match="something was put there meanwhile"):
+        wfcast.forecast_checkpoint(LINE, run, 1500, out, shard_size=10**9, progress=put)
+    assert (out / "model.safetensors").read_bytes() == b"a trainer's"
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_the_longest_names_there_may_be(tmp_path):
+    name = "\N{CJK UNIFIED IDEOGRAPH-6F22}" * 85  # of three bytes each
+    left = tmp_path / f".{name[:66]}\udce6\udcbc.0123456789ab.tmp"
+    left.touch()
+    with atomic_file(tmp_path / name) as file:
+        file.write(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.slow

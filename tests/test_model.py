@@ -208,6 +208,8 @@ def rewrite(path, change):
         (lambda d, t: t.update(coef=t["coef"] * np.nan), "coef contains NaN"),
         (lambda d, t: t.pop("intercept"), "'intercept' is missing"),
         (lambda d, t: d["params"].update(evil=1), "unknown parameters"),
+        (lambda d, t: d["params"].update(beta="much"), "beta is 'much'"),
+        (lambda d, t: d["params"].update(by=3), "by is 3"),
         (lambda d, t: d.update(tensors=[]), "cannot be used"),
         (lambda d, t: d.update(tensors={"a": [[np.inf], "float32"]}), "cannot be used"),
     ],
@@ -355,6 +357,13 @@ def test_operators_take_any_iterable_of_steps():
     ):
         np.testing.assert_allclose(made.predict(w)["w"], [0, 2, 4])
     assert wfcast.average(iter((0, 1))).inputs == (0, 1)
+
+
+def test_a_line_through_steps_that_float64_does_not_tell_apart():
+    far = wfcast.linear_trend((2**60, 2**60 + 1), (2**60 + 3,))
+    np.testing.assert_array_equal(far.coef_["*"], [[-2, 3]])
+    with pytest.raises(wfcast.WfcastError, match="expected steps below 2\\^63"):
+        wfcast.linear_trend((0, 1), (2**63,))
 
 
 def test_operators_refuse_bad_steps():

@@ -191,6 +191,22 @@ def test_html_is_escaped():
     assert "&lt;b&gt;&amp;" in report._repr_html_()
 
 
+def test_names_do_not_steer_a_terminal(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"red\x1b[31m\nname": np.ones(3, np.float32)}, path, {"\x1b[2J": "a\nb\x07"})
+    text = str(wfcast.inspect(path))
+    assert "red\\x1b[31m\\nname" in text
+    assert "\\x1b[2J: a\nb\\x07" in text
+    out = tmp_path / "b.safetensors"
+    text += str(wfcast.forecast_checkpoint(wfcast.persistence((0,), (1,)), {0: path}, 1, out))
+    assert text.replace("\n", "").isprintable()
+
+
+def test_the_steps_of_a_run_may_be_numpys():
+    run = {step: {"w": np.full(3, step, np.float32)} for step in np.arange(0, 20, 10)}
+    assert wfcast.inspect(run).steps == (0, 10)
+
+
 def test_nothing_against_nothing():
     assert np.isnan(Errors(n=2).relative)
     assert Errors(n=2, sum_sq=1.0).relative == np.inf

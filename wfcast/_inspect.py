@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def nbytes_read(found: Found) -> tuple[int, dict[str, int]]:
 
 def _is_run(source: Any) -> bool:
     if isinstance(source, Mapping):
-        return bool(source) and all(isinstance(step, int) for step in source)
+        return bool(source) and all(isinstance(step, Integral) for step in source)
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
         return False
     if holds_run(Path(source)):

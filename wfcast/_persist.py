@@ -145,6 +145,7 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
     if unknown:
         raise WfcastError(f"unknown parameters {sorted(unknown)}")
     mf.set_params(**params)
+    mf._check()
     numbers: dict[str, Any] = {}
     for key in _NUMBERS:
         if key in tensors:

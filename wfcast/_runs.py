@@ -22,7 +22,7 @@ def steps(values: Any, name: str) -> tuple[int, ...]:
     Raises
     ------
     WfcastError
-        Not integers, none at all, or not increasing.
+        Not integers, none at all, not increasing, or beyond 64 bits.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise WfcastError(f"{name} is {values!r}, expected a sequence of steps such as (0, 500)")
@@ -32,6 +32,8 @@ def steps(values: Any, name: str) -> tuple[int, ...]:
         raise WfcastError(f"{name} is {values!r}, expected integer steps") from error
     if not found:
         raise WfcastError(f"{name} is empty, expected at least one step")
+    if any(abs(step) >= 2**63 for step in found):
+        raise WfcastError(f"{name} is {found}, expected steps below 2^63")
     if any(a >= b for a, b in pairwise(found)):
         raise WfcastError(f"{name} is {found}, expected increasing steps without repeats")
     return found

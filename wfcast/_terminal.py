@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["FitBar", "bar", "log", "table"]
+__all__ = ["FitBar", "bar", "log", "printable", "table"]
 
 
 def log(message: str) -> None:
@@ -93,9 +93,14 @@ class FitBar:
         self._bar.close()
 
 
+def printable(text: str) -> str:
+    """With escapes for what would steer a terminal or break a line: names may be anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
     """Columns as wide as their widest cell; the first `left` of them flush left, the rest right."""
-    cells = [list(header), *(list(row) for row in rows)]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
         "  ".join(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import CheckpointError, WfcastError
-from ._terminal import FitBar, bar, log
+from ._terminal import FitBar, bar, log, printable
 from ._version import __version__
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], tuple[dict[str, Any], str]] = args.command
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where: log(f"wfcast: warning: {message}")
+            warnings.showwarning = lambda message, *where: log(f"wfcast: warning: {_line(message)}")
             document, text = command(args)
         print(json.dumps(document, indent=2, allow_nan=False) if args.json else text, flush=True)
     except KeyboardInterrupt:
@@ -54,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (WfcastError, OSError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _line(error) or type(error).__name__
         print(f"wfcast: error: {reason}", file=sys.stderr)
         return 1
     return 0
+
+
+def _line(message: object) -> str:
+    return printable(" ".join(str(message).split()))
 
 
 # ---- arguments ----------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shard-size", type=_size, metavar="SIZE", help="such as 5GB: write shards of that size"
     )
     forecast.add_argument(
-        "--overwrite", action="store_true", help="replace OUT, a folder, with everything in it"
+        "--overwrite", action="store_true", help="replace OUT, a folder, and all that is in it"
     )
     forecast.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
@@ -240,7 +244,7 @@ def _steps(text: str) -> tuple[int, ...]:
 
 def _step_path(text: str) -> tuple[int | None, Path]:
     step, equals, path = text.partition("=")
-    if equals and step.isascii() and step.isdigit() and path:
+    if equals and step.isascii() and step.isdigit() and len(step) < 19 and path:
         return int(step), Path(os.path.expanduser(path))  # in which no shell puts a home for ~
     if not text or (equals and not Path(text).exists()):
         raise argparse.ArgumentTypeError(f"{text!r} is not STEP=PATH, such as 500=run/model.st")
@@ -258,7 +262,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKmMgG]?[bB]?)", text)
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kKmMgG]?[bB]?)", text)
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) * unit < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
@@ -322,7 +326,7 @@ def _fit(args: argparse.Namespace) -> _Result:
     )
     runs = [check_run(run, (), f"run {i}") for i, run in enumerate(runs)]
     columns = len(args.inputs) + len(args.targets)
-    first: Any = next((c for run in runs for c in run.values()), None)
+    first: Any = next((run[s] for run in runs for s in args.inputs if s in run), None)
     sizes = {}
     if first is not None:
         sizes = pass_sizes(open_checkpoint(first, "run 0"), args.by, columns, len(runs))
@@ -353,7 +357,8 @@ def _forecast(args: argparse.Namespace) -> _Result:
     farcaster, run = _farcaster_and_run(args)
     if args.threads is not None:
         farcaster.set_params(n_threads=args.threads)
-    tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors
+    last = next((s for s in reversed(farcaster.inputs_) if s in run), max(run))
+    tensors = open_checkpoint(run[last], f"the run, step {last}").tensors
     with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
 
         def progress(name: str, rows: int) -> None:

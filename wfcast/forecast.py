@@ -182,13 +182,13 @@ def forecast_checkpoint(
         Whether tensors that not all inputs have alike, or that the fit does not know, are copied
         from the last input instead of being an error.
     format : {"safetensors", "torch", "dcp"}, optional
-        Another format than the last input's.
+        Another format than the last input's, or than its name asks for in a file of that name.
     shard_size : int, optional
         Write a folder of shards of at most so many bytes: safetensors files, unless `format` says
         "torch".
     overwrite : bool, default=False
-        Whether a folder that is there, and not empty, is replaced with everything in it. A file is
-        replaced anyway.
+        Whether a folder that is there, and not empty, is replaced and everything in it removed. A
+        file is replaced anyway.
     progress : callable, optional
         Called as ``progress(name, rows)`` after each block.
 
@@ -234,7 +234,7 @@ def forecast_checkpoint(
     moves: dict[str, float] = {}
     computed = _computed(mf, plan, set(wanted), check_finite, progress, moves)
     with create_checkpoint(
-        target, layout, tensors, _metadata(mf, plan, layout), latest.tied
+        target, layout, tensors, _metadata(mf, plan, layout), latest.tied, overwrite
     ) as writer:
         pieces = chain.from_iterable(_ahead(computed(writer.order)))
         for name, group in groupby(pieces, key=itemgetter(0)):
@@ -329,7 +329,7 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
     if not overwrite:
         raise CheckpointError(
             f"cannot write {str(target)!r}: it is a folder with something in it; overwrite=True "
-            "(--overwrite) replaces it with everything in it"
+            "(--overwrite) removes everything in it"
         )
     inside = target.resolve()
     files = [c.path.resolve() for c in plan.inputs.values() if isinstance(c, FileCheckpoint)]
@@ -341,7 +341,7 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
     elif steps := sorted(p.name for p in target.iterdir() if p.is_dir() and _is_step(p.name)):
         reason = f"it holds other checkpoints, such as {steps[0]}"
     if reason:
-        raise CheckpointError(f"cannot replace {str(target)!r} with everything in it: {reason}")
+        raise CheckpointError(f"cannot replace {str(target)!r} and all that is in it: {reason}")
 
 
 def _is_step(name: str) -> bool:

@@ -55,8 +55,9 @@ def linear_trend(inputs: Iterable[int], targets: Iterable[int]) -> ModelFarcaste
     observed, ahead = steps(inputs, "inputs"), steps(targets, "targets")
     if len(observed) < 2:
         raise WfcastError(f"inputs is {observed}, expected at least two steps for a line")
-    t = np.array(observed, dtype=np.float64)
-    centred, later = t - t.mean(), np.array(ahead, dtype=np.float64) - t.mean()
+    # from the first step on: float64 does not tell large integers apart
+    t, later = (np.array([s - observed[0] for s in of], np.float64) for of in (observed, ahead))
+    centred, later = t - t.mean(), later - t.mean()
     coef = 1 / t.size + np.outer(later, centred) / (centred @ centred)
     return _ready(observed, ahead, coef)
 

@@ -20,7 +20,7 @@ from . import _core
 from ._columns import FLOATS
 from ._errors import CheckpointError
 from ._fit import Progress, threads
-from ._terminal import table
+from ._terminal import printable, table
 from .checkpoint import Checkpoint, open_checkpoint
 
 __all__ = [
@@ -85,7 +85,9 @@ class Report(ABC):
 
     def __str__(self) -> str:
         return "\n\n".join(
-            part if isinstance(part, str) else table(part.header, part.rows, left=part.left)
+            "\n".join(map(printable, part.split("\n")))
+            if isinstance(part, str)
+            else table(part.header, part.rows, left=part.left)
             for part in self._parts()
         )
 

@@ -179,20 +179,25 @@ def output_layout(
     ----------
     like : Layout
     target : Path
-        Where `format` is not given, a name that ends in .safetensors, .pt, .pth, .bin or .ckpt
-        asks for a single file of that format.
+        A name that ends in .safetensors, .pt, .pth, .bin or .ckpt asks for a single file of that
+        format, unless it is that of a folder or shards are asked for.
     tensors : iterable of Tensor
     format : {"safetensors", "torch", "dcp"}, optional
     shard_size : int, optional
         Bytes; asks for a folder of shards no larger than that: safetensors, unless `format` says
         "torch".
     """
-    asked = _SUFFIXES.get(target.suffix)
+    asked = None if target.is_dir() else _SUFFIXES.get(target.suffix)
+    if None not in (format, asked) and format != asked:
+        raise CheckpointError(
+            f"cannot write {str(target)!r} in the format {format!r}: a name that ends in "
+            f"{target.suffix} asks for a file of {asked!r}"
+        )
     if shard_size is not None:
         if format == "dcp":
             raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
         format = "safetensors" if format is None else format
-    if format is None and shard_size is None and asked is not None and not target.is_dir():
+    if shard_size is None and asked is not None:
         like = like.of_format(asked)
         left = (*like.left, *(path.name for path in like.carried))
         return replace(like, folder=False, shards=None, carried=(), left=left)
@@ -200,7 +205,7 @@ def output_layout(
     if adapter and (shard_size is not None or format == "dcp"):
         raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
     if format is not None and format != like.format:
-        folder = format == "dcp" or (asked is None and like.folder)
+        folder = format == "dcp" or like.folder
         stems = {name: ADAPTER if adapter else stem for name, stem in _STEMS.items()}
         weights = {name: stems[name] + ending for name, ending in _ENDINGS.items()}
         like = replace(like.of_format(format), folder=folder, weights=weights.get(format, ""))
@@ -226,6 +231,7 @@ def create_checkpoint(
     tensors: Iterable[Tensor],
     metadata: Mapping[str, str],
     tied: Mapping[str, str],
+    overwrite: bool = True,
 ) -> Iterator[CheckpointWriter]:
     """A writer for `target`, which appears when the ``with`` block ends without an error.
 
@@ -241,6 +247,8 @@ def create_checkpoint(
         Kept in safetensors; of torch's formats only the entry `PROVENANCE` is.
     tied : mapping of str to str
         Further names of tensors -> the name among `tensors`.
+    overwrite : bool, default=True
+        Whether a folder that is there, and not empty, is replaced.
     """
     tensors = list(tensors)
     if not layout.folder:
@@ -250,7 +258,7 @@ def create_checkpoint(
         ):
             yield writer
         return
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, replace=overwrite) as folder:
         for path in layout.carried:
             with open(path, "rb") as source, synced_file(folder / path.name) as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)

@@ -67,9 +67,10 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """A new folder that takes the place of `target`, and of all in it, when the block ends.
 
+    Without `replace` it takes a name that is free or that of an empty folder, at that moment too.
     Yields its temporary path; what is written there is to be synced (`synced_file` does). Where
     the system can exchange two names, `target` is at every moment the old folder or the new one;
     elsewhere there is a moment at which it is missing. Whatever goes wrong before removes the new
@@ -78,7 +79,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises
     ------
     CheckpointError
-        The folder that is to hold it is not there, or `target` is a file.
+        The folder that is to hold it is not there, `target` is a file, or it is not to be replaced.
     OSError
         The disk is full, the folder read-only, or the like.
     """
@@ -89,7 +90,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             os.chmod(temporary, target.stat().st_mode & 0o777)
         yield temporary
         sync_folder(temporary)
-        _replace_folder(temporary, target)
+        _replace_folder(temporary, target, replace)
         sync_folder(target.parent)  # before the old folder, which has the other name now, goes
 
 
@@ -131,7 +132,7 @@ def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Pa
     after an error, or the old one that it was exchanged with. It is made inside the ``try``, so
     that Ctrl-C finds no moment at which nobody would remove it.
     """
-    stem = f".{target.name[:200]}."
+    stem = f".{_short(target)}."
     _sweep(target.parent, stem)
     done = False
     while not done:
@@ -156,6 +157,11 @@ def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Pa
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
+
+
+def _short(target: Path) -> str:
+    """Its name, cut so that a temporary's is no longer than names of files may be."""
+    return os.fsdecode(os.fsencode(target.name)[:200])
 
 
 def _remove(path: Path) -> None:
@@ -206,7 +212,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 # ---- putting a folder in place ------------------------------------------------------------------
 
 
-def _replace_folder(new: Path, target: Path) -> None:
+def _replace_folder(new: Path, target: Path, replace: bool) -> None:
     """Give `new` the name of `target`, and what was there, if anything, the name of `new`."""
     while True:
         try:
@@ -215,6 +221,10 @@ def _replace_folder(new: Path, target: Path) -> None:
         except OSError as error:  # something is there
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        if not replace:
+            raise CheckpointError(
+                f"cannot write {str(target)!r}: something was put there meanwhile, which is kept"
+            )
         try:
             _exchange(new, target)
             return
@@ -223,7 +233,7 @@ def _replace_folder(new: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EINVAL):
                 raise
-        aside = new.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+        aside = new.with_name(f".{_short(target)}.{secrets.token_hex(6)}.tmp")
         os.rename(target, aside)
         os.rename(new, target)
         os.rename(aside, new)
