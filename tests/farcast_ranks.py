@@ -1,9 +1,10 @@
 """One process of a distributed run with Farcasting: `torchrun`-like environment, gloo, CPU.
 
     python farcast_ranks.py single|ddp|fsdp|tensor OUT
+    python farcast_ranks.py trouble OUT
 
 Every process of a replicated or sharded run sees the same batches, so that all kinds are the same
-run but for rounding.
+run but for rounding. In trouble one process alone has an error, and OUT is what each came to.
 """
 
 import json
@@ -24,6 +25,8 @@ from torch.distributed.tensor.parallel import (
 
 from wfcast.torch import Farcasting, fit_to_loss
 
+SETTINGS = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9}
+
 
 def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -42,8 +45,7 @@ def main(kind, out):
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    settings = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9}
-    farcasting = Farcasting(model, optimizer, **settings)
+    farcasting = Farcasting(model, optimizer, **SETTINGS)
     states = {}
     for step in range(1, 41):
         farcasting.step(loops.optimize(model, optimizer, step))
@@ -70,5 +72,80 @@ def main(kind, out):
         os._exit(0)  # threads of gloo now and then abort an interpreter that ends
 
 
+def trouble(out):
+    """The last process has NaN in its shard, or a judge, loss or state that fails."""
+    distributed.init_process_group("gloo")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    at_fault = rank == world - 1
+    told = {}
+
+    def sharded():
+        model = loops.mlp(width=15)
+        fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+        return model, torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def poison(tensor):
+        if at_fault:
+            tensor.to_local().fill_(torch.nan)
+
+    model, optimizer = sharded()
+    farcasting = Farcasting(model, optimizer, **SETTINGS)
+    for step in range(1, 11):
+        loops.optimize(model, optimizer, step)
+        if step == 10:
+            poison(next(model.parameters()).detach())
+        assert not farcasting.step(1 / step)
+    told["NaN in a shard"] = farcasting.history[-1]["reason"]
+    farcasting.close()
+
+    def fails(*_):
+        if at_fault:
+            raise RuntimeError("no held-out data")
+        return 1.0
+
+    model, optimizer = sharded()
+    farcasting = Farcasting(model, optimizer, judge=fails, **SETTINGS)
+    try:
+        for step in range(1, 11):
+            loops.optimize(model, optimizer, step)
+            farcasting.step()
+    except Exception as error:
+        told["a judge"] = f"{type(error).__name__}: {error}"
+
+    states = {}
+    for step in (1, 2, 3):
+        loops.optimize(model, optimizer, step)
+        states[step] = loops.weights(model)
+
+    def attempt(case, states=states, judge=lambda: 1.0, loss_fn=loops.loss_of):
+        batches = (loops.batch(step) for step in range(100, 200))
+        try:
+            fit_to_loss(model, states, loss_fn, batches, n_evals=2, judge=judge)
+        except Exception as error:
+            told[case] = f"{type(error).__name__}: {error}"
+
+    def poisoned(model, pair):
+        loss = loops.loss_of(model, pair)
+        if at_fault:
+            next(model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+        return loss
+
+    attempt("a judge of fit_to_loss", judge=fails)
+    lacking = {3: dict(list(states[3].items())[:2])} if at_fault else {}
+    attempt("a state that lacks a tensor", {**states, **lacking})
+    attempt("NaN in a gradient", loss_fn=poisoned)
+    poison(states[1]["0.weight"])
+    attempt("NaN in a state", states)
+    everything = [None] * world
+    distributed.all_gather_object(everything, told)
+    if rank == 0:
+        with open(out, "w") as file:
+            json.dump(everything, file)
+        time.sleep(1)  # it serves the others
+    os._exit(0)  # threads of gloo now and then abort an interpreter that ends
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "trouble":
+        trouble(sys.argv[2])
     main(*sys.argv[1:])

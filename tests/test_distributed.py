@@ -61,6 +61,25 @@ def test_as_in_one_process(kind, world, alone, tmp_path):
         np.testing.assert_allclose(result["weights"][name], weights, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
+def test_trouble_of_one_process_is_that_of_all(tmp_path):
+    """One that left alone would keep the others waiting."""
+    first, last = run("farcast_ranks.py", "trouble", tmp_path / "out.json", world=2)
+    assert first["NaN in a shard"] == last["NaN in a shard"]
+    assert re.search(r"parameter '0.weight': NaN", last.pop("NaN in a shard"))
+    for case, message in {
+        "a judge": "RuntimeError: no held-out data",
+        "a judge of fit_to_loss": "RuntimeError: no held-out data",
+        "a state that lacks a tensor": "CheckpointError: the state at step 3 lacks 2 of",
+        "NaN in a gradient": "WfcastError: a gradient of the loss holds NaN or infinity",
+        "NaN in a state": "WfcastError: .*NaN or infinity",
+    }.items():
+        assert re.match(message, last[case])
+        everywhere = case == "NaN in a gradient"  # the reduction spreads it
+        named = "" if everywhere else "WfcastError: rank 1 failed: "
+        assert re.match(named + message, first[case])
+
+
 # ---- fits ---------------------------------------------------------------------------------------
 
 

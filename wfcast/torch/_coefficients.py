@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._errors import WfcastError
 from ..model import ALL, ModelFarcaster
-from ._distributed import add_up
+from ._distributed import add_up, together
 from ._tensors import Slot, Vector, movements, share
 
 Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
@@ -152,10 +152,11 @@ class Drift(Source):
         self._slopes = self._fitted()
 
     def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
-        grams = movements(
-            (f"parameter {slot.name!r}", [state[i] for move in moves for state in move])
-            for i, slot in enumerate(slots)
-        )
+        with together():
+            grams = movements(
+                (f"parameter {slot.name!r}", [state[i] for move in moves for state in move])
+                for i, slot in enumerate(slots)
+            )
         shares = np.array([share(slot.parameter) for slot in slots])
         fresh = grams * shares[:, None, None]
         self._gram = self.FORGET * self._gram + add_up(fresh.ravel()).reshape(fresh.shape)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import distributed
+
+from .._errors import WfcastError
 
 
 def active() -> bool:
@@ -45,6 +48,30 @@ def first_problem(problem: str) -> str:
     found: list[Any] = [None] * size()
     distributed.all_gather_object(found, problem)
     return next(str(text) for text in found if text)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """An error of one process is one of all: a process that left alone would keep others waiting.
+
+    Raises
+    ------
+    WfcastError
+        Where another process failed, with its message.
+    """
+    cause: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if not active():
+            raise
+        cause = error
+    text = "" if cause is None else f"{type(cause).__name__}: {cause}"
+    problem = first_problem(text and f"rank {distributed.get_rank()} failed: {text}")
+    if cause is not None:
+        raise cause
+    if problem:
+        raise WfcastError(problem)
 
 
 def device(group: Any = None) -> torch.device:

@@ -427,7 +427,7 @@ class Farcasting:
 
     def _held_out(self) -> float:
         assert self._judge is not None
-        with evaluating(self._model):
+        with _distributed.together(), evaluating(self._model):
             value = float(self._judge())
         return _distributed.mean([value])[0]
 

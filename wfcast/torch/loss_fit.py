@@ -13,7 +13,7 @@ import torch
 from .._errors import WfcastError
 from .._runs import check_run
 from ..model import ALL, ModelFarcaster
-from ._distributed import add_up, mean
+from ._distributed import add_up, mean, together
 from ._span import States, parameters, restored, write
 from ._tensors import Slot, Vector, local, products, share
 
@@ -90,15 +90,15 @@ def fit_to_loss(
     slots = [s for s in parameters(model) if s.parameter.requires_grad]
     if not slots:
         raise WfcastError("the model has no trainable parameters")
-    opened = States(states, steps, slots)
+    with together():
+        opened = States(states, steps, slots)
     held, feed = _batches(batches, 0 if judge is not None else n_judge)
 
     def measure() -> float:
-        if judge is not None:
-            with torch.no_grad():
+        with together(), torch.no_grad():
+            if judge is not None:
                 value = float(judge())
-        else:
-            with torch.no_grad():
+            else:
                 value = float(np.mean([float(loss_fn(model, batch)) for batch in held]))
         return mean([value])[0]
 
@@ -133,7 +133,8 @@ def _search(
     tried: list[tuple[float, Vector]] = []
 
     def put(coef: Vector) -> None:
-        write(model, slots, states, lambda _: (coef, 0.0))
+        with together():
+            write(model, slots, states, lambda _: (coef, 0.0))
 
     def consider(coef: Vector) -> None:
         put(coef)
@@ -156,7 +157,9 @@ def _search(
     z = np.zeros(basis.shape[1])
     first, second = np.zeros_like(z), np.zeros_like(z)
     for t in range(1, n_evals + 1):
-        gradient = basis.T @ _derivatives(model, slots, states, loss_fn, next(feed))
+        with together():
+            rows = _derivatives(model, slots, states, loss_fn, next(feed))
+        gradient = basis.T @ _sum(*rows)[0]
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
         scaled = (first / (1 - BETAS[0] ** t)) / (
@@ -172,7 +175,9 @@ def _search(
 def _basis(slots: list[Slot], states: States, rank: int) -> tuple[Vector, float]:
     """Coefficients (k, r) of orthonormal directions, each summing to 0; the movements' length."""
     k = len(states.steps)
-    gram = _shared_sum(slots, products((s.name, states.of(s), None) for s in slots))
+    with together():
+        sums = products((f"parameter {s.name!r}", states.of(s), None) for s in slots)
+    gram = _sum(slots, sums)
     to_latest = np.eye(k)[:-1] - np.eye(k)[-1]  # w_k - w_K
     values, vectors = np.linalg.eigh(to_latest @ gram @ to_latest.T)
     order = np.argsort(values)[::-1][:rank]
@@ -189,36 +194,41 @@ def _derivatives(
     states: States,
     loss_fn: Callable[[Any, Any], torch.Tensor],
     batch: Any,
-) -> Vector:
-    """The dot product of the gradient with every state; the parameters' own gradients stay."""
-    kept = [s.parameter.grad for s in slots]
-    for slot in slots:
-        slot.parameter.grad = None
+) -> tuple[list[Slot], Vector]:
+    """The gradient's dot products with every state, (n, 1, k), of the parameters that have one.
+
+    The parameters' own gradients stay.
+    """
+    parameters = [s.parameter for s in slots]
+    kept = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
     try:
         with torch.enable_grad():
             loss = loss_fn(model, batch)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
                 raise WfcastError("loss_fn must return a scalar tensor that depends on the model")
             loss.backward()
-        used, sums = [], np.zeros((0, 1, len(states.steps)))
-        for slot in slots:
-            gradient = slot.parameter.grad
-            if gradient is not None:
-                used.append((slot, gradient.to_dense() if gradient.is_sparse else gradient))
-        if used:
-            sums = products((slot.name, [local(g)], states.of(slot)) for slot, g in used)
+        slots = [slot for slot in slots if slot.parameter.grad is not None]
+        sums = np.zeros((0, 1, len(states.steps)))
+        if slots:
+            sums = products((s.name, [_gradient(s)], states.of(s)) for s in slots)
+        return slots, sums
     except ValueError as error:
         if isinstance(error, WfcastError):
             raise
         raise WfcastError("a gradient of the loss holds NaN or infinity") from error
     finally:
-        for slot, then in zip(slots, kept, strict=True):
-            slot.parameter.grad = then
-    result: Vector = _shared_sum([slot for slot, _ in used], sums)[0]
-    return result
+        for parameter, then in zip(parameters, kept, strict=True):
+            parameter.grad = then
 
 
-def _shared_sum(slots: list[Slot], sums: Vector) -> Vector:
+def _gradient(slot: Slot) -> torch.Tensor:
+    gradient: Any = slot.parameter.grad
+    return local(gradient.to_dense() if gradient.is_sparse else gradient)
+
+
+def _sum(slots: list[Slot], sums: Vector) -> Vector:
     """The sum over tensors, and over the processes that hold them."""
     shares = np.array([share(slot.parameter) for slot in slots])
     total = np.einsum("i,ijk->jk", shares, sums)
