@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from common import RESULTS, Target, machine, parser, print_machine, print_targets, table, write_json
 from rivals import Ema, Lookahead, line, mean, nowcaster, weights_of
@@ -34,7 +35,7 @@ NAME = "bench_farcasting"
 LONGER = 1.03  # the share of steps that jumps may cost
 TENTHS = 10
 N_STATES = 12  # of the loss-fitted export, and of LAWA at most
-N_EVALS = 40
+N_EVALS, SHARE = 40, 20  # gradients of the export: at most, and at most that part of the steps
 DECAYS = (0.98, 0.995)
 REACHES = (0.5, 1.0, 2.0)
 LINE_HORIZONS = (1, 3)  # in spacings
@@ -172,11 +173,16 @@ def controller(
     return None
 
 
+def n_evals(step: int) -> int:
+    """Gradients of an export at that step."""
+    return max(1, min(N_EVALS, step // SHARE))
+
+
 class Exporter:
     """At every tenth of a run, the held-out loss of weights made from what it passed through.
 
-    The states lie a sixtieth of the run apart. The loss-fitted export begins `N_EVALS` gradients
-    earlier, which count as steps.
+    The states lie a sixtieth of the run apart. The gradients of the loss-fitted export, a twentieth
+    of the steps and at most `N_EVALS`, count as steps: it begins so many earlier.
     """
 
     def __init__(self, spec: Spec, task: Task, model: Any) -> None:
@@ -186,7 +192,7 @@ class Exporter:
         self._emas = {decay: Ema(model, decay) for decay in DECAYS}
         tenths = [spec.steps * k // TENTHS for k in range(1, TENTHS + 1)]
         self._at = set(tenths)
-        self._early = {t - N_EVALS: t for t in tenths if t - N_EVALS > self._apart}
+        self._early = {t - n_evals(t): t for t in tenths}
         self._scratch = task.model(spec.seed)
         self.losses: dict[str, dict[int, float]] = {}
 
@@ -227,7 +233,7 @@ class Exporter:
             states,
             self._task.loss,
             self._batches(step),
-            n_evals=N_EVALS,
+            n_evals=n_evals(tenth),
             judge=lambda: self._task.held_out_loss(self._scratch),
         )
         with mf.applied(self._scratch, states):
@@ -333,26 +339,34 @@ def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[
     # jumps, at the untuned recipe and at the best
     payload: dict[str, Any] = {"steps": steps, "best": str(best), "untuned": str(untuned)}
     jumps: list[dict[str, Any]] = []
+    compared = list(dict.fromkeys((untuned, best)))
+    farcasting = {c: runs.specs(c, "Farcasting") for c in dict.fromkeys((cells[0], *compared))}
+    lookahead = {c: runs.specs(c, "Lookahead") for c in compared}
+    lines = {
+        (c, h): runs.specs(c, "line jumps", horizon=h) for c in compared for h in LINE_HORIZONS
+    }
+    # forty states of a large model are too much to hand from process to process
+    known = {
+        c: [Spec(name, seed, c, "sibling", steps) for seed in SIBLINGS]
+        for c in (compared if task.device == "cpu" else ())
+    }
+    groups = (farcasting, lookahead, lines, known)
+    runs.run([spec for group in groups for specs in group.values() for spec in specs], "jumps")
     kept: dict[tuple[Cell, str], list[Spec]] = {}
-    for cell in dict.fromkeys((cells[0], untuned, best)):
-        kept[cell, "Farcasting"] = runs.specs(cell, "Farcasting")
-        runs.run(kept[cell, "Farcasting"], f"{cell}, Farcasting")
-        if cell not in (untuned, best):
+    for cell, specs in farcasting.items():
+        kept[cell, "Farcasting"] = specs
+        if cell not in compared:
             continue
-        kept[cell, "Lookahead"] = runs.specs(cell, "Lookahead")
-        lines = {h: runs.specs(cell, "line jumps", horizon=h) for h in LINE_HORIZONS}
-        runs.run(
-            [s for specs in (*kept.values(), *lines.values()) for s in specs], f"{cell}, rivals"
+        kept[cell, "Lookahead"] = lookahead[cell]
+        tuned = min(
+            LINE_HORIZONS,
+            key=lambda h, c=cell: statistics.median(map(lowest, runs.curves(lines[c, h]))),
         )
-        tuned = min(lines, key=lambda h: statistics.median(map(lowest, runs.curves(lines[h]))))
-        kept[cell, f"line jumps, {tuned} spacings"] = lines[tuned]
-        if task.device != "cpu":
-            continue  # forty states of a large model are too much to hand from process to process
-        known = [Spec(name, seed, cell, "sibling", steps) for seed in SIBLINGS]
-        runs.run(known, f"{cell}, siblings")
-        states = [runs.results[spec].pop("states") for spec in known]
-        kept[cell, "nowcaster jumps"] = runs.specs(cell, "nowcaster jumps")
-        runs.run(kept[cell, "nowcaster jumps"], f"{cell}, nowcaster", states)
+        kept[cell, f"line jumps, {tuned} spacings"] = lines[cell, tuned]
+        if cell in known:
+            states = [runs.results[spec].pop("states") for spec in known[cell]]
+            kept[cell, "nowcaster jumps"] = runs.specs(cell, "nowcaster jumps")
+            runs.run(kept[cell, "nowcaster jumps"], f"{cell}, nowcaster", states)
     for (cell, method), specs in kept.items():
         own, its = runs.curves(plain[cell]), runs.curves(specs)
         steps_ratio = ratios(own, its)
@@ -394,10 +408,7 @@ def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[
     # exports of constant-rate runs beside the best schedule
     exports, tenths = export_table(runs, plain, best)
     print(f"\n{name}: exports at every tenth of a run, beside the best plain run ({best}); medians")
-    rows = [
-        [label, *(f"{x:.4f}" if x is not None else "-" for x in losses)]
-        for label, losses in exports.items()
-    ]
+    rows = [[label, *(f"{x:.4f}" for x in losses)] for label, losses in exports.items()]
     print(table(("", *(str(t) for t in tenths)), rows))
     payload |= {"jumps": jumps, "exports": exports, "tenths": tenths}
     payload["runs"] = [
@@ -417,30 +428,33 @@ def study(name: str, seeds: int, steps: int, pool: ProcessPoolExecutor) -> dict[
     return payload
 
 
+def worst_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest of the ratios in pairs."""
+    return max(a / b for a, b in zip(ours, theirs, strict=True))
+
+
 def export_table(
     runs: Study, plain: dict[Cell, list[Spec]], best: Cell
-) -> tuple[dict[str, list[float | None]], list[int]]:
-    """Median loss by tenth: the best plain run, and each export from the rate that suits it."""
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Median loss by tenth: the best plain run, and each export from the rate that suits it.
+
+    That is one rate for the whole run, the one whose worst tenth compares best.
+    """
     tenths = [runs.steps * k // TENTHS for k in range(1, TENTHS + 1)]
 
     def at(curve: Sequence[tuple[int, float]], step: int) -> float:
-        return min(curve, key=lambda point: (abs(point[0] - step), point[0]))[1]
+        return float(np.interp(step, *zip(*curve, strict=True)))
 
     curves = runs.curves(plain[best])
-    result: dict[str, list[float | None]] = {
-        f"plain, {best}": [statistics.median(at(c, t) for c in curves) for t in tenths]
-    }
+    own = [statistics.median(at(c, t) for c in curves) for t in tenths]
+    result = {f"plain, {best}": own}
     exporting = [specs for specs in plain.values() if specs[0].exports]
     for name in runs.results[exporting[0][0]]["exports"]:
         rows = {}
         for specs in exporting:
             found = [runs.results[spec]["exports"][name] for spec in specs]
-            rows[specs[0].cell] = [
-                statistics.median(f[t] for f in found) if all(t in f for f in found) else None
-                for t in tenths
-            ]
-        # one rate for the whole run: the one with the lowest export, as for the plain run
-        cell = min(rows, key=lambda c: min(x for x in rows[c] if x is not None))
+            rows[specs[0].cell] = [statistics.median(f[t] for f in found) for t in tenths]
+        cell = min(rows, key=lambda c: worst_ratio(rows[c], own))
         result[f"{name}, {cell}"] = rows[cell]
     return result, tenths
 
@@ -451,7 +465,7 @@ def targets(
     slow: str,
     untuned: str,
     best: str,
-    exports: dict[str, list[float | None]],
+    exports: dict[str, list[float]],
 ) -> list[Target]:
     """What was to be reached."""
 
@@ -470,11 +484,10 @@ def targets(
         found.append(Target(f"{name}: steps at {slow}", ratio(slow), 0.5, at_most=True))
     ours = next(v for k, v in exports.items() if k.startswith("fitted to the loss"))
     theirs = next(v for k, v in exports.items() if k.startswith("plain"))
-    worst = max(a / b for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None)
     found.append(
         Target(
             f"{name}: loss of the loss-fitted export over the best plain run's, worst tenth",
-            worst,
+            worst_ratio(ours, theirs),
             1.0,
             at_most=True,
         )
@@ -489,7 +502,7 @@ def draw(
     kept: dict[tuple[Cell, str], list[Spec]],
     best: Cell,
     untuned: Cell,
-    exports: dict[str, list[float | None]],
+    exports: dict[str, list[float]],
     tenths: Sequence[int],
 ) -> None:
     """The untuned recipe, the best one, and the exports, beside each other, as a PNG."""
@@ -515,10 +528,10 @@ def draw(
         which = "the best plain run" if cell == best else "an untuned recipe"
         ax.set_title(f"{cell}: {which}", loc="left")
     for label, losses in exports.items():
-        known = [(t, x) for t, x in zip(tenths, losses, strict=True) if x is not None]
         wide = label.startswith(("plain", "fitted"))
         axes[2].plot(
-            *zip(*known, strict=True),
+            tenths,
+            losses,
             "o-",
             markersize=3,
             label=label,
