@@ -511,7 +511,7 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
     for ax, cell in zip(axes, (untuned, best), strict=False):
         chosen = {"plain": plain[cell]}
         chosen |= {method: specs for (c, method), specs in kept.items() if c == cell}
@@ -545,7 +545,9 @@ def draw(
         ax.set_ylim(low - 0.05 * (high - low), high + 1.2 * (high - low))
         ax.set_xlabel("step")
         ax.set_ylabel("held-out loss")
-        ax.legend(fontsize=8, frameon=False)
+        ax.legend(
+            fontsize=8, frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.13)
+        )
     figure.suptitle(f"{name}, medians of {len(runs.seeds)} seeds", x=0.01, ha="left")
     RESULTS.mkdir(parents=True, exist_ok=True)
     figure.savefig(RESULTS / f"{NAME}-{name}.png", dpi=110)
