@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
 import wfcast
+from wfcast._fit import solve_all
 
 STEPS = (0, 1, 2, 3, 5)
 SHAPES = {"embed.weight": (7, 4), "norm.weight": (4,), "head.bias": ()}
@@ -74,6 +75,47 @@ def test_by_tensor_is_a_farcaster_per_tensor(runs):
     )
     np.testing.assert_allclose(mf.coef_[name], f.coef_, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(mf.objective_[name], f.objective_, rtol=1e-7)
+
+
+def test_tensors_are_solved_beside_each_other():
+    """With more than one thread; the result is that of one."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": 30_000, "b": 5, "c": 40_000, "d": 20_000}
+    run = {t: {name: rng.normal(size=n) for name, n in sizes.items()} for t in STEPS}
+    alone = wfcast.ModelFarcaster((0, 2), (3, 5), n_threads=1).fit([run])
+    order = []
+    beside = wfcast.ModelFarcaster((0, 2), (3, 5), n_threads=3)
+    beside.fit([run], progress=lambda name, rows: order.append(name))
+    assert beside.set_params(n_threads=1).fingerprint() == alone.fingerprint()
+    assert list(beside.coef_) == list(sizes)
+    assert beside.n_passes_ == alone.n_passes_
+    assert order[:4] == ["a", "b", "c", "a"]  # a's second pass comes after the others' first
+
+    fitted = pickle.dumps(beside)
+    run[3]["d"][7] = np.inf
+    with pytest.raises(wfcast.WfcastError, match=r"'d'.*inf"):
+        beside.fit([run])
+    assert pickle.dumps(beside) == fitted
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_what_goes_wrong_in_a_solver_is_its_own_fits_error(n_threads):
+    def fit(name, fails):
+        def work():
+            if fails:
+                raise MemoryError
+
+        for _ in range(2):
+            try:
+                yield work
+            except MemoryError:
+                raise wfcast.WfcastError(name) from None
+        return {}
+
+    fits = {name: fit(name, name == "b") for name in "abc"}
+    with pytest.raises(wfcast.WfcastError, match=r"^b$"):
+        solve_all(fits, n_threads)
+    assert solve_all({name: fit(name, False) for name in "abc"}, n_threads).keys() == set("abc")
 
 
 def test_paths_and_mappings_agree(runs, tmp_path):

@@ -216,11 +216,31 @@ INTERRUPT = """
 """
 
 
+INTERRUPT_MODEL = """
+    import numpy as np
+    import wfcast
+    rng = np.random.default_rng(0)
+    run = {t: {str(k): rng.normal(size=3_000_000) for k in range(4)} for t in range(3)}
+    mf = wfcast.ModelFarcaster((0, 1), (2,), beta=0.0, n_threads=3)
+    before = mf.fit([{t: {"a": np.arange(5.0) ** t} for t in range(3)}]).coef_
+    print("ready", flush=True)
+    try:
+        while True:
+            mf.fit([run])
+            before = mf.coef_
+            print("again", flush=True)
+    except KeyboardInterrupt:
+        assert mf.coef_ is before
+        print("stopped", flush=True)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.1, 0.4, 0.9])
-def test_interrupt_ends_a_fit_within_a_second(delay):
+@pytest.mark.parametrize("code", [INTERRUPT, INTERRUPT_MODEL], ids=["one", "model"])
+def test_interrupt_ends_a_fit_within_a_second(code, delay):
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(INTERRUPT)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout.readline() == "ready\n"
     time.sleep(delay)

@@ -8,7 +8,9 @@ answered between slices and a progress bar can move.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -25,6 +27,8 @@ EPS = float(np.finfo(np.float64).eps)
 SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
 SLICE_PRODUCTS = 1 << 33
+SMALL_VALUES = 1 << 26  # of a fit that takes little memory to solve, so that several can go on
+HELPERS = 2  # solves beside a pass: as many as threads that a pass leaves idle when it waits
 
 Progress = Callable[[str, int], None]
 """Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
@@ -32,6 +36,9 @@ Progress = Callable[[str, int], None]
 
 Gather = Callable[[bytes], list[bytes]]
 """What one process has to say -> what each of them has to say, in their order."""
+
+Solving = Generator[Callable[[], None], None, dict[str, Any]]
+"""A fit that stops where there is something to be solved before it can read on: see `solve_all`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ def threads(n_threads: Any) -> int:
     return int(n_threads)
 
 
-def solve(
+def solving(
     segments: Sequence[Segment],
     p: int,
     m: int,
@@ -121,8 +128,8 @@ def solve(
     name: str = "",
     what: str = "",
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Fit one coefficient set to all rows of all segments.
+) -> Solving:
+    """Fit one coefficient set to all rows of all segments; for `solve` or `solve_all` to run.
 
     Parameters
     ----------
@@ -154,13 +161,14 @@ def solve(
     """
     prefix = what and f"{what}: "
     n_here = sum(math.prod(s.shape) for s in segments)
+    n_rows = n_here if n_rows is None else n_rows
     wide = max(1 << 10, min(SLICE_VALUES // (p + m), SLICE_PRODUCTS // (p * (p + m))))
     limit = min(SLICE_ROWS, wide)
     try:
         fit = _core.Fit(
             p,
             m,
-            n_rows=n_here if n_rows is None else n_rows,
+            n_rows=n_rows,
             n_here=n_here,
             loss=params["loss"],
             fit_intercept=bool(params["fit_intercept"]),
@@ -175,7 +183,10 @@ def solve(
                 _accumulate(fit, segment, p, limit, name, progress)
             if gather is not None:
                 fit.absorb(gather(fit.export()))
-            fit.advance()
+            if n_rows * (p + m) <= SMALL_VALUES:
+                yield fit.advance
+            else:
+                fit.advance()
         result: dict[str, Any] = dict(fit.result())
     except WfcastError:
         raise
@@ -194,6 +205,67 @@ def solve(
             "raise tol to accept it"
         )
     return result
+
+
+def solve(fit: Solving) -> dict[str, Any]:
+    """The result of one fit, in this thread, where Ctrl-C ends the solver, too."""
+    return _run({"": fit}, _Here(), 1)[""]
+
+
+def solve_all(fits: Mapping[str, Solving], n_threads: Any) -> dict[str, dict[str, Any]]:
+    """The results of several fits, in their order.
+
+    A pass over the data takes all threads, and waits for the disk; what comes after it takes one
+    thread per target. So small fits are solved beside the passes of the next ones. Which pass comes
+    after which depends on nothing but how many passes each fit takes.
+    """
+    helpers = min(HELPERS, (threads(n_threads) or _core.config()["n_threads"]) - 1)
+    if helpers == 0 or len(fits) == 1:
+        return {key: solve(fit) for key, fit in fits.items()}
+    pool = ThreadPoolExecutor(helpers, "wfcast-solve")
+    try:
+        results = _run(fits, pool, helpers + 1)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for a solver
+    return {key: results[key] for key in fits}
+
+
+class _Here:
+    """An executor that does it at once."""
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # Ctrl-C among them
+            done.set_exception(error)
+        return done
+
+
+def _run(
+    fits: Mapping[str, Solving], executor: ThreadPoolExecutor | _Here, most: int
+) -> dict[str, dict[str, Any]]:
+    """The results, by and by; at `most` so many fits are under way."""
+    results: dict[str, dict[str, Any]] = {}
+    waiting = iter(fits.items())
+    under_way: deque[tuple[str, Solving, Future[None]]] = deque()
+    while True:
+        fresh = next(waiting, None) if len(under_way) < most else None
+        try:
+            if fresh is not None:
+                key, fit = fresh
+                work = next(fit)
+            elif under_way:
+                key, fit, solved = under_way.popleft()
+                error = solved.exception()
+                work = next(fit) if error is None else fit.throw(error)
+            else:
+                return results
+        except StopIteration as end:
+            results[key] = end.value
+        else:
+            under_way.append((key, fit, executor.submit(work)))
 
 
 def set_fitted(estimator: Any, **fitted: Any) -> None:

@@ -54,7 +54,8 @@ class FitBar:
     """A bar over the bytes that a fit reads, fed by its `progress` callback.
 
     The number of passes over the data is not known beforehand: `PASSES` are expected of each
-    coefficient set, and the total is corrected where it takes more or fewer.
+    coefficient set, and the total is corrected where it takes more, or fewer by when `OTHERS` were
+    read since.
 
     Parameters
     ----------
@@ -64,25 +65,28 @@ class FitBar:
     """
 
     PASSES = 2
+    OTHERS = 3
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], what: str) -> None:
         self._sizes = sizes
         total = self.PASSES * sum(nbytes for _, nbytes in sizes.values())
         self._bar = bar(total, what, "B", scale=True)
-        self._current: str | None = None
-        self._left = 0
+        self._left = {name: self.PASSES * nbytes for name, (_, nbytes) in sizes.items()}
+        self._recent: list[str] = []
 
     def __call__(self, name: str, rows: int) -> None:
+        self._recent = [*(n for n in self._recent if n != name), name]
+        if len(self._recent) > self.OTHERS:
+            self._expect(self._recent.pop(0), 0)
         of_pass, nbytes = self._sizes[name]
-        if name != self._current:
-            self._bar.total -= self._left  # of the one before
-            self._current, self._left = name, self.PASSES * nbytes
         read = rows * nbytes // of_pass
-        self._left -= read
-        if self._left < 0:
-            self._bar.total -= self._left
-            self._left = 0
+        self._expect(name, max(self._left[name], read))
+        self._left[name] -= read
         self._bar.update(read)
+
+    def _expect(self, name: str, left: int) -> None:
+        self._bar.total += left - self._left[name]
+        self._left[name] = left
 
     def __enter__(self) -> FitBar:
         return self

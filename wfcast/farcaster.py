@@ -14,7 +14,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from . import _core
 from ._columns import Array, Columns, acquire, outputs, shape_text
 from ._errors import DtypeError, RankWarning, WfcastError
-from ._fit import PARAMETERS, Segment, apply, check_parameters, set_fitted, solve, threads
+from ._fit import (
+    PARAMETERS,
+    Segment,
+    apply,
+    check_parameters,
+    set_fitted,
+    solve,
+    solving,
+    threads,
+)
 
 
 class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
@@ -159,7 +168,7 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
             ids, norms = _check_hinge(groups, first_update, x, m)
         segment = Segment(x.shape, lambda: (x.arrays, y.arrays), ids, x.labels + y.labels)
         names = _feature_names(X)
-        result = solve([segment], p, m, params=params, first_update=norms)
+        result = solve(solving([segment], p, m, params=params, first_update=norms))
         if self.loss == "squared_error" and self.alpha == 0:
             _warn_rank(result["rank"], p, x)
         set_fitted(

@@ -17,7 +17,18 @@ from sklearn.utils.validation import check_is_fitted
 from . import _core
 from ._columns import new_like
 from ._errors import CheckpointError, DtypeError, WfcastError
-from ._fit import PARAMETERS, Progress, Segment, apply, check_parameters, set_fitted, solve, threads
+from ._fit import (
+    PARAMETERS,
+    Progress,
+    Segment,
+    Solving,
+    apply,
+    check_parameters,
+    set_fitted,
+    solve_all,
+    solving,
+    threads,
+)
 from ._ranks import Ranks, Survey, ranks_of, survey
 from ._runs import check_alike, check_bases, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
@@ -212,10 +223,11 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 what = opened[0][inputs[0]].what if opened else "each run"
                 raise CheckpointError(f"{what} holds no floating tensors to fit")
             parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
-            results = {
-                key: self._solve(key, members, opened, firsts, found, ranks, progress)
+            fits = {
+                key: self._solving(key, members, opened, firsts, found, ranks, progress)
                 for key, members in parts.items()
             }
+            results = solve_all(fits, self.n_threads)
         self._set(
             inputs,
             targets,
@@ -229,7 +241,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         )
         return self
 
-    def _solve(
+    def _solving(
         self,
         key: str,
         members: list[str],
@@ -238,7 +250,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         found: Survey,
         ranks: Ranks,
         progress: Progress | None,
-    ) -> dict[str, Any]:
+    ) -> Solving:
         """One coefficient set, for the tensors `members`."""
         inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
         norms = None
@@ -263,7 +275,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             for s, run in enumerate(opened)
             for k, name in enumerate(members)
         ]
-        return solve(
+        result: dict[str, Any] = yield from solving(
             segments,
             len(inputs),
             len(targets),
@@ -275,6 +287,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             what="" if key == ALL else f"tensor {key!r}",
             progress=progress,
         )
+        return result
 
     def _check(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")

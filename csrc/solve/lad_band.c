@@ -209,29 +209,53 @@ static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_b
     return WF_OK;
 }
 
-/* 1 when the row went into a cell. */
-static int into_cell(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
-                     const wf_rows_block *rows, ptrdiff_t i, const double *u, double r)
+/* The rows of a block that lie in the band and are not zero, in their order. Without branches, as
+ * which they are can't be foreseen. */
+static ptrdiff_t find_band(ptrdiff_t n, const double *sign, const double *h2, int32_t *at)
+{
+    ptrdiff_t found = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        at[found] = (int32_t)i;
+        found += (sign[i] == 0) & (h2[i] > 0);
+    }
+    return found;
+}
+
+/* Take those of unmoved weights into their cells; the number of the others, which stay in `at`. */
+static ptrdiff_t into_cells(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
+                            const wf_rows_block *rows, const double *u, const double *r,
+                            ptrdiff_t found, int32_t *at)
 {
     const ptrdiff_t p = fit->options.p, rank = fit->lad->rank;
-    const double first = rows->column[0][i], last = rows->column[p - 1][i];
-    const int still = kind == WF_LAD_DIFFERENCE ? first == last
-                                                : last == rows->column[p + unit->target + kind][i];
-    if (!still || (kind == WF_LAD_DIFFERENCE && fit->options.n_groups > 1)) {
-        return 0; /* cells of difference rows would need one set per hinge */
+    if (kind == WF_LAD_DIFFERENCE && fit->options.n_groups > 1) {
+        return found; /* cells of difference rows would need one set per hinge */
     }
-    const ptrdiff_t at = cell_of(first, last);
-    if (unit->mixed[kind * WF_LAD_CELLS + at]) {
-        return 0;
+    const double *first = rows->column[0], *last = rows->column[p - 1];
+    const double *next = kind == WF_LAD_DIFFERENCE ? first : rows->column[p + unit->target + kind];
+    const unsigned char *mixed = unit->mixed + kind * WF_LAD_CELLS;
+    int32_t row[WF_SCAN_ROWS], cell[WF_SCAN_ROWS];
+    ptrdiff_t taken = 0, left = 0;
+    for (ptrdiff_t k = 0; k < found; k++) {
+        const int32_t i = at[k];
+        const int32_t c = (int32_t)cell_of(first[i], last[i]);
+        const int goes = (last[i] == next[i]) & !mixed[c];
+        row[taken] = i;
+        cell[taken] = c;
+        taken += goes;
+        at[left] = i;
+        left += !goes;
     }
-    double *cell = band->cell + at * (rank + WF_LAD_CELL_EXTRA);
-    for (ptrdiff_t t = 0; t < rank; t++) {
-        cell[t] += u[t * WF_SCAN_ROWS];
+    for (ptrdiff_t k = 0; k < taken; k++) {
+        const ptrdiff_t i = row[k];
+        double *sums = band->cell + cell[k] * (rank + WF_LAD_CELL_EXTRA);
+        for (ptrdiff_t t = 0; t < rank; t++) {
+            sums[t] += u[t * WF_SCAN_ROWS + i];
+        }
+        sums[rank] += r[i];
+        sums[rank + 1] += fabs(r[i]);
+        sums[rank + 2] += 1;
     }
-    cell[rank] += r;
-    cell[rank + 1] += fabs(r);
-    cell[rank + 2] += 1;
-    return 1;
+    return left;
 }
 
 static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
@@ -262,18 +286,20 @@ static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_
         }
         band->dropped += wf_k->dot(n, sign, r);
     }
-    ptrdiff_t left = kept;
-    for (ptrdiff_t i = 0; i < n && left; i++) {
-        if (sign[i] != 0) {
-            continue;
-        }
-        left--;
-        if (h2[i] > 0 && !(band->cell && into_cell(fit, unit, kind, band, rows, i, u + i, r[i]))) {
-            const wf_status status =
-                keep_row(fit, unit, kind, band, u + i, r[i], hinge ? rows->group[i] : -1);
-            if (status != WF_OK) {
-                return status;
-            }
+    if (kept == 0) {
+        return WF_OK;
+    }
+    int32_t at[WF_SCAN_ROWS];
+    ptrdiff_t found = find_band(n, sign, h2, at);
+    if (band->cell) {
+        found = into_cells(fit, unit, kind, band, rows, u, r, found, at);
+    }
+    for (ptrdiff_t k = 0; k < found; k++) {
+        const ptrdiff_t i = at[k];
+        const wf_status status =
+            keep_row(fit, unit, kind, band, u + i, r[i], hinge ? rows->group[i] : -1);
+        if (status != WF_OK) {
+            return status;
         }
     }
     return WF_OK;
