@@ -477,6 +477,41 @@ def test_batch_norm_statistics_are_refreshed():
     torch.testing.assert_close(model.features[1].running_mean, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_judge_sees_refreshed_statistics_and_a_refused_jump_gives_the_old_ones_back():
+    model = ConvNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    jumping, judged = False, 0
+
+    def refresh():
+        nonlocal jumping
+        jumping = True
+        torch.rand(1)
+        torch.optim.swa_utils.update_bn([(images,)], model)
+
+    def judge():
+        nonlocal judged
+        if not jumping:
+            return 1.0
+        judged += 1
+        expected = model.features[0](images).mean((0, 2, 3))
+        torch.testing.assert_close(model.features[1].running_mean, expected, rtol=1e-4, atol=1e-5)
+        return 2.0
+
+    farcasting = Farcasting(model, optimizer, judge=judge, refresh=refresh, **FAST)
+    for _ in range(10):
+        loss = (model(images)[:, 0] - images.mean((1, 2, 3))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        assert not farcasting.step()
+    assert farcasting.history[-1]["outcome"] == "refused"
+    assert judged > 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_compiled_model():
     model = loops.mlp()
     compiled = torch.compile(model, backend="eager")

@@ -76,15 +76,21 @@ class StepCounter:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards modes and random state are as they were."""
+def aside(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards modes and random state are as they were."""
     modes = [(m, m.training) for m in model.modules()]
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-        model.eval()
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """`aside`, in eval mode without gradients."""
+    with aside(model), torch.no_grad():
+        model.eval()
+        yield

@@ -16,7 +16,7 @@ import torch
 from .._errors import WfcastError
 from . import _coefficients, _distributed
 from ._history import FarcastingReport
-from ._loop import StepCounter, check_horizon, check_numbers, evaluating
+from ._loop import StepCounter, aside, check_horizon, check_numbers, evaluating
 from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, soften
 from ._tensors import combine, local, reshard, select
 from ._trust import HARM, TrustRegion, Verdict, judge
@@ -104,9 +104,9 @@ class Farcasting:
     scheduler : object with state_dict and load_state_dict, optional
         Rolled back with the weights.
     refresh : callable, optional
-        Called after each jump, to bring running statistics (BatchNorm) up to date, as
-        ``lambda: torch.optim.swa_utils.update_bn(loader, model)`` does. Without it they catch up in
-        the recovery window.
+        Called after each jump, before it is judged, to bring running statistics (BatchNorm) up to
+        date, as ``lambda: torch.optim.swa_utils.update_bn(loader, model)`` does; the random state
+        and the modes are kept. Without it they catch up in the recovery window.
     state_dtype : torch.dtype, optional
         The dtype of the recorded states (``torch.bfloat16`` halves them); the parameter's own by
         default. What a rollback needs is always exact.
@@ -482,18 +482,16 @@ class Farcasting:
             try:
                 problem = self._move(pending, entry)
             except BaseException:  # Ctrl-C: weights of which some have jumped are no weights
-                self._write_weights(pending["weights"])
+                self._put_back(pending)
                 raise
             if problem:
-                self._write_weights(pending["weights"])
+                self._put_back(pending)
         if problem:
             if pending is not None:
                 self._release(pending)
             return self._refuse(problem)
         factor = self._spacing / (self._spacing + entry["horizon"])
         soften(self._optimizer, self._slots, self._optimizer_state, factor)
-        if self._refresh is not None:
-            self._refresh()
         self.history.append(entry)
         if self._recovery:
             self._pending = pending
@@ -533,8 +531,13 @@ class Farcasting:
         while True:
             entry["horizon"] = pending["horizon"] = horizon
             problem = _distributed.first_problem(self._combine(horizon))
-            if problem or not judged:
+            if problem:
                 return problem
+            if self._refresh is not None:
+                with aside(self._model):
+                    self._refresh()
+            if not judged:
+                return ""
             entry["loss_right_after"] = loss = self._held_out()
             if loss <= limit or not self._trust.adaptive:
                 self._trust.shorten(horizon)
@@ -580,15 +583,15 @@ class Farcasting:
             "weights": recorded if exact else self._store.keep(here),
             "shared": exact,
         }
-        if self._recovery:
-            try:
-                result["buffers"] = self._store.keep(list(self._model.buffers()))
+        try:
+            result["buffers"] = self._store.keep(list(self._model.buffers()))
+            if self._recovery:
                 result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
-            except OSError:
-                self._release(result)
-                raise
-            if self._scheduler is not None:
-                result["scheduler"] = copy.deepcopy(self._scheduler.state_dict())
+        except OSError:
+            self._release(result)
+            raise
+        if self._recovery and self._scheduler is not None:
+            result["scheduler"] = copy.deepcopy(self._scheduler.state_dict())
         return result
 
     def _release(self, snapshot: dict[str, Any]) -> None:
@@ -604,6 +607,14 @@ class Farcasting:
             torch._foreach_copy_([slot.local for slot in self._slots], list(settled(kept)))
             for slot in self._slots:
                 slot.spread()
+
+    def _put_back(self, snapshot: dict[str, Any]) -> None:
+        """The model as it was before the jump."""
+        self._write_weights(snapshot["weights"])
+        with torch.no_grad():
+            kept = settled(snapshot["buffers"])
+            for buffer, value in zip(self._model.buffers(), kept, strict=True):
+                local(buffer).copy_(value)
 
     def _refuse(self, problem: str) -> bool:
         """No jump this time; the run goes on as it was."""
@@ -694,11 +705,7 @@ class Farcasting:
             entry["verdict"] = HARM
             verdict = Verdict(HARM, math.nan, math.nan, 0.0, -float(lost))
         entry.update(outcome="rolled back", steps_saved=-float(lost))
-        self._write_weights(then["weights"])
-        with torch.no_grad():
-            kept = settled(then["buffers"])
-            for buffer, value in zip(self._model.buffers(), kept, strict=True):
-                local(buffer).copy_(value)
+        self._put_back(then)
         then["optimizer"].restore(self._optimizer, settings=self._scheduler is not None)
         if self._scheduler is not None:
             self._scheduler.load_state_dict(then["scheduler"])
