@@ -287,8 +287,8 @@ def _observed(given: Sequence[tuple[int | None, Path]], inputs: Sequence[int]) -
         raise CheckpointError("give all checkpoints as STEP=PATH, or none of them")
     if len(given) != len(inputs):
         raise CheckpointError(
-            f"{len(given)} checkpoints are given, but the farcaster's inputs are the "
-            f"{len(inputs)} steps {', '.join(map(str, inputs))}"
+            f"checkpoints given: {len(given)}, expected one for each of the farcaster's "
+            f"{len(inputs)} input steps, {', '.join(map(str, inputs))}"
         )
     return dict(zip(inputs, (path for _, path in given), strict=True))
 

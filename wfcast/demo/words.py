@@ -62,7 +62,7 @@ def tables(report: dict[str, Any]) -> str:
         [(str(s), f"{plain[s]:.3f}", f"{jumped[s]:.3f}", f"{d:+.3f}") for s, d in shown],
         left=0,
     )
-    model = report["model"]
+    model, threads = report["model"], report["machine"]["threads"]
     head = (
         f"{model['class']}, {model['parameters']:,} parameters; farcaster fitted on "
         f"{len(report['seeds']['siblings'])} sibling runs; fresh run observed at steps 0 and {n}"
@@ -77,7 +77,8 @@ def tables(report: dict[str, Any]) -> str:
             f"Jump from step {n} to the forecast of step {jump['to']}, then training on: "
             f"held-out loss\n{after}",
             "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
-            f"{report['seconds']['total']:.0f} s on {report['machine']['threads']} threads; "
+            f"{report['seconds']['total']:.0f} s on {threads} "
+            f"thread{'s' * (threads > 1)}; "
             f"report.json, demo.png and all checkpoints are in {report['out']}",
         )
     )
