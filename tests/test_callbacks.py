@@ -301,6 +301,13 @@ def test_lightning_with_several_optimizers():
 
 @pytest.mark.slow  # to import
 @pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+@pytest.mark.parametrize("callback", [FarcastingCallback, Lightning])
+@pytest.mark.parametrize("name", ["perod", "model"])
+def test_a_parameter_that_farcasting_lacks(callback, name):
+    with pytest.raises(TypeError, match=f"there is no parameter '{name}', expected some of"):
+        callback(**{name: 3})
+
+
 def test_trl(tmp_path):
     pytest.importorskip("trl")
     from datasets import Dataset

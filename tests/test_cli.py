@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -228,6 +229,54 @@ def test_baselines_need_no_file(folder: Path, tmp_path: Path, name: str) -> None
         np.testing.assert_array_equal(load_file(out)[tensor], value)
     error = failed("forecast", "hf/checkpoint-0", "--farcaster", name, "-o", out, cwd=folder)
     assert "give --step, and the checkpoints as STEP=PATH" in error
+
+
+def test_the_names_of_baselines_are_no_files(folder: Path, tmp_path: Path) -> None:
+    pair = (f"0={folder}/hf/checkpoint-0", f"20={folder}/hf/checkpoint-20")
+    for name in ("line", "persistence"):
+        for out in (name, "other"):  # the second time there is a folder of that name
+            ok("forecast", *pair, "--farcaster", name, "--step", 40, "-o", out, cwd=tmp_path)
+        shutil.rmtree(tmp_path / "other")
+
+
+def test_a_farcaster_is_not_replaced_by_a_forecast(
+    folder: Path, farcaster: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "farcaster.safetensors"
+    own.write_bytes(farcaster.read_bytes())
+    pair = (folder / "hf" / "checkpoint-0", folder / "hf" / "checkpoint-20")
+    rest = ("--farcaster", own, "--step", 40, "-o", "farcaster.safetensors")
+    assert "it is the farcaster" in failed("forecast", *pair, *rest, cwd=tmp_path)
+    assert own.read_bytes() == farcaster.read_bytes()
+    rest = ("--farcaster", "Line", "--step", 40, "-o", "x.safetensors")
+    message = failed("forecast", *pair, *rest, cwd=tmp_path)
+    assert "--farcaster: there is no file 'Line'; 'line' and 'persistence' need none" in message
+
+
+def test_torch_formats_name_their_extra(folder: Path, tmp_path: Path) -> None:
+    for more in (["-o", "x", "--format", "dcp"], ["-o", "x.pt"]):
+        code = (
+            "import sys; from wfcast.cli import main\n"
+            "sys.modules['torch'] = None\n"
+            f"sys.exit(main({['forecast', *_pair(folder), *more]!r}))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "needs torch: install wfcast[torch]" in done.stderr.splitlines()[-1]
+        assert not list(tmp_path.iterdir())
+
+
+def _pair(folder: Path) -> list[str]:
+    steps = [f"{step}={folder}/hf/checkpoint-{step}" for step in (0, 20)]
+    return [*steps, "--farcaster", "line", "--step", "40"]
 
 
 def test_inspect_shows_a_checkpoint_without_weights(tmp_path: Path) -> None:

@@ -695,6 +695,7 @@ def test_bad_parameters():
         ({"judge": 3}, "judge is 3"),
         ({"optimizer_state": "drop"}, "optimizer_state is 'drop'"),
         ({"store": 3}, "store is 3"),
+        ({"store": "gpu"}, "store is 'gpu', expected one of .* or a folder"),
         ({"start": 5, "stop": 4}, "stop is 4"),
         ({"max_loss": 1.0}, r"max_loss is 1\.0"),
         ({"forecaster": "line"}, "forecaster is a str"),
@@ -703,6 +704,10 @@ def test_bad_parameters():
     ]:
         with pytest.raises(WfcastError, match=message):
             Farcasting(model, optimizer, **parameters)
+    with pytest.raises(WfcastError, match=r"model is a Adam, expected a torch\.nn\.Module"):
+        Farcasting(optimizer, model)
+    with pytest.raises(WfcastError, match=r"optimizer is a list, expected a torch\.optim"):
+        Farcasting(model, list(model.parameters()))
     Farcasting(model, optimizer)  # none of them held on to the model
 
 

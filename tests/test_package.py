@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -92,6 +93,21 @@ def test_bundled_openblas_is_the_one_in_use() -> None:
         pytest.skip("built with WFCAST_OPENBLAS=system")
     assert library.with_name("LICENSE.openblas.txt").is_file()
     assert str(library.resolve()) in Path("/proc/self/maps").read_text()
+
+
+def test_the_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
+    here = Path(wfcast.__file__).parent
+    shutil.copytree(here, tmp_path / "wfcast", ignore=shutil.ignore_patterns("_core.*", "_lib"))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import wfcast"],  # without an editable install's finder
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "ImportError: the C core of wfcast is not in" in last
+    assert str(tmp_path) in last
 
 
 def test_import_is_light() -> None:

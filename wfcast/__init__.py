@@ -1,6 +1,14 @@
 """wfcast forecasts the weights of a neural network in the middle of its training."""
 
+from importlib.util import find_spec
 from types import ModuleType
+
+if find_spec("._core", __name__) is None:
+    raise ImportError(
+        f"the C core of wfcast is not in {__path__[0]!r}: that is its source folder, which hides "
+        "an installed wfcast while Python runs beside it. Start Python in another folder, or build "
+        "the core in place: pip install -e ."
+    )
 
 from ._config import show_config
 from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError

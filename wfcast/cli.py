@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="what fit has saved; or 'line' or 'persistence', which need no fit",
+        help="what fit has saved; or 'line' or 'persistence', which need no fit (./line: a file)",
     )
     forecast.add_argument("--step", type=int, help="one of the targets of the fit")
     forecast.add_argument(
@@ -387,7 +387,14 @@ def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
     from . import linear_trend, load, persistence
 
     make = {"line": linear_trend, "persistence": persistence}.get(str(args.farcaster))
-    if make is None or args.farcaster.exists():
+    if make is None:
+        if not args.farcaster.exists():
+            raise CheckpointError(
+                f"--farcaster: there is no file {str(args.farcaster)!r}; 'line' and 'persistence' "
+                "need none"
+            )
+        if args.out.exists() and args.out.samefile(args.farcaster):
+            raise CheckpointError(f"cannot write {str(args.out)!r}: it is the farcaster")
         farcaster = load(args.farcaster)
         return farcaster, _observed(args.checkpoints, farcaster.inputs_)
     if args.step is None or any(step is None for step, _ in args.checkpoints):

@@ -275,6 +275,7 @@ def create_checkpoint(
             with ShardedWriter(folder, layout, tensors, kept, shard) as writer:
                 yield writer
         elif layout.format == "dcp":
+            _torch.import_torch("torch.distributed.checkpoint")
             with _stage(folder.parent, tensors) as stage:
                 yield stage
                 inner = folder / layout.weights

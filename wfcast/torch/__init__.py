@@ -7,6 +7,13 @@ states, `FarcastingCallback` puts the former into the Hugging Face Trainer;
 
 from typing import TYPE_CHECKING, Any
 
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "wfcast.torch needs torch: install wfcast[torch]", name="torch"
+    ) from error
+
 from ._history import FarcastingReport
 from .farcasting import Farcasting
 from .loss_fit import fit_to_loss
@@ -23,3 +30,7 @@ def __getattr__(name: str) -> Any:
 
         return FarcastingCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, s
 from ._tensors import combine, local, reshard, select
 from ._trust import HARM, TrustRegion, Verdict, judge
 
-__all__ = ["Farcasting"]
+__all__ = ["Farcasting", "check_names"]
 
 logger = logging.getLogger("wfcast")
 
@@ -179,6 +180,12 @@ class Farcasting:
         max_loss: float = 0.03,
         patience: int = 4,
     ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        if not hasattr(optimizer, "param_groups"):
+            raise WfcastError(
+                f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
+            )
         check_numbers(spacing, n_states, period, recovery, start, stop, max_loss, patience)
         adaptive = check_horizon(horizon, recovery)
         if optimizer_state not in OPTIMIZER_STATES:
@@ -899,3 +906,11 @@ class Farcasting:
         if self._store.where == "device":
             kept = [t.to(s.local.device) for s, t in zip(self._slots, kept, strict=True)]
         return self._store.keep(kept)
+
+
+def check_names(parameters: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Raise TypeError for what is no parameter of `Farcasting`, or one of those `given` to it."""
+    known = [name for name in inspect.signature(Farcasting).parameters if name not in given]
+    odd = [name for name in parameters if name not in known]
+    if odd:
+        raise TypeError(f"there is no parameter {odd[0]!r}, expected some of {', '.join(known)}")

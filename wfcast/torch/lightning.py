@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from .._errors import WfcastError
-from .farcasting import Farcasting
+from .farcasting import Farcasting, check_names
 
 __all__ = ["FarcastingCallback"]
 
@@ -33,6 +33,7 @@ class FarcastingCallback(Callback):
     """
 
     def __init__(self, **parameters: Any) -> None:
+        check_names(parameters, ("model", "optimizer", "scheduler"))
         self.parameters = parameters
         self.farcasting: Farcasting | None = None
         self._saved: dict[str, Any] | None = None

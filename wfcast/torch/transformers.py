@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint._atomic import atomic_file
 from . import _distributed
-from .farcasting import Farcasting
+from .farcasting import Farcasting, check_names
 
 __all__ = ["FarcastingCallback"]
 
@@ -50,6 +50,7 @@ class FarcastingCallback(TrainerCallback):
     """
 
     def __init__(self, **parameters: Any) -> None:
+        check_names(parameters, ("model", "optimizer", "scheduler"))
         self.parameters = parameters
         self.farcasting: Farcasting | None = None
         self._losses: list[torch.Tensor] = []
