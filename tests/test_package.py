@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -99,8 +100,9 @@ def test_the_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
     here = Path(wfcast.__file__).parent
     shutil.copytree(here, tmp_path / "wfcast", ignore=shutil.ignore_patterns("_core.*", "_lib"))
     done = subprocess.run(
-        [sys.executable, "-S", "-c", "import wfcast"],  # without an editable install's finder
+        [sys.executable, "-S", "-c", "import wfcast"],  # no editable install's finder
         cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
         capture_output=True,
         text=True,
         check=False,
