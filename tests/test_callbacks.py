@@ -296,11 +296,6 @@ def test_lightning_with_several_optimizers():
         fit(Module(optimizers=2), Lightning(**FAST))
 
 
-# ---- TRL ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow  # to import
-@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
 @pytest.mark.parametrize("callback", [FarcastingCallback, Lightning])
 @pytest.mark.parametrize("name", ["perod", "model"])
 def test_a_parameter_that_farcasting_lacks(callback, name):
@@ -308,6 +303,11 @@ def test_a_parameter_that_farcasting_lacks(callback, name):
         callback(**{name: 3})
 
 
+# ---- TRL ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
 def test_trl(tmp_path):
     pytest.importorskip("trl")
     from datasets import Dataset
