@@ -36,6 +36,7 @@ nb_execution_mode = "off"  # the notebook carries its outputs; tests/test_notebo
 html_theme = "pydata_sphinx_theme"
 html_title = f"wfcast {release}"
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
+html_sidebars = {page: [] for page in ("install", "results", "solver")}  # no pages below them
 html_show_sourcelink = False
 html_copy_source = False
 html_math_renderer = "mathml"
@@ -52,5 +53,5 @@ def _display(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Formulas as MathML, which browsers show by themselves: MathJax would come from the network."""
+    """Formulas as MathML, which browsers show by themselves: MathJax comes from the network."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))

@@ -53,8 +53,8 @@ def test_notebook_example(tmp_path: Path) -> None:
     code, _, last = marked("notebook-example", README).rpartition("\n")
     assert last.startswith("wfcast.evaluate(")  # a notebook shows what the last line gives
     shown = run(f"{code}\nprint({last.partition('  #')[0]})", tmp_path)
-    changes = re.findall(r"^(400|600) .* ([-+][\d.]+)% +([-+][\d.]+)%$", shown, re.M)
-    assert [step for step, _, _ in changes] == ["400", "600"]
+    changes = re.findall(r"^(200|300) .* ([-+][\d.]+)% +([-+][\d.]+)%$", shown, re.M)
+    assert [step for step, _, _ in changes] == ["200", "300"]
     for _, forecast, line in changes:
         assert float(forecast) < min(0, float(line))
 
