@@ -49,6 +49,8 @@ _HOME = {
     "show_config": "_config",
 }
 
+_MODULES = ("checkpoint", "farcaster", "forecast", "model", "operators", "report", "torch")
+
 __all__ = [
     "CheckpointError",
     "Comparison",
@@ -75,8 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "torch":
-        return import_module(".torch", __name__)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
@@ -84,4 +86,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "torch"})
+    return sorted({*globals(), *__all__, *_MODULES})
