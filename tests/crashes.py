@@ -75,9 +75,7 @@ class Job:
 
     def write(self, step: int) -> None:
         if self.kind == "farcaster":
-            mf = wfcast.persistence((0,), (1,))
-            mf._set((0,), (1,), {"*": np.full((1, 1), float(step))}, {"*": np.zeros(1)}, {})
-            mf.save(self.target)
+            wfcast.Operator((0,), (1,), [[float(step)]]).save(self.target)
             return
         form = {"format": "dcp"} if self.kind == "dcp" else {}
         wfcast.forecast_checkpoint(LINE, self.run, step, self.target, overwrite=True, **form)
@@ -87,7 +85,7 @@ class Job:
         if not self.target.exists():
             return None
         if self.kind == "farcaster":
-            found = {"coef": wfcast.load(self.target).coef_["*"]}
+            found = {"coef": wfcast.load(self.target).coef["*"]}
         else:
             checkpoint: Checkpoint = open_checkpoint(self.target)
             found = {n: np.asarray(checkpoint.value(n)) for n in checkpoint.tensors}

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import wfcast
+from wfcast import _atomic
 from wfcast.checkpoint import (
     Layout,
     SafetensorsWriter,
     Tensor,
-    _atomic,
     create_checkpoint,
     open_checkpoint,
 )

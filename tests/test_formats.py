@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import wfcast
+from wfcast._atomic import atomic_file, atomic_folder
 from wfcast.checkpoint import open_checkpoint
-from wfcast.checkpoint._atomic import atomic_file, atomic_folder
 
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 pytest.importorskip("transformers")  # the same

@@ -59,6 +59,20 @@ def test_forecasts_lines(runs, by, loss):
         np.testing.assert_allclose(got["embed.weight"], new[5]["embed.weight"], atol=0.2)
 
 
+def test_the_default_beta_goes_with_every_loss_and_number_of_targets(runs):
+    """It is the paper's where there is a hinge, and none is refused."""
+    for params, beta in (
+        ({"targets": (3, 5)}, 1e-6),
+        ({"targets": (3,)}, 0.0),
+        ({"targets": (3, 5), "loss": "squared_error"}, 0.0),
+    ):
+        mf = wfcast.ModelFarcaster((0, 2), **params).fit(runs)
+        assert mf.beta is None
+        assert mf.operator_.info["beta"] == beta
+        same = wfcast.ModelFarcaster((0, 2), **params, beta=beta).fit(runs)
+        assert mf.fingerprint() == same.fingerprint()
+
+
 def test_by_tensor_is_a_farcaster_per_tensor(runs):
     mf = wfcast.ModelFarcaster((0, 2), (3, 5), beta=1e-3).fit(runs)
     name = "embed.weight"
@@ -193,12 +207,16 @@ def test_save_and_load(runs, tmp_path):
     mf = wfcast.ModelFarcaster((0, 2), (3, 5), tol=1e-8).fit(runs)
     mf.save(path)
     back = wfcast.load(path)
-    assert back.get_params() == mf.get_params() | {"inputs": (0, 2), "targets": (3, 5)}
+    assert isinstance(back, wfcast.Operator)
+    assert (back.inputs, back.targets, back.n_threads) == ((0, 2), (3, 5), None)
+    params = {k: back.info[k] for k in ("by", "loss", "beta", "alpha", "fit_intercept", "tol")}
+    assert params == {k: getattr(mf, k) for k in params} | {"beta": 1e-6}
     assert back.fingerprint() == mf.fingerprint()
-    for name in ("coef_", "intercept_"):
-        for key, value in getattr(mf, name).items():
+    for name in ("coef", "intercept"):
+        for key, value in getattr(mf, name + "_").items():
             np.testing.assert_array_equal(getattr(back, name)[key], value)
-    assert (back.objective_, back.dual_gap_, back.n_passes_, back.tensors_) == (
+    numbers = (back.info["objective"], back.info["dual_gap"], back.info["n_passes"])
+    assert (*numbers, back.tensors) == (
         mf.objective_,
         mf.dual_gap_,
         mf.n_passes_,
@@ -340,10 +358,10 @@ def test_bad_runs(runs, broken, message):
         ({"inputs": "02"}, "expected a sequence of steps"),
         ({"inputs": (0, 1.5)}, "expected integer steps"),
         ({"targets": 3}, "targets is 3"),
-        ({"targets": (3,)}, "single target 3.*pass beta=0"),
+        ({"targets": (3,), "beta": 1e-6}, "single target 3.*pass beta=0"),
         ({"by": "layer"}, "expected 'tensor' or 'all'"),
         ({"loss": "huber"}, "loss is 'huber'"),
-        ({"loss": "squared_error"}, "pass beta=0"),
+        ({"loss": "squared_error", "beta": 1e-6}, "pass beta=0"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"alpha": 1.0}, "pass alpha=0"),
         ({"n_threads": 0}, "n_threads is 0"),
@@ -403,7 +421,7 @@ def test_operators_take_any_iterable_of_steps():
 
 def test_a_line_through_steps_that_float64_does_not_tell_apart():
     far = wfcast.linear_trend((2**60, 2**60 + 1), (2**60 + 3,))
-    np.testing.assert_array_equal(far.coef_["*"], [[-2, 3]])
+    np.testing.assert_array_equal(far.coef["*"], [[-2, 3]])
     with pytest.raises(wfcast.WfcastError, match="expected steps below 2\\^63"):
         wfcast.linear_trend((0, 1), (2**63,))
 

@@ -1,7 +1,8 @@
 """wfcast forecasts the weights of a neural network in the middle of its training."""
 
+from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if find_spec("._core", __name__) is None:
     raise ImportError(
@@ -10,17 +11,45 @@ if find_spec("._core", __name__) is None:
         "the core in place: pip install -e ."
     )
 
-from ._config import show_config
-from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
-from ._evaluate import Evaluation, evaluate
-from ._inspect import inspect
-from ._persist import load
 from ._version import __version__
-from .farcaster import Farcaster
-from .forecast import ForecastReport, forecast_checkpoint
-from .model import ModelFarcaster
-from .operators import average, linear_trend, persistence
-from .report import Comparison, compare_checkpoints
+
+if TYPE_CHECKING:
+    from . import torch as torch
+    from ._config import show_config
+    from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
+    from ._operator import Operator, load
+    from .farcaster import Farcaster
+    from .forecast import ForecastReport, forecast_checkpoint
+    from .model import ModelFarcaster
+    from .operators import average, linear_trend, persistence
+    from .report import Comparison, Evaluation, compare_checkpoints, evaluate, inspect
+
+# Each name is imported when it is first asked for: the estimators bring scikit-learn and SciPy,
+# which take ten times as long as all the rest, and most uses of wfcast need neither.
+_HOME = {
+    "CheckpointError": "_errors",
+    "Comparison": "report",
+    "ConvergenceError": "_errors",
+    "DtypeError": "_errors",
+    "Evaluation": "report",
+    "Farcaster": "farcaster",
+    "ForecastReport": "forecast",
+    "ModelFarcaster": "model",
+    "Operator": "_operator",
+    "RankWarning": "_errors",
+    "WfcastError": "_errors",
+    "average": "operators",
+    "compare_checkpoints": "report",
+    "evaluate": "report",
+    "forecast_checkpoint": "forecast",
+    "inspect": "report",
+    "linear_trend": "operators",
+    "load": "_operator",
+    "persistence": "operators",
+    "show_config": "_config",
+}
+
+_MODULES = ("checkpoint", "farcaster", "forecast", "model", "operators", "report", "torch")
 
 __all__ = [
     "CheckpointError",
@@ -31,6 +60,7 @@ __all__ = [
     "Farcaster",
     "ForecastReport",
     "ModelFarcaster",
+    "Operator",
     "RankWarning",
     "WfcastError",
     "__version__",
@@ -46,9 +76,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name == "torch":  # imported on use
-        import importlib
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
 
-        return importlib.import_module(".torch", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

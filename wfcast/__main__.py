@@ -1,8 +1,20 @@
-"""``python -m wfcast``: the command line."""
+"""``wfcast`` and ``python -m wfcast``: the command line, whose imports Ctrl-C may end, too."""
 
 import sys
 
-from .cli import main
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run one command; the exit code."""
+    try:
+        from .cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("wfcast: interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

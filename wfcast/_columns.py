@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,16 @@ Array = npt.NDArray[Any]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 EXPECTED = "float64, float32, float16 or bfloat16"
+
+
+class Label(NamedTuple):
+    """What a message calls a column: the argument that holds it ("X"; "" for none), and which."""
+
+    argument: str
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.column}" if self.argument else self.column
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class Columns:
         The 2-D (or 1-D) object that the columns are views of; None where they came one by one.
     flat : bool
         Whether `matrix` was 1-D: a single target, as scikit-learn's estimators take it.
-    labels : list of str
+    labels : list of Label
         What a message calls each column.
     """
 
@@ -65,7 +75,7 @@ class Columns:
     shape: tuple[int, ...]
     matrix: Any
     flat: bool
-    labels: list[str]
+    labels: list[Label]
 
     @property
     def arrays(self) -> list[Array]:
@@ -261,7 +271,7 @@ def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
         if not is_tensor(whole) and whole.dtype.kind in "iu":
             whole = whole.astype(np.float64)
         one = column(whole, name)
-        labels = [f"{name}: column 0"]
+        labels = [Label(name, "column 0")]
         return _checked(Columns([one], tuple(one.array.shape), one.owner, True, labels), name)
     if whole.ndim != 2:
         raise WfcastError(
@@ -271,7 +281,7 @@ def acquire(data: Any, name: str, *, flat: bool = False) -> Columns:
         )
     both = column(whole, name)
     views = [Column(both.array[:, k], both.dtype, both.owner) for k in range(whole.shape[1])]
-    labels = [f"{name}: column {k}" for k in range(len(views))]
+    labels = [Label(name, f"column {k}") for k in range(len(views))]
     return _checked(Columns(views, (whole.shape[0],), both.owner, False, labels), name)
 
 
@@ -282,8 +292,8 @@ def _sequence(data: list[Any], alike: list[bool], name: str) -> Columns:
             f"{name}: column {k} is a {type(data[k]).__name__}, but column "
             f"{alike.index(True)} is an array; expected one array per checkpoint"
         )
-    labels = [f"{name}: column {k}" for k in range(len(data))]
-    columns = [column(value, label) for value, label in zip(data, labels, strict=True)]
+    labels = [Label(name, f"column {k}") for k in range(len(data))]
+    columns = [column(value, str(label)) for value, label in zip(data, labels, strict=True)]
     shape = columns[0].array.shape
     for one, label in zip(columns, labels, strict=True):
         if one.array.shape != shape:
@@ -295,8 +305,8 @@ def _sequence(data: list[Any], alike: list[bool], name: str) -> Columns:
 
 
 def _frame(data: Any, name: str) -> Columns:
-    labels = [f"{name}: column {k} ({title!r})" for k, title in enumerate(data.columns)]
-    columns = [column(data.iloc[:, k].to_numpy(), label) for k, label in enumerate(labels)]
+    labels = [Label(name, f"column {k} ({title!r})") for k, title in enumerate(data.columns)]
+    columns = [column(data.iloc[:, k].to_numpy(), str(label)) for k, label in enumerate(labels)]
     matrix = columns[-1].owner if columns else np.empty(data.shape)
     return _checked(Columns(columns, (len(data),), matrix, False, labels), name)
 

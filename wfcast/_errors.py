@@ -6,6 +6,19 @@ An error is a `ValueError`, as scikit-learn's are. Where a Python programmer wou
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
+
+__all__ = [
+    "CheckpointError",
+    "ConvergenceError",
+    "DtypeError",
+    "RankWarning",
+    "WfcastError",
+    "warn",
+]
+
 
 class WfcastError(ValueError):
     """The base of wfcast's errors. The message names what is at fault and what was expected."""
@@ -25,3 +38,14 @@ class ConvergenceError(WfcastError):
 
 class RankWarning(UserWarning):
     """The columns of X are linearly dependent: the fit took the solution of minimum norm."""
+
+
+_HERE = str(Path(__file__).parent)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's that led here: the innermost one outside wfcast."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,4 +1,4 @@
-"""The driver of a fit, and the calls into the core with their errors in the user's words.
+"""The driver of a fit: passes over segments, several fits beside each other.
 
 A fit is a sequence of passes over segments. The core asks for a pass as long as it needs one; a
 segment is handed over in slices of a few million rows, fewer where rows are wide, so that Ctrl-C is
@@ -12,27 +12,23 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._columns import Array, blocks, row_text, value_at
+from ._apply import Progress, nonfinite_error
+from ._columns import Array, Label, blocks, value_at
 from ._errors import ConvergenceError, WfcastError
+from ._parameters import threads
 
-PARAMETERS = ("loss", "beta", "alpha", "fit_intercept", "tol", "n_threads")
-LOSSES = ("absolute_error", "squared_error")
-EPS = float(np.finfo(np.float64).eps)
+__all__ = ["Segment", "Solving", "set_fitted", "solve", "solve_all", "solving"]
+
 SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
 SLICE_PRODUCTS = 1 << 33
 SMALL_VALUES = 1 << 26  # of a fit that takes little memory to solve, so that several can go on
 HELPERS = 2  # solves beside a pass: as many as threads that a pass leaves idle when it waits
-
-Progress = Callable[[str, int], None]
-"""Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
-
 
 Gather = Callable[[bytes], list[bytes]]
 """What one process has to say -> what each of them has to say, in their order."""
@@ -53,7 +49,7 @@ class Segment:
         Gives the p input and m target arrays; called once per pass.
     group : int, ndarray or None
         The trajectory of all rows, or of each row; None without the hinge.
-    labels : sequence of str
+    labels : sequence of Label
         What a message calls each of the p + m columns.
     start : int
         Which of all rows of the fit the first one is.
@@ -62,58 +58,8 @@ class Segment:
     shape: tuple[int, ...]
     load: Callable[[], tuple[list[Array], list[Array]]]
     group: Any
-    labels: Sequence[str]
+    labels: Sequence[Label]
     start: int = 0
-
-
-def check_parameters(
-    loss: Any, beta: Any, alpha: Any, fit_intercept: Any, tol: Any, n_threads: Any
-) -> None:
-    """Raise WfcastError for the first parameter of a fit that has no meaning."""
-    if loss not in LOSSES:
-        raise WfcastError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
-    for name, value, low in (("beta", beta, "0"), ("alpha", alpha, "0"), ("tol", tol, "above 0")):
-        if not _is_finite(value) or value < 0 or (name == "tol" and value == 0):
-            raise WfcastError(
-                f"{name} is {value!r}, expected a finite number "
-                f"{low if name == 'tol' else 'not below 0'}"
-            )
-    if tol < EPS:
-        raise WfcastError(f"tol is {tol!r}, expected at least {EPS:.3g}: float64 resolves no more")
-    if not isinstance(fit_intercept, bool | np.bool_):
-        raise WfcastError(f"fit_intercept is {fit_intercept!r}, expected True or False")
-    threads(n_threads)
-    if beta > 0 and loss != "absolute_error":
-        raise WfcastError(
-            f"beta is {beta!r} with loss={loss!r}; the update-norm hinge goes with "
-            "loss='absolute_error' only: pass beta=0"
-        )
-    if alpha > 0 and loss != "squared_error":
-        raise WfcastError(
-            f"alpha is {alpha!r} with loss={loss!r}; the ridge penalty goes with "
-            "loss='squared_error' only: pass alpha=0"
-        )
-
-
-def _is_finite(value: Any) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond float64
-        return False
-
-
-def threads(n_threads: Any) -> int:
-    """The core's thread count: 0 stands for all CPUs that this process may use."""
-    if n_threads is None:
-        return 0
-    good = isinstance(n_threads, Integral) and not isinstance(n_threads, bool)
-    if not good or not 1 <= n_threads < 2**31:
-        raise WfcastError(
-            f"n_threads is {n_threads!r}, expected None or an integer from 1 to 2^31 - 1"
-        )
-    return int(n_threads)
 
 
 def solving(
@@ -294,68 +240,3 @@ def _accumulate(
             ) from None
         if progress is not None:
             progress(name, size)
-
-
-def nonfinite_error(label: str, value: float, shape: tuple[int, ...], row: int) -> WfcastError:
-    """NaN or infinity in the column that `label` names: "X: column 1", or a tensor."""
-    argument, column = (label[:1] + " ", label[3:]) if label[:3] in ("X: ", "Y: ") else ("", label)
-    return WfcastError(
-        f"Input {argument}contains NaN or infinity: {column}, {row_text(shape, row)} "
-        f"(value {value})"
-    )
-
-
-def apply(
-    x: list[Array],
-    y: list[Array],
-    coef: Array,
-    intercept: Array,
-    *,
-    check_finite: bool,
-    n_threads: Any,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    shape: tuple[int, ...] | None = None,
-    start: int = 0,
-) -> None:
-    """``y_j = sum_k coef[j, k] x_k + intercept[j]``, with errors that name the column.
-
-    Parameters
-    ----------
-    x, y : list of ndarray
-        p columns to read and m to write.
-    coef : (m, p) float64 array
-    intercept : (m,) float64 array
-    inputs, outputs : sequence of str
-        What a message calls each column.
-    shape, start
-        Where the columns are a block of larger ones: the shape of those, and the C-order position
-        of the block's first element.
-    """
-    try:
-        _core.apply(x, y, coef, intercept, check_finite, threads(n_threads))
-    except _core.NonFinite as error:
-        side, k, row = error.args
-        whole = x[0].shape if shape is None else shape
-        if side == "input":
-            raise nonfinite_error(inputs[k], value_at(x[k], row), whole, start + row) from None
-        raise _overflow(outputs[k], y[k].dtype.name, whole, start + row) from None
-    except ValueError as error:
-        raise WfcastError(str(error)) from error
-
-
-_LARGEST = {
-    "float16": 65504.0,
-    "uint16": 3.3895313892515355e38,
-    "float32": 3.4028234663852886e38,
-    "float64": 1.7976931348623157e308,
-}
-
-
-def _overflow(label: str, dtype: str, shape: tuple[int, ...], row: int) -> WfcastError:
-    name = "bfloat16" if dtype == "uint16" else dtype
-    return WfcastError(
-        f"the forecast overflows {name} in {label}, {row_text(shape, row)}: "
-        f"{name} ends at {_LARGEST[dtype]:.6g}; give inputs or an `out` of a wider "
-        "dtype"
-    )

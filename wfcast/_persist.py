@@ -1,78 +1,83 @@
-"""A ModelFarcaster as a safetensors file: the numbers as tensors, the rest as JSON metadata."""
+"""An operator as a safetensors file: the numbers as tensors, the rest as JSON metadata."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from ._atomic import atomic_file
 from ._errors import CheckpointError, WfcastError
-from ._runs import steps
+from ._parameters import ALL, PARAMETERS, check_by, check_parameters
 from ._version import __version__
-from .checkpoint._atomic import atomic_file
-from .model import ALL, ModelFarcaster
+
+if TYPE_CHECKING:
+    from ._operator import Operator
+
+__all__ = ["KEY", "load", "save"]
 
 KEY = "wfcast"
 FORMAT = "wfcast.farcaster"
 VERSION = 1
-_NUMBERS = ("objective", "dual_gap", "n_passes")
+_NUMBERS = ("objective", "dual_gap", "n_passes")  # of a fit, by coefficient set
+_UNFITTED = {
+    "loss": "absolute_error",
+    "beta": 0.0,
+    "alpha": 0.0,
+    "fit_intercept": True,
+    "tol": 1e-9,
+}  # what wfcast 0.1 expects of an operator that nothing was fitted for
+
+T = TypeVar("T")
 
 
-def save(mf: ModelFarcaster, path: str | os.PathLike[str]) -> None:
-    """Write a fitted or ready-made ModelFarcaster."""
-    names = list(mf.coef_)
+def save(operator: Operator, path: str | os.PathLike[str]) -> None:
+    """Write an operator."""
+    names, info = list(operator.coef), operator.info
     tensors = {
-        "coef": np.stack([mf.coef_[n] for n in names]).astype(np.float64),
-        "intercept": np.stack([mf.intercept_[n] for n in names]).astype(np.float64),
+        "coef": np.stack([operator.coef[n] for n in names]),
+        "intercept": np.stack([operator.intercept[n] for n in names]),
     }
     for key in _NUMBERS:
-        values = getattr(mf, key + "_", None)
-        if values is not None:
-            tensors[key] = np.array([values[n] for n in names], dtype=np.float64)
-    params = mf.get_params(deep=False)
+        if key in info:
+            tensors[key] = np.array([info[key][n] for n in names], dtype=np.float64)
+    params = {
+        "by": "all" if ALL in operator.coef else "tensor",
+        **{k: info.get(k, default) for k, default in _UNFITTED.items()},
+        "n_threads": operator.n_threads,
+    }
     document = {
         "format": FORMAT,
         "version": VERSION,
         "wfcast": __version__,
+        "strategy": operator.strategy,
         "names": names,
-        "inputs": list(mf.inputs_),
-        "targets": list(mf.targets_),
-        "tensors": {n: [list(shape), dtype] for n, (shape, dtype) in mf.tensors_.items()},
-        "base": mf.base_,
-        "params": {k: _plain(v) for k, v in params.items() if k not in ("inputs", "targets")},
+        "inputs": list(operator.inputs),
+        "targets": list(operator.targets),
+        "tensors": {n: [list(shape), dtype] for n, (shape, dtype) in operator.tensors.items()},
+        "base": operator.base,
+        "params": params,
+        "info": {k: v for k, v in info.items() if k not in _NUMBERS and k not in params},
     }
-    data = serialize(tensors, metadata={KEY: json.dumps(document)})
+    data = serialize(tensors, metadata={KEY: json.dumps(document, default=_plain)})
     with atomic_file(Path(path)) as file:
         file.write(data)
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"info holds a {type(value).__name__}, expected what JSON can hold")
 
 
-def load(path: str | os.PathLike[str]) -> ModelFarcaster:
-    """Read a ModelFarcaster that `ModelFarcaster.save` wrote.
-
-    Parameters
-    ----------
-    path : path
-        A safetensors file. Nothing in it is executed.
-
-    Returns
-    -------
-    ModelFarcaster
-        Fitted as it was saved.
-
-    Raises
-    ------
-    CheckpointError
-        No such file, no forecaster in it, one of a later format, or one that contradicts itself.
-    """
+def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
+    """Read what `save` wrote; `make` is called as the constructor of `Operator` is."""
     where = repr(str(path))
     try:
         with safe_open(path, framework="numpy") as file:
@@ -95,7 +100,8 @@ def load(path: str | os.PathLike[str]) -> ModelFarcaster:
         raise CheckpointError(f"{where} cannot be read as a safetensors file: {error}") from error
     try:
         document = json.loads(text)
-        return _build(document, tensors)
+        _check(document, tensors)
+        return make(**_arguments(document, tensors))
     except (
         KeyError,
         TypeError,
@@ -109,7 +115,7 @@ def load(path: str | os.PathLike[str]) -> ModelFarcaster:
         raise CheckpointError(message) from error
 
 
-def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
+def _check(document: dict[str, Any], tensors: dict[str, Any]) -> None:
     if document["format"] != FORMAT:
         raise WfcastError(f"its format is {document['format']!r}, expected {FORMAT!r}")
     if document["version"] != VERSION:
@@ -117,13 +123,10 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
             f"its format has version {document['version']}, this wfcast "
             f"({__version__}) reads version {VERSION}"
         )
-    inputs, targets = steps(document["inputs"], "inputs"), steps(document["targets"], "targets")
     names = document["names"]
     if not names or len(set(names)) != len(names) or not all(isinstance(n, str) for n in names):
         raise WfcastError("names are not distinct strings")
-    if ALL in names and len(names) > 1:
-        raise WfcastError(f"{ALL!r} stands beside names of tensors")
-    t, m, p = len(names), len(targets), len(inputs)
+    t, m, p = len(names), len(document["targets"]), len(document["inputs"])
     for key, shape in {
         "coef": (t, m, p),
         "intercept": (t, m),
@@ -136,31 +139,40 @@ def _build(document: dict[str, Any], tensors: dict[str, Any]) -> ModelFarcaster:
             )
         if not np.isfinite(array).all():
             raise WfcastError(f"{key} contains NaN or infinity")
-    base = document.get("base")  # which the first files do not have
-    if not isinstance(base, str | None):
-        raise WfcastError("base is no text")
-    mf = ModelFarcaster(inputs, targets)
+    for key in ("base", "strategy"):  # which the first files do not have
+        if not isinstance(document.get(key), str | None):
+            raise WfcastError(f"{key} is no text")
     params = dict(document["params"])
-    unknown = params.keys() - mf.get_params().keys()
+    unknown = params.keys() - {"by", *PARAMETERS}
     if unknown:
         raise WfcastError(f"unknown parameters {sorted(unknown)}")
-    mf.set_params(**params)
-    mf._check()
-    numbers: dict[str, Any] = {}
-    for key in _NUMBERS:
-        if key in tensors:
-            kind = int if key == "n_passes" else float
-            numbers[key + "_"] = {n: kind(v) for n, v in zip(names, tensors[key], strict=True)}
-    mf._set(
-        inputs,
-        targets,
-        {n: tensors["coef"][i].copy() for i, n in enumerate(names)},
-        {n: tensors["intercept"][i].copy() for i, n in enumerate(names)},
-        {
+    check_by(params["by"])
+    check_parameters(**{k: params[k] for k in PARAMETERS})
+
+
+def _arguments(document: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """What the constructor of `Operator` takes."""
+    names = document["names"]
+    params = dict(document["params"])
+    n_threads = params.pop("n_threads")
+    info = dict(document.get("info", {}))
+    numbers = [key for key in _NUMBERS if key in tensors]
+    if numbers:
+        info |= params
+    for key in numbers:
+        kind = int if key == "n_passes" else float
+        info[key] = {n: kind(v) for n, v in zip(names, tensors[key], strict=True)}
+    return {
+        "inputs": document["inputs"],
+        "targets": document["targets"],
+        "coef": dict(zip(names, tensors["coef"], strict=True)),
+        "intercept": dict(zip(names, tensors["intercept"], strict=True)),
+        "strategy": document.get("strategy") or ("ModelFarcaster" if numbers else "custom"),
+        "tensors": {
             n: (tuple(int(d) for d in shape), str(dtype))
             for n, (shape, dtype) in document["tensors"].items()
         },
-        base,
-        **numbers,
-    )
-    return mf
+        "base": document.get("base"),
+        "info": info,
+        "n_threads": n_threads,
+    }

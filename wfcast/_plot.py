@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._errors import WfcastError
-from .report import KINDS, kind_of
+from ._kinds import KINDS, kind_of
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and by marker besides
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,7 +21,9 @@ def axes(given: Any) -> Any:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise WfcastError("plots need matplotlib: install wfcast[plot]") from None
+        raise WfcastError(
+            "plots need matplotlib, which is not installed (the extra 'plot' of wfcast)"
+        ) from None
     new = pyplot.subplots(layout="constrained", figsize=(8, 4.5))[1]
     new.spines[["top", "right"]].set_visible(False)
     new.grid(color="#e6e6e6", linewidth=0.8)
@@ -53,6 +55,17 @@ def by_layer(ax: Any, values: Mapping[str, float]) -> None:
             ax.plot(at, ys, marker, color=colour, markersize=5, label=kind)
     if any(value > 0 for value in values.values()):
         ax.set_yscale("log")
+    name_axis(ax, names)
+    legend(ax)
+
+
+def by_input(ax: Any, values: Mapping[str, Sequence[float]], steps: Sequence[int]) -> None:
+    """The coefficients of each input step, by tensor in the order of the layers."""
+    names = sorted(values, key=natural)
+    for k, step in enumerate(steps):
+        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+        ys = [values[name][k] for name in names]
+        ax.plot(range(len(names)), ys, linestyle="", markersize=5, **style, label=f"w_{step}")
     name_axis(ax, names)
     legend(ax)
 

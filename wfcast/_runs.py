@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import operator
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from ._errors import CheckpointError, DtypeError, WfcastError
+from ._errors import CheckpointError, DtypeError, WfcastError, warn
 from .checkpoint import Checkpoint, Tensor, is_forecast, open_checkpoint, steps_in
 
 SHOWN = 5
@@ -81,7 +80,7 @@ def _run_in(folder: Path, what: str) -> dict[int, Checkpoint]:
         try:
             found[step] = open_checkpoint(path, f"{what}, step {step}")
         except CheckpointError as error:
-            warnings.warn(f"left out, as if it were not there: {error}", stacklevel=2)
+            warn(f"left out, as if it were not there: {error}")
     return found
 
 

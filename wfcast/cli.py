@@ -15,11 +15,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._errors import CheckpointError, WfcastError
 from ._terminal import FitBar, bar, log, printable
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._operator import Operator
 
 __all__ = ["main"]
 
@@ -195,7 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("true", type=Path, metavar="B", help="file or folder: what really came")
     compare.add_argument("--threads", type=_positive, help="threads (all CPUs)")
 
-    demo = add("demo", _demo, "Forecast DistilBERT in mid-training; needs wfcast[demo].")
+    demo = add(
+        "demo",
+        _demo,
+        'Forecast DistilBERT in mid-training; needs the extra "demo".',
+    )
     demo.add_argument(
         "--size",
         choices=("tiny", "small", "base"),
@@ -299,11 +306,11 @@ _Result = tuple[dict[str, Any], str]
 
 
 def _fit(args: argparse.Namespace) -> _Result:
-    from ._inspect import FarcasterReport
+    from ._atomic import check_target
     from ._runs import check_run
     from .checkpoint import open_checkpoint
-    from .checkpoint._atomic import check_target
     from .model import ModelFarcaster, pass_sizes
+    from .report import FarcasterReport
 
     if not (args.folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
@@ -312,13 +319,12 @@ def _fit(args: argparse.Namespace) -> _Result:
         _check_is_farcaster(args.out)
     runs: list[Any] = list(args.folders)
     runs += [_run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
-    hinge = args.loss == "absolute_error" and len(args.targets) > 1
     farcaster = ModelFarcaster(
         inputs=args.inputs,
         targets=args.targets,
         by=args.by,
         loss=args.loss,
-        beta=args.beta if args.beta is not None else 1e-6 if hinge else 0.0,
+        beta=args.beta,
         alpha=args.alpha,
         fit_intercept=not args.no_intercept,
         tol=args.tol,
@@ -334,7 +340,7 @@ def _fit(args: argparse.Namespace) -> _Result:
         farcaster.fit(runs, progress=progress)
     farcaster.save(args.out)
     log(f"wrote {args.out}")
-    report = FarcasterReport(farcaster, str(args.out))
+    report = FarcasterReport(farcaster.operator_, str(args.out))
     return {**report.to_dict(), "runs": len(runs)}, str(report)
 
 
@@ -354,10 +360,10 @@ def _forecast(args: argparse.Namespace) -> _Result:
     from . import forecast_checkpoint
     from .checkpoint import open_checkpoint
 
-    farcaster, run = _farcaster_and_run(args)
+    operator, run = _operator_and_run(args)
     if args.threads is not None:
-        farcaster.set_params(n_threads=args.threads)
-    last = next((s for s in reversed(farcaster.inputs_) if s in run), max(run))
+        operator.n_threads = args.threads
+    last = next((s for s in reversed(operator.inputs) if s in run), max(run))
     tensors = open_checkpoint(run[last], f"the run, step {last}").tensors
     with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
 
@@ -365,7 +371,7 @@ def _forecast(args: argparse.Namespace) -> _Result:
             shown.update(rows * tensors[name].nbytes // tensors[name].size if rows else 0)
 
         done = forecast_checkpoint(
-            farcaster,
+            operator,
             run,
             args.step,
             out=args.out,
@@ -382,7 +388,7 @@ def _forecast(args: argparse.Namespace) -> _Result:
     return done.to_dict(), str(done)
 
 
-def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
+def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, dict[int, Path]]:
     """The saved farcaster, or a baseline made for the steps at hand; the checkpoints by step."""
     from . import linear_trend, load, persistence
 
@@ -395,8 +401,8 @@ def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
             )
         if args.out.exists() and args.out.samefile(args.farcaster):
             raise CheckpointError(f"cannot write {str(args.out)!r}: it is the farcaster")
-        farcaster = load(args.farcaster)
-        return farcaster, _observed(args.checkpoints, farcaster.inputs_)
+        operator = load(args.farcaster)
+        return operator, _observed(args.checkpoints, operator.inputs)
     if args.step is None or any(step is None for step, _ in args.checkpoints):
         raise WfcastError(
             f"--farcaster {args.farcaster} is made from the steps: give --step, and the "
@@ -407,7 +413,7 @@ def _farcaster_and_run(args: argparse.Namespace) -> tuple[Any, dict[int, Path]]:
 
 
 def _inspect(args: argparse.Namespace) -> _Result:
-    from ._inspect import look, nbytes_read, report_on
+    from .report import look, nbytes_read, report_on
 
     found = look(args.path)
     total, of_weight = nbytes_read(found)

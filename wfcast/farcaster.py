@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral
 from typing import Any
 
@@ -12,18 +11,13 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import _core
+from ._apply import apply
 from ._columns import Array, Columns, acquire, outputs, shape_text
-from ._errors import DtypeError, RankWarning, WfcastError
-from ._fit import (
-    PARAMETERS,
-    Segment,
-    apply,
-    check_parameters,
-    set_fitted,
-    solve,
-    solving,
-    threads,
-)
+from ._errors import DtypeError, RankWarning, WfcastError, warn
+from ._fit import Segment, set_fitted, solve, solving
+from ._parameters import PARAMETERS, check_parameters, threads
+
+__all__ = ["Farcaster"]
 
 
 class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
@@ -107,6 +101,7 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
     def __init__(
         self,
         loss: str = "absolute_error",
+        *,
         beta: float = 0.0,
         alpha: float = 0.0,
         fit_intercept: bool = True,
@@ -363,9 +358,8 @@ def _plain_array(value: Any, name: str) -> npt.NDArray[Any]:
 
 def _warn_rank(rank: int, p: int, x: Columns) -> None:
     if rank < min(p, x.rows):
-        warnings.warn(
+        warn(
             f"X has {p} columns of rank {rank} (after centring, with an intercept): "
             "the solution of minimum norm was taken",
             RankWarning,
-            stacklevel=3,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import _core
+from ._apply import Progress
 from ._columns import FLOATS, Array, blocks
-from ._errors import CheckpointError, DtypeError, WfcastError
-from ._fit import Progress, threads
+from ._errors import CheckpointError, WfcastError, warn
+from ._kinds import is_norm
+from ._operator import operator_of
+from ._parameters import threads
+from ._plan import Plan
 from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
@@ -32,8 +35,9 @@ from .checkpoint import (
     output_layout,
     step_named,
 )
-from .model import ModelFarcaster, Plan
-from .report import Grid, Report, finite, is_norm
+from .report import Grid, Report, finite
+
+__all__ = ["ForecastReport", "forecast_checkpoint"]
 
 BLOCK_BYTES = 1 << 24
 """The most bytes of the output that are computed in one piece."""
@@ -134,7 +138,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def forecast_checkpoint(
-    mf: ModelFarcaster,
+    mf: Any,
     run: Any,
     step: int | None,
     out: str | os.PathLike[str],
@@ -150,15 +154,15 @@ def forecast_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ForecastReport:
-    """Forecast checkpoint files into a new one: `ModelFarcaster.predict` from disk to disk.
+    """Forecast checkpoint files into a new one: `Operator.predict` from disk to disk.
 
     The inputs are mapped and the output is written tensor by tensor, a large one in blocks of
     rows: memory beyond the page cache does not grow with the model.
 
     Parameters
     ----------
-    mf : ModelFarcaster
-        Fitted or ready-made.
+    mf : Operator or ModelFarcaster
+        A ModelFarcaster has been fitted.
     run : {step: path}
         The inputs: safetensors files, files of ``torch.save``, indexes of shards, folders of a
         Hugging Face trainer or of torch.distributed.checkpoint; or mappings, or modules.
@@ -199,7 +203,7 @@ def forecast_checkpoint(
     Raises
     ------
     CheckpointError, WfcastError
-        As `ModelFarcaster.predict`; nothing is written then.
+        As `Operator.predict`; nothing is written then.
     OSError
         The output cannot be written; nothing is left behind then.
     """
@@ -213,15 +217,11 @@ def forecast_checkpoint(
         raise WfcastError(f"format is {format!r}, expected 'safetensors', 'torch' or 'dcp'")
     if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
         raise WfcastError(f"shard_size is {shard_size!r}, expected a number of bytes")
-    if not isinstance(mf, ModelFarcaster):
-        raise DtypeError(
-            f"mf is a {type(mf).__name__}, expected a ModelFarcaster: wfcast.load(path) reads one"
-        )
-    plan = mf._plan(run, step, partial)
+    plan = operator_of(mf, "mf").plan(run, step, partial)
     latest = plan.latest
     include = _patterns(include, "include", latest) if include is not None else None
     exclude = _patterns(exclude, "exclude", latest)
-    copied = _copied(mf, plan, include, exclude, norms == "copy", nonfinite == "copy")
+    copied = _copied(plan, include, exclude, norms == "copy", nonfinite == "copy")
     wanted = [name for name in latest.tensors if name not in copied]
     skipped = sorted(
         {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
@@ -232,16 +232,16 @@ def forecast_checkpoint(
     layout = output_layout(latest.layout, target, tensors, format, shard_size)
     _check_target(target, layout, overwrite, plan)
     moves: dict[str, float] = {}
-    computed = _computed(mf, plan, set(wanted), check_finite, progress, moves)
+    computed = _computed(plan, set(wanted), check_finite, progress, moves)
     with create_checkpoint(
-        target, layout, tensors, _metadata(mf, plan, layout), latest.tied, overwrite
+        target, layout, tensors, _metadata(plan, layout), latest.tied, overwrite
     ) as writer:
         pieces = chain.from_iterable(_ahead(computed(writer.order)))
         for name, group in groupby(pieces, key=itemgetter(0)):
             writer.write(name, (piece for _, piece in group))
     return ForecastReport(
         target,
-        mf.targets_[plan.horizon],
+        plan.step,
         tuple(wanted),
         copied,
         tuple(skipped),
@@ -256,7 +256,6 @@ def forecast_checkpoint(
 
 
 def _copied(
-    mf: ModelFarcaster,
     plan: Plan,
     include: Sequence[str] | None,
     exclude: Sequence[str],
@@ -283,7 +282,7 @@ def _copied(
             why[name] = "not chosen"
         elif without_norms and is_norm(name, latest.tensors):
             why[name] = "normalization"
-        elif only_finite and not _is_finite(mf, plan, name):
+        elif only_finite and not _is_finite(plan, name):
             why[name] = "not finite"
     return why
 
@@ -297,9 +296,11 @@ def _is_wanted(names: Sequence[str], include: Sequence[str] | None, exclude: Seq
     return (include is None or match(include)) and not match(exclude)
 
 
-def _is_finite(mf: ModelFarcaster, plan: Plan, name: str) -> bool:
+def _is_finite(plan: Plan, name: str) -> bool:
     arrays = (c.column(name).array for c in plan.inputs.values())
-    return all(not _core.error_sums(a, a, threads(mf.n_threads))["n_nonfinite"] for a in arrays)
+    return all(
+        not _core.error_sums(a, a, threads(plan.operator.n_threads))["n_nonfinite"] for a in arrays
+    )
 
 
 def _patterns(given: str | Sequence[str], what: str, latest: Checkpoint) -> Sequence[str]:
@@ -318,9 +319,9 @@ def _patterns(given: str | Sequence[str], what: str, latest: Checkpoint) -> Sequ
 def _warn_of_less(latest: Checkpoint, wanted: Sequence[str], skipped: Sequence[str]) -> None:
     """Say what is not in the output, and that nothing is forecast."""
     if skipped:
-        warnings.warn(f"left out, as {latest.what} lacks them: {_few(skipped)}", stacklevel=3)
+        warn(f"left out, as {latest.what} lacks them: {_few(skipped)}")
     if not wanted and any(t.dtype in FLOATS and t.size for t in latest.tensors.values()):
-        warnings.warn(f"no tensor is forecast: the output is a copy of {latest.what}", stacklevel=3)
+        warn(f"no tensor is forecast: the output is a copy of {latest.what}")
 
 
 def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> None:
@@ -348,9 +349,9 @@ def _is_step(name: str) -> bool:
     return step_named(Path(name)) is not None
 
 
-def _metadata(mf: ModelFarcaster, plan: Plan, layout: Layout) -> dict[str, str]:
+def _metadata(plan: Plan, layout: Layout) -> dict[str, str]:
     latest = plan.latest
-    metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(mf, plan))}
+    metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(plan))}
     as_it_was = isinstance(latest, FileCheckpoint) and latest.layout.format == "safetensors"
     if layout.format == "safetensors" and not as_it_was:
         # what safetensors.torch writes: who made it, and tied names by the name that is kept
@@ -358,15 +359,15 @@ def _metadata(mf: ModelFarcaster, plan: Plan, layout: Layout) -> dict[str, str]:
     return metadata
 
 
-def _provenance(mf: ModelFarcaster, plan: Plan) -> dict[str, Any]:
+def _provenance(plan: Plan) -> dict[str, Any]:
     files = {
         step: "/".join(c.path.parts[-2:]) if isinstance(c, FileCheckpoint) else None
         for step, c in plan.inputs.items()
     }
     return {
         "inputs": files,
-        "step": mf.targets_[plan.horizon],
-        "forecaster": mf.fingerprint(),
+        "step": plan.step,
+        "forecaster": plan.operator.fingerprint(),
         "wfcast": __version__,
         "numpy": np.__version__,
     }
@@ -376,7 +377,6 @@ def _provenance(mf: ModelFarcaster, plan: Plan) -> dict[str, Any]:
 
 
 def _computed(
-    mf: ModelFarcaster,
     plan: Plan,
     wanted: set[str],
     check_finite: bool,
@@ -396,8 +396,8 @@ def _computed(
         for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
             x = [c.array[index] for c in columns]
             y = rooms.take(size * last.itemsize).view(last.dtype).reshape(x[-1].shape)
-            mf._apply(plan, name, x, y, check_finite, start)
-            errors = _core.error_sums(y, x[-1], threads(mf.n_threads))
+            plan.apply(name, x, y, check_finite, start)
+            errors = _core.error_sums(y, x[-1], threads(plan.operator.n_threads))
             sums += errors["sum_sq"], errors["sum_true_sq"]
             yield y
             if progress is not None:

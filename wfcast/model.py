@@ -1,13 +1,11 @@
-"""A whole model: one linear operator in time per tensor, or one for all of them."""
+"""ModelFarcaster: the estimator that learns an operator from earlier runs of a whole model."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,54 +13,21 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from . import _core
-from ._columns import new_like
+from ._apply import Progress
+from ._columns import Label
 from ._errors import CheckpointError, DtypeError, WfcastError
-from ._fit import (
-    PARAMETERS,
-    Progress,
-    Segment,
-    Solving,
-    apply,
-    check_parameters,
-    set_fitted,
-    solve_all,
-    solving,
-    threads,
-)
+from ._fit import Segment, Solving, set_fitted, solve_all, solving
+from ._operator import Operator
+from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._ranks import Ranks, Survey, ranks_of, survey
-from ._runs import check_alike, check_bases, check_run, forecastable, has, open_run, steps
-from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
+from ._runs import check_alike, check_run, forecastable, open_run, steps
+from .checkpoint import Checkpoint, open_checkpoint
 
-ALL = "*"
-"""The name of the coefficient set that serves every tensor."""
+__all__ = ["ModelFarcaster", "pass_sizes"]
+
+PAPERS_BETA = 1e-6
 
 Vector = npt.NDArray[np.float64]
-
-
-class Plan(NamedTuple):
-    """A checked forecast that has yet to be computed.
-
-    Attributes
-    ----------
-    inputs : dict of int to Checkpoint
-        The opened inputs, in the order of steps; the last of them lends form and dtypes.
-    forecast : list of Tensor
-        All others are to be taken from the last input.
-    horizon : int
-        The index of the target.
-    beyond : tuple of str
-        Where it goes beyond what was fitted.
-    """
-
-    inputs: dict[int, Checkpoint]
-    forecast: list[Tensor]
-    horizon: int
-    beyond: tuple[str, ...]
-
-    @property
-    def latest(self) -> Checkpoint:
-        """The last input."""
-        return list(self.inputs.values())[-1]
 
 
 class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
@@ -84,10 +49,11 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         One coefficient set per tensor name, or one for the whole model.
     loss : {"absolute_error", "squared_error"}, default="absolute_error"
         As in `Farcaster`, as are the parameters below.
-    beta : float, default=1e-6
-        Weight of the update-norm hinge (the paper's value). It needs two targets: pass 0 with
-        one. The norm c_s of a run's first update is the L1 distance between its first two
-        recorded checkpoints d_0 steps apart, times d_m / d_0 with the last two targets d_m apart.
+    beta : float, optional
+        Weight of the update-norm hinge, which bounds the last of two forecast updates. None: the
+        paper's 1e-6 where there is one, with the absolute error and two targets or more, else 0.
+        The norm c_s of a run's first update is the L1 distance between its first two recorded
+        checkpoints d_0 steps apart, times d_m / d_0 with the last two targets d_m apart.
     alpha : float, default=0.0
         Ridge penalty, with the squared error.
     fit_intercept : bool, default=True
@@ -96,17 +62,12 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
 
     Attributes
     ----------
-    coef_ : dict of str to ndarray of shape (m, p)
-        By tensor name; the single key ``"*"`` serves every tensor.
-    intercept_ : dict of str to ndarray of shape (m,)
+    operator_ : Operator
+        What was learned, without scikit-learn; `wfcast.load` gives it back.
+    coef_, intercept_, inputs_, targets_, tensors_, base_
+        Those of `operator_`.
     objective_, dual_gap_, n_passes_ : dict of str to number
-        As in `Farcaster`, by the same keys; not set where nothing was fitted.
-    inputs_, targets_ : tuple of int
-        The steps of the fit.
-    tensors_ : dict of str to tuple
-        Shape and dtype of each tensor that was fitted; empty where nothing was.
-    base_ : str or None
-        The model that the fitted checkpoints adapt; None where they are no adapters.
+        As in `Farcaster`, by the names of `coef_`.
 
     References
     ----------
@@ -126,12 +87,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    inputs_: tuple[int, ...]
-    targets_: tuple[int, ...]
-    coef_: dict[str, Vector]
-    intercept_: dict[str, Vector]
-    tensors_: dict[str, tuple[tuple[int, ...], str]]
-    base_: str | None
+    operator_: Operator
     objective_: dict[str, float]
     dual_gap_: dict[str, float]
     n_passes_: dict[str, int]
@@ -140,9 +96,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         self,
         inputs: Sequence[int],
         targets: Sequence[int],
+        *,
         by: str = "tensor",
         loss: str = "absolute_error",
-        beta: float = 1e-6,
+        beta: float | None = None,
         alpha: float = 0.0,
         fit_intercept: bool = True,
         tol: float = 1e-9,
@@ -204,8 +161,9 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             The certified gap of a tensor is above `tol`.
         """
         with ranks_of(runs, process_group) as ranks:
-            inputs, targets = self._check()
-            opened, firsts = self._open(runs, (*inputs, *targets), ranks)
+            inputs, targets, params = self._check()
+            hinge = params["beta"] > 0
+            opened, firsts = self._open(runs, (*inputs, *targets), ranks, hinge)
             for run in opened:
                 for checkpoint in run.values():
                     check_alike(opened[0][inputs[0]], checkpoint)
@@ -214,7 +172,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 "targets": targets,
                 "by": self.by,
                 "loss": self.loss,
-                **{k: float(getattr(self, k)) for k in ("beta", "alpha", "tol")},
+                **{k: float(params[k]) for k in ("beta", "alpha", "tol")},
                 "fit_intercept": bool(self.fit_intercept),
             }
             found = survey(ranks, opened, settings)
@@ -224,21 +182,27 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 raise CheckpointError(f"{what} holds no floating tensors to fit")
             parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
             fits = {
-                key: self._solving(key, members, opened, firsts, found, ranks, progress)
+                key: self._solving(key, members, opened, firsts, found, ranks, params, progress)
                 for key, members in parts.items()
             }
             results = solve_all(fits, self.n_threads)
-        self._set(
+        numbers = {
+            "objective": {k: float(r["objective"]) for k, r in results.items()},
+            "dual_gap": {k: float(r["dual_gap"]) for k, r in results.items()},
+            "n_passes": {k: int(r["n_passes"]) for k, r in results.items()},
+        }
+        operator = Operator(
             inputs,
             targets,
             {k: r["coef"] for k, r in results.items()},
             {k: r["intercept"] for k, r in results.items()},
-            {t.name: (t.shape, t.dtype) for t in found.tensors},
-            next((run[inputs[0]].base for run in opened), None),
-            objective_={k: float(r["objective"]) for k, r in results.items()},
-            dual_gap_={k: float(r["dual_gap"]) for k, r in results.items()},
-            n_passes_={k: int(r["n_passes"]) for k, r in results.items()},
+            strategy=type(self).__name__,
+            tensors={t.name: (t.shape, t.dtype) for t in found.tensors},
+            base=next((run[inputs[0]].base for run in opened), None),
+            info={k: v for k, v in settings.items() if k not in ("inputs", "targets")} | numbers,
+            n_threads=self.n_threads,
         )
+        set_fitted(self, operator_=operator, **{f"{k}_": v for k, v in numbers.items()})
         return self
 
     def _solving(
@@ -249,12 +213,14 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         firsts: list[tuple[Checkpoint, Checkpoint, int]],
         found: Survey,
         ranks: Ranks,
+        params: Mapping[str, Any],
         progress: Progress | None,
     ) -> Solving:
         """One coefficient set, for the tensors `members`."""
         inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
         norms = None
-        if self.beta > 0:
+        hinge = params["beta"] > 0
+        if hinge:
             scale = targets[-1] - targets[-2]
             own = np.zeros(found.n_runs)
             for s, first in enumerate(firsts):
@@ -269,7 +235,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 inputs,
                 targets,
                 name,
-                group=found.first + s if self.beta > 0 else None,
+                group=found.first + s if hinge else None,
                 start=int(starts[found.first + s, k]),
             )
             for s, run in enumerate(opened)
@@ -279,7 +245,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             segments,
             len(inputs),
             len(targets),
-            params={k: getattr(self, k) for k in PARAMETERS},
+            params=params,
             first_update=norms,
             n_rows=n_rows,
             gather=ranks.gather if ranks.size > 1 else None,
@@ -289,20 +255,24 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         )
         return result
 
-    def _check(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _check(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+        """The inputs, the targets, and the parameters of the fits."""
         inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
-        if self.by not in ("tensor", "all"):
-            raise WfcastError(f"by is {self.by!r}, expected 'tensor' or 'all'")
-        check_parameters(**{k: getattr(self, k) for k in PARAMETERS})
-        if self.beta > 0 and len(targets) < 2:
+        check_by(self.by)
+        params = {k: getattr(self, k) for k in PARAMETERS}
+        if self.beta is None:
+            hinge = self.loss == "absolute_error" and len(targets) > 1
+            params["beta"] = PAPERS_BETA if hinge else 0.0
+        check_parameters(**params)
+        if params["beta"] > 0 and len(targets) < 2:
             raise WfcastError(
                 f"beta is {self.beta!r} with the single target {targets[0]}; the "
                 "update-norm hinge needs two: pass beta=0"
             )
-        return inputs, targets
+        return inputs, targets, params
 
     def _open(
-        self, runs: Any, needed: tuple[int, ...], ranks: Ranks
+        self, runs: Any, needed: tuple[int, ...], ranks: Ranks, hinge: bool
     ) -> tuple[list[dict[int, Checkpoint]], list[tuple[Checkpoint, Checkpoint, int]]]:
         if isinstance(runs, Mapping) or not isinstance(runs, Sequence) or isinstance(runs, str):
             raise DtypeError(
@@ -316,7 +286,7 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
             run = ranks.local(check_run(run, needed, f"run {i}"), needed, f"run {i}")
             here = open_run(run, needed, f"run {i}")
             opened.append(here)
-            if self.beta > 0:
+            if hinge:
                 (a, first), (b, second) = list(run.items())[:2]
                 pair = [
                     here.get(s) or open_checkpoint(c, f"run {i}, step {s}")
@@ -341,249 +311,73 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 ) from error
         return total
 
-    def _set(
-        self,
-        inputs: tuple[int, ...],
-        targets: tuple[int, ...],
-        coef: dict[str, Vector],
-        intercept: dict[str, Vector],
-        tensors: dict[str, tuple[tuple[int, ...], str]],
-        base: str | None = None,
-        **numbers: dict[str, float],
-    ) -> None:
-        set_fitted(
-            self,
-            inputs_=inputs,
-            targets_=targets,
-            coef_=coef,
-            intercept_=intercept,
-            tensors_=tensors,
-            base_=base,
-            **numbers,
-        )
+    # ---- what was learned ---------------------------------------------------------------------
 
-    # ---- forecasting --------------------------------------------------------------------------
+    def _learned(self) -> Operator:
+        """The operator, to be computed with this estimator's threads."""
+        check_is_fitted(self)
+        self.operator_.n_threads = self.n_threads
+        return self.operator_
+
+    @property
+    def inputs_(self) -> tuple[int, ...]:
+        """The observed steps of the fit."""
+        return self.operator_.inputs
+
+    @property
+    def targets_(self) -> tuple[int, ...]:
+        """The steps ahead of the fit."""
+        return self.operator_.targets
+
+    @property
+    def coef_(self) -> dict[str, Vector]:
+        """A, of shape (m, p), by tensor name; the single key ``"*"`` serves every tensor."""
+        return self.operator_.coef
+
+    @property
+    def intercept_(self) -> dict[str, Vector]:
+        """b, of shape (m,), by the same names."""
+        return self.operator_.intercept
+
+    @property
+    def tensors_(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each tensor that was fitted."""
+        return self.operator_.tensors
+
+    @property
+    def base_(self) -> str | None:
+        """The model that the fitted checkpoints adapt; None where they are no adapters."""
+        return self.operator_.base
 
     def predict(
         self, run: Any, step: int | None = None, check_finite: bool = True
     ) -> dict[str, Any]:
-        """The weights at `step`, from the weights at the input steps.
-
-        Parameters
-        ----------
-        run : {step: checkpoint}
-            Holds the inputs; other steps are ignored.
-        step : int, optional
-            One of the targets; may be left out where there is but one.
-        check_finite : bool, default=True
-            Whether NaN and infinity, in the inputs or by overflow, are an error.
-
-        Returns
-        -------
-        dict of str to array or tensor
-            With the names, shapes, dtypes and kind (NumPy or torch) of the last input. Integer
-            and bool tensors are copies of the last input's.
+        """The weights at `step`, from the weights at the input steps: `Operator.predict`.
 
         Raises
         ------
         NotFittedError
-            Neither fitted nor ready-made.
-        CheckpointError
-            A step or a tensor is missing, or checkpoints differ.
-        WfcastError
-            A step that is no target, or a value at fault; tensor and step are named.
+            `fit` has not been called.
+        CheckpointError, WfcastError
+            As `Operator.predict`.
         """
-        plan = self._plan(run, step)
-        result: dict[str, Any] = {}
-        forecast = {t.name for t in plan.forecast}
-        for name in plan.latest.tensors:
-            if name not in forecast:
-                result[name] = plan.latest.value(name)
-                continue
-            columns = [c.column(name) for c in plan.inputs.values()]
-            fresh = new_like(columns[-1], plan.latest.label(name))
-            self._apply(plan, name, [c.array for c in columns], fresh.array, check_finite)
-            result[name] = fresh.owner
-        result.update({alias: result[name] for alias, name in plan.latest.tied.items()})
-        return result
+        return self._learned().predict(run, step, check_finite)
 
     def applied(self, model: Any, run: Any, step: int | None = None) -> AbstractContextManager[Any]:
-        """A context in which a torch model has the forecast weights.
-
-        ::
-
-            with mf.applied(model, states):
-                evaluate(model)
-                model.save_pretrained("forecast")
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            Its parameters are written in place, and get their own values back, to the bit, however
-            the block ends. Buffers and parameters that were not fitted stay as they are.
-        run : {step: state_dict, module or path}
-            Holds the inputs; other steps are ignored.
-        step : int, optional
-            One of the targets; may be left out where there is but one.
-
-        Raises
-        ------
-        CheckpointError
-            A step or a parameter is missing, or a shape differs.
-        WfcastError
-            A step that is no target, or a value at fault.
-        """
-        from .torch._span import applied
-
-        return applied(self, model, run, self._horizon(step))
-
-    def _horizon(self, step: int | None) -> int:
-        """The index of the target `step`."""
-        check_is_fitted(self)
-        if step is None and len(self.targets_) == 1:
-            step = self.targets_[0]
-        if step not in self.targets_:
-            given = "no step is given" if step is None else f"step is {step!r}"
-            raise WfcastError(
-                f"{given}, expected one of the targets {', '.join(map(str, self.targets_))}"
-            )
-        return self.targets_.index(step)
-
-    def _plan(self, run: Any, step: int | None, partial: bool = False) -> Plan:
-        horizon = self._horizon(step)
-        inputs = open_run(run, self.inputs_, "the run")
-        latest = list(inputs.values())[-1]
-        wanted = forecastable(latest)
-        if partial:
-            for checkpoint in inputs.values():
-                check_bases(latest, checkpoint)
-            wanted = [
-                t for t in wanted if self._knows(t) and all(has(c, t) for c in inputs.values())
-            ]
-        else:
-            for checkpoint in inputs.values():
-                check_alike(latest, checkpoint)
-            self._check_known(latest, wanted)
-        beyond = (*self._steps_beyond(inputs), *self._tensors_beyond(latest, wanted))
-        for text in beyond:
-            warnings.warn(text, UserWarning, stacklevel=3)
-        return Plan(inputs, [t for t in wanted if t.size], horizon, beyond)
-
-    def _knows(self, tensor: Tensor) -> bool:
-        return ALL in self.coef_ or tensor.name in self.coef_
-
-    def _check_known(self, latest: Checkpoint, wanted: list[Tensor]) -> None:
-        if ALL not in self.coef_:
-            new = sorted(t.name for t in wanted if t.size and t.name not in self.coef_)
-            buffers = {t.name for t in latest.tensors.values() if t.buffer}
-            lost = sorted(self.coef_.keys() - {t.name for t in wanted} - buffers)
-            if new or lost:
-                lines = [f"only in {latest.what}: {', '.join(map(repr, new[:5]))}"] if new else []
-                if lost:
-                    lines.append(f"only in the fit: {', '.join(map(repr, lost[:5]))}")
-                raise CheckpointError(
-                    "the fit, which is by tensor, does not have the tensors of "
-                    "the checkpoint:\n  " + ";\n  ".join(lines)
-                )
-
-    def _steps_beyond(self, inputs: Mapping[int, Checkpoint]) -> Iterator[str]:
-        """What is to be said of inputs of other steps than those of the fit."""
-        for at, checkpoint in inputs.items():
-            if not isinstance(checkpoint, FileCheckpoint):
-                continue
-            named = step_named(checkpoint.path)
-            if named not in (None, at):
-                yield (
-                    f"{str(checkpoint.path)!r} is taken as step {at}, but its name says {named}: "
-                    "the forecast goes beyond what was fitted unless the steps count differently"
-                )
-
-    def _tensors_beyond(self, latest: Checkpoint, wanted: list[Tensor]) -> Iterator[str]:
-        """What is to be said of tensors, dtypes or adapted models that the fit did not see."""
-        if not self.tensors_:
-            return
-        if None not in (self.base_, latest.base) and self.base_ != latest.base:
-            yield (
-                f"{latest.what} adapts {latest.base!r}, and the fit saw adapters of "
-                f"{self.base_!r}: the forecast goes beyond what was fitted"
-            )
-        seen = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.tensors_.items()}
-        new = [t for t in wanted if seen.get(t.name, (None, ""))[0] != t.shape]
-        known = [t for t in wanted if seen.get(t.name, (None, ""))[0] == t.shape]
-        other = [t for t in known if seen[t.name][1] != t.dtype]
-        for tensors, text in (
-            (new, "have a name or shape that the fit did not see"),
-            (other, "have another dtype than in the fit"),
-        ):
-            if tensors:
-                yield (
-                    f"{len(tensors)} tensors of {latest.what} {text}, {tensors[0].name!r} first: "
-                    "the forecast goes beyond what was fitted"
-                )
-
-    def _apply(
-        self, plan: Plan, name: str, x: list[Any], y: Any, check_finite: bool, start: int = 0
-    ) -> None:
-        """Forecast one tensor, or the block of its rows that begins at `start`."""
-        key = ALL if ALL in self.coef_ else name
-        coef = np.ascontiguousarray(self.coef_[key][plan.horizon : plan.horizon + 1])
-        intercept = np.ascontiguousarray(self.intercept_[key][plan.horizon : plan.horizon + 1])
-        apply(
-            x,
-            [y],
-            coef,
-            intercept,
-            check_finite=check_finite,
-            n_threads=self.n_threads,
-            inputs=[c.label(name) for c in plan.inputs.values()],
-            outputs=[f"tensor {name!r} at step {self.targets_[plan.horizon]}"],
-            shape=plan.latest.tensors[name].shape,
-            start=start,
-        )
-
-    # ---- keeping and showing ------------------------------------------------------------------
+        """A context in which a torch model has the forecast weights: `Operator.applied`."""
+        return self._learned().applied(model, run, step)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file that `wfcast.load` reads; it appears complete or not at all.
-
-        Raises
-        ------
-        NotFittedError
-            Neither fitted nor ready-made.
-        CheckpointError
-            The folder is not there.
-        """
-        from ._persist import save
-
-        check_is_fitted(self)
-        save(self, path)
+        """Write the operator to a file that `wfcast.load` reads: `Operator.save`."""
+        self._learned().save(path)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the coefficients by layer; needs Matplotlib (``wfcast[plot]``).
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Where; a new figure by default.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-        """
-        from ._inspect import FarcasterReport
-
-        check_is_fitted(self)
-        return FarcasterReport(self, "farcaster").plot(ax)
+        """Draw the coefficients by layer: `Operator.plot`."""
+        return self._learned().plot(ax)
 
     def fingerprint(self) -> str:
-        """SHA-256 over steps, names and coefficients: the same for the same operator."""
-        check_is_fitted(self)
-        digest = hashlib.sha256(repr((self.inputs_, self.targets_)).encode())
-        for name in sorted(self.coef_):
-            digest.update(name.encode(errors="surrogatepass") + b"\0")
-            for array in (self.coef_[name], self.intercept_[name]):
-                digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
-        return digest.hexdigest()
+        """SHA-256 over steps, names and coefficients: `Operator.fingerprint`."""
+        return self._learned().fingerprint()
 
 
 def pass_sizes(
@@ -624,5 +418,5 @@ def _segment(
             [run[s].column(name).array for s in targets],
         )
 
-    labels = [run[s].label(name) for s in (*inputs, *targets)]
+    labels = [Label("", run[s].label(name)) for s in (*inputs, *targets)]
     return Segment(run[inputs[0]].local_shape(name), load, group, labels, start)

@@ -2,27 +2,12 @@
 
 Reading: `open_checkpoint` looks at what is there (a mapping, a module, a file, an index, a folder)
 and returns a `Checkpoint`, whose `layout` says how it lies on disk. A format is one module with a
-reader, and `_open_file` or `_open_folder` chooses it.
+reader, and `_open` chooses it.
 
 Writing: `create_checkpoint` writes tensor after tensor in a given layout; what it makes appears
 complete or not at all.
 """
 
-from __future__ import annotations
-
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
-
-from .._columns import is_module
-from .._errors import CheckpointError, DtypeError
-from . import _dcp, _torch
-from ._atomic import atomic_file, atomic_folder, sync_folder, synced_file
 from ._base import (
     PROVENANCE,
     Checkpoint,
@@ -33,11 +18,13 @@ from ._base import (
     Tensor,
     is_forecast,
 )
+from ._create import create_checkpoint, output_layout
 from ._dcp import DistributedCheckpoint
-from ._folder import WEIGHTS, adapted_model, companions, holds_run, step_named, steps_in, weights_in
+from ._folder import holds_run, step_named, steps_in
+from ._open import open_checkpoint
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
-from ._sharded import INDEX, ShardedCheckpoint, ShardedWriter, split
-from ._torch import Stage, TorchCheckpoint
+from ._sharded import ShardedCheckpoint
+from ._torch import TorchCheckpoint
 
 __all__ = [
     "PROVENANCE",
@@ -60,256 +47,3 @@ __all__ = [
     "step_named",
     "steps_in",
 ]
-
-_ENDINGS = {"safetensors": ".safetensors", "torch": ".bin"}
-ADAPTER = "adapter_model"
-_STEMS = {"safetensors": "model", "torch": "pytorch_model"}
-_SUFFIXES = {
-    ".safetensors": "safetensors",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".bin": "torch",
-    ".ckpt": "torch",
-}
-
-
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
-    """Open a checkpoint for reading tensor by tensor.
-
-    Parameters
-    ----------
-    source : mapping of names to arrays or tensors, torch.nn.Module, path, or Checkpoint
-        A path leads to a safetensors file, a file of ``torch.save``, an index of shards, or a
-        folder with one of them or of torch.distributed.checkpoint.
-    what : str
-        What a message calls it ("run 0, step 500").
-
-    Raises
-    ------
-    CheckpointError
-        Nothing there, or nothing that wfcast can read.
-    """
-    if isinstance(source, Checkpoint):
-        return source
-    if is_module(source):
-        return MappingCheckpoint(source.state_dict(), what, {n for n, _ in source.named_buffers()})
-    if isinstance(source, Mapping):
-        return MappingCheckpoint(source, what)
-    if not isinstance(source, str | os.PathLike):
-        raise DtypeError(
-            f"{what} is a {type(source).__name__}, expected a mapping of names to "
-            "arrays or tensors (such as model.state_dict()), or a path"
-        )
-    path = Path(source)
-    if not path.exists():
-        raise CheckpointError(f"{what}: there is no file {str(path)!r}")
-    if path.is_dir():
-        return _open_folder(path, what)
-    if not path.is_file():
-        raise CheckpointError(f"{what}: {str(path)!r} is no regular file")
-    return _open_file(path, what)
-
-
-def _open_file(path: Path, what: str) -> FileCheckpoint:
-    if path.name.endswith(INDEX):
-        return ShardedCheckpoint(path, what, _open_file)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{what}: {str(path)!r} cannot be read: {error}") from error
-    # a zip file, as of torch.save, or a pickle, as of the torch before 1.6; but the length of a
-    # safetensors header can begin with the same bytes, and a brace follows it
-    named = path.suffix == ".safetensors" or start[8:] == b"{"
-    if not named and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        return TorchCheckpoint(path, what)
-    return SafetensorsCheckpoint(path, what)
-
-
-def _open_folder(folder: Path, what: str) -> FileCheckpoint:
-    weights = weights_in(folder)
-    if weights is None:
-        try:
-            run = steps_in(folder)
-        except CheckpointError:
-            run = {}
-        if run:
-            raise CheckpointError(
-                f"{what}: {str(folder)!r} is a folder of checkpoints "
-                f"({', '.join(p.name for p in list(run.values())[:3])}, ...), expected one of them"
-            )
-        raise CheckpointError(
-            f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
-            "is there"
-        )
-    checkpoint = (
-        DistributedCheckpoint(weights, what) if weights.is_dir() else _open_file(weights, what)
-    )
-    own = {weights.name, *(checkpoint.layout.shards or {}).values()}
-    if weights == folder:
-        own = {p.name for p in folder.iterdir() if p.name == _dcp.METADATA or p.suffix == ".distcp"}
-    carried, left = companions(folder, own)
-    checkpoint.layout = replace(
-        checkpoint.layout,
-        folder=True,
-        weights="" if weights == folder else weights.name,
-        carried=carried,
-        left=(*checkpoint.layout.left, *left),
-    )
-    checkpoint.base = adapted_model(folder, what)
-    return checkpoint
-
-
-# ---- writing ------------------------------------------------------------------------------------
-
-
-def output_layout(
-    like: Layout,
-    target: Path,
-    tensors: Iterable[Tensor],
-    format: str | None = None,
-    shard_size: int | None = None,
-) -> Layout:
-    """The layout of an output: that of the last input, unless something else is asked for.
-
-    Parameters
-    ----------
-    like : Layout
-    target : Path
-        A name that ends in .safetensors, .pt, .pth, .bin or .ckpt asks for a single file of that
-        format, unless it is that of a folder or shards are asked for.
-    tensors : iterable of Tensor
-    format : {"safetensors", "torch", "dcp"}, optional
-    shard_size : int, optional
-        Bytes; asks for a folder of shards no larger than that: safetensors, unless `format` says
-        "torch".
-    """
-    asked = None if target.is_dir() else _SUFFIXES.get(target.suffix)
-    if None not in (format, asked) and format != asked:
-        raise CheckpointError(
-            f"cannot write {str(target)!r} in the format {format!r}: a name that ends in "
-            f"{target.suffix} asks for a file of {asked!r}"
-        )
-    if shard_size is not None:
-        if format == "dcp":
-            raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
-        format = "safetensors" if format is None else format
-    if shard_size is None and asked is not None:
-        like = like.of_format(asked)
-        left = (*like.left, *(path.name for path in like.carried))
-        return replace(like, folder=False, shards=None, carried=(), left=left)
-    adapter = like.folder and like.weights.startswith(ADAPTER)
-    if adapter and (shard_size is not None or format == "dcp"):
-        raise CheckpointError("an adapter is one file for PEFT: shards and dcp cannot be loaded")
-    if format is not None and format != like.format:
-        folder = format == "dcp" or like.folder
-        stems = {name: ADAPTER if adapter else stem for name, stem in _STEMS.items()}
-        weights = {name: stems[name] + ending for name, ending in _ENDINGS.items()}
-        like = replace(like.of_format(format), folder=folder, weights=weights.get(format, ""))
-    if shard_size is not None:
-        suffix = _ENDINGS[like.format]
-        stem = like.weights.removesuffix(INDEX).removesuffix(suffix)
-        stem = stem if like.folder else _STEMS[like.format]
-        shards = split(tensors, shard_size, stem, suffix)
-        several = len(set(shards.values())) > 1
-        like = replace(
-            like,
-            folder=True,
-            weights=f"{stem}{suffix}{INDEX}" if several else f"{stem}{suffix}",
-            shards=shards if several else None,
-        )
-    return like
-
-
-@contextmanager
-def create_checkpoint(
-    target: Path,
-    layout: Layout,
-    tensors: Iterable[Tensor],
-    metadata: Mapping[str, str],
-    tied: Mapping[str, str],
-    overwrite: bool = True,
-) -> Iterator[CheckpointWriter]:
-    """A writer for `target`, which appears when the ``with`` block ends without an error.
-
-    Parameters
-    ----------
-    target : Path
-        A file or a folder, in a folder that is there.
-    layout : Layout
-        How it is to lie on disk.
-    tensors : iterable of Tensor
-        What will be written, in any order; the writer's `order` says in which.
-    metadata : mapping of str to str
-        Kept in safetensors; of torch's formats only the entry `PROVENANCE` is.
-    tied : mapping of str to str
-        Further names of tensors -> the name among `tensors`.
-    overwrite : bool, default=True
-        Whether a folder that is there, and not empty, is replaced.
-    """
-    tensors = list(tensors)
-    if not layout.folder:
-        with (
-            atomic_file(target) as file,
-            _file_writer(file, target.parent, layout, tensors, metadata, tied) as writer,
-        ):
-            yield writer
-        return
-    with atomic_folder(target, replace=overwrite) as folder:
-        for path in layout.carried:
-            with open(path, "rb") as source, synced_file(folder / path.name) as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-        if layout.shards is not None:
-
-            def shard(
-                file: BinaryIO, own: list[Tensor]
-            ) -> AbstractContextManager[CheckpointWriter]:
-                names = {t.name for t in own}
-                there = {alias: name for alias, name in kept.items() if name in names}
-                return _file_writer(file, folder.parent, layout, own, metadata, there)
-
-            kept = tied if layout.format == "torch" else {}
-            with ShardedWriter(folder, layout, tensors, kept, shard) as writer:
-                yield writer
-        elif layout.format == "dcp":
-            _torch.import_torch("torch.distributed.checkpoint")
-            with _stage(folder.parent, tensors) as stage:
-                yield stage
-                inner = folder / layout.weights
-                inner.mkdir(exist_ok=True)
-                _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
-                sync_folder(inner)
-        else:
-            with (
-                synced_file(folder / layout.weights) as file,
-                _file_writer(file, folder.parent, layout, tensors, metadata, tied) as writer,
-            ):
-                yield writer
-
-
-@contextmanager
-def _file_writer(
-    file: Any,
-    folder: Path,
-    layout: Layout,
-    tensors: list[Tensor],
-    metadata: Mapping[str, str],
-    tied: Mapping[str, str],
-) -> Iterator[CheckpointWriter]:
-    if layout.format == "torch":
-        with _stage(folder, tensors) as stage:
-            yield stage
-            _torch.save(_torch.state_dict(stage, layout, tied, metadata[PROVENANCE]), file)
-        return
-    writer = SafetensorsWriter(file, tensors, metadata)
-    yield writer
-    writer.finish()
-
-
-@contextmanager
-def _stage(folder: Path, tensors: list[Tensor]) -> Iterator[Stage]:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield Stage(file, tensors)

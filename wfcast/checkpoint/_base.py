@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from .._columns import (
     is_tensor,
 )
 from .._errors import CheckpointError, DtypeError, WfcastError
+from .._kinds import is_buffer
 
 BITS = {
     "complex128": 128,
@@ -63,18 +63,13 @@ BITS = {
 PROVENANCE = "wfcast.forecast"
 """The key of a forecast's provenance in its metadata."""
 
-_BUFFER = re.compile(
-    r"(^|\.)(running_(mean|var)|num_batches_tracked|(original_)?inv_freq|masked_bias|_extra_state)$"
-)
-
 
 def is_forecast(tensor: Tensor) -> bool:
     """Whether a tensor is forecast; integers, bools, float8 and buffers are copied.
 
-    Where no module says which tensors are buffers, they are told by name: what BatchNorm counts,
-    and the tables of rotary embeddings.
+    Where no module says which tensors are buffers, they are told by name.
     """
-    return tensor.dtype in FLOATS and not tensor.buffer and _BUFFER.search(tensor.name) is None
+    return tensor.dtype in FLOATS and not tensor.buffer and not is_buffer(tensor.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from pathlib import Path
 
-from .._errors import CheckpointError
+from .._errors import CheckpointError, warn
 from ._dcp import METADATA
 from ._safetensors import MAX_HEADER
 from ._sharded import INDEX
@@ -135,8 +134,7 @@ def steps_in(folder: Path) -> dict[int, Path]:
         found[step] = whole[0] if len(pair) > 1 else path
         for one in pair:
             if one != found[step]:
-                warnings.warn(
-                    f"left out, as if it were not there: {str(one)!r} holds no finished checkpoint",
-                    stacklevel=2,
+                warn(
+                    f"left out, as if it were not there: {str(one)!r} holds no finished checkpoint"
                 )
     return dict(sorted(found.items()))

@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from .._atomic import synced_file
 from .._columns import Array, Column
 from .._errors import CheckpointError
-from ._atomic import synced_file
 from ._base import CheckpointWriter, FileCheckpoint, Layout, Tensor, is_plain, unique
 from ._safetensors import MAX_HEADER, ordered
 

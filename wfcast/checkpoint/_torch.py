@@ -177,7 +177,9 @@ def import_torch(what: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise CheckpointError(f"{what} needs torch: install wfcast[torch]") from None
+        raise CheckpointError(
+            f"{what} needs torch, which is not installed (the extra 'torch' of wfcast)"
+        ) from None
     return torch
 
 

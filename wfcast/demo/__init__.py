@@ -57,7 +57,7 @@ def run_demo(
     Raises
     ------
     WfcastError
-        A package of the extra ``wfcast[demo]`` is missing, `steps` is too small, or the folder
+        A package of the extra "demo" is missing, `steps` is too small, or the folder
         holds other things, or results that `overwrite` does not give up.
     """
     # before transformers is imported: it reads these once
@@ -72,8 +72,8 @@ def run_demo(
             missing.append(name)
     if missing:
         raise WfcastError(
-            f"the demo needs {', '.join(missing)}, which this Python cannot import; "
-            'pip install "wfcast[demo]" brings what it needs'
+            f"the demo needs {', '.join(missing)}, which this Python cannot import "
+            "(the extra 'demo' of wfcast)"
         )
     from .run import run
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from .. import ModelFarcaster, forecast_checkpoint, linear_trend, persistence
+from .._kinds import kind_of
 from .._terminal import bar
-from ..report import Comparison, Errors, compare_checkpoints, kind_of
+from ..report import Comparison, Errors, compare_checkpoints
 from .train import Run, Trainer, load_weights
 
 __all__ = ["METHODS", "evaluate", "forecast_file"]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..checkpoint._atomic import atomic_file
+from .._atomic import atomic_file
 
 __all__ = ["plot"]
 

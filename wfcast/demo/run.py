@@ -17,13 +17,13 @@ import torch
 import transformers
 
 from .. import ModelFarcaster, __version__, _core
+from .._atomic import atomic_file
 from .._errors import WfcastError
-from .._inspect import FarcasterReport
+from .._kinds import kind_of
 from .._terminal import FitBar, log
 from ..checkpoint import open_checkpoint
-from ..checkpoint._atomic import atomic_file
 from ..model import pass_sizes
-from ..report import kind_of
+from ..report import FarcasterReport
 from .evaluate import evaluate, forecast_file
 from .jump import jump
 from .plots import plot
@@ -118,7 +118,7 @@ def run(
         "text": corpus.summary(),
         "runs": [_run(r, "sibling", out) for r in siblings] + [_run(fresh, "fresh", out)],
         "fit": {
-            **FarcasterReport(farcaster, "farcaster.safetensors").to_dict(),
+            **FarcasterReport(farcaster.operator_, "farcaster.safetensors").to_dict(),
             "file": "farcaster.safetensors",
             "largest_dual_gap": max(farcaster.dual_gap_.values()),
         },

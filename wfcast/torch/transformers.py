@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..checkpoint._atomic import atomic_file
+from .._atomic import atomic_file
 from . import _distributed
 from .farcasting import Farcasting, check_names
 

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
-from . import _core
-from ._columns import value_at
-from ._errors import CheckpointError
-from ._fit import Progress, threads
-from ._persist import KEY, load
-from ._runs import check_run, forecastable, has
-from .checkpoint import (
+from .. import _core
+from .._apply import Progress
+from .._columns import value_at
+from .._errors import CheckpointError
+from .._kinds import kind_of
+from .._operator import Operator, load, operator_of
+from .._parameters import ALL, threads
+from .._persist import KEY
+from .._runs import check_run, forecastable, has
+from ..checkpoint import (
     Checkpoint,
     FileCheckpoint,
     holds_run,
@@ -27,8 +29,18 @@ from .checkpoint import (
     open_checkpoint,
     steps_in,
 )
-from .model import ALL, ModelFarcaster
-from .report import Errors, Grid, Report, finite, floating, kind_of
+from ._base import Grid, Report, finite
+from ._comparison import Errors, floating
+
+__all__ = [
+    "CheckpointReport",
+    "FarcasterReport",
+    "RunReport",
+    "inspect",
+    "look",
+    "nbytes_read",
+    "report_on",
+]
 
 LONGEST = 500
 """The most letters that are shown of an entry of a checkpoint's metadata."""
@@ -44,7 +56,7 @@ def inspect(
 
     Parameters
     ----------
-    source : path, ModelFarcaster, mapping of names to tensors, module, or {step: checkpoint}
+    source : path, Operator, ModelFarcaster, mapping, module, or {step: checkpoint}
         A folder of checkpoints is a run, also where a trainer has put the final model beside
         them: of that, name the file.
     n_threads : int or None
@@ -61,23 +73,22 @@ def inspect(
     CheckpointError
         Nothing there, or nothing that wfcast can read.
     NotFittedError
-        A ModelFarcaster that is neither fitted nor ready-made.
+        A ModelFarcaster that was not fitted.
     """
     found = look(source)
-    what = {ModelFarcaster: "farcaster", dict: "run"}.get(type(found), "checkpoint")
+    what = {Operator: "farcaster", dict: "run"}.get(type(found), "checkpoint")
     if isinstance(source, str | os.PathLike):
         what = os.fspath(source)
     return report_on(found, what, n_threads=n_threads, progress=progress)
 
 
-Found = ModelFarcaster | Checkpoint | dict[int, Checkpoint]
+Found = Operator | Checkpoint | dict[int, Checkpoint]
 
 
 def look(source: Any) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
-    if isinstance(source, ModelFarcaster):
-        check_is_fitted(source)
-        return source
+    if isinstance(source, Operator) or hasattr(source, "_learned"):
+        return operator_of(source, "source")
     if _is_run(source):
         run = check_run(source, (), "the run")
         return {step: open_checkpoint(one, f"step {step}") for step, one in run.items()}
@@ -91,7 +102,7 @@ def report_on(
     found: Found, what: str, *, n_threads: int | None = None, progress: Progress | None = None
 ) -> FarcasterReport | CheckpointReport | RunReport:
     """The report on what `look` found; `what` is what it is called."""
-    if isinstance(found, ModelFarcaster):
+    if isinstance(found, Operator):
         return FarcasterReport(found, what)
     if isinstance(found, Checkpoint):
         return CheckpointReport(found, what, threads(n_threads), progress)
@@ -100,7 +111,7 @@ def report_on(
 
 def nbytes_read(found: Found) -> tuple[int, dict[str, int]]:
     """The bytes that `report_on` reads, of all and of a weight of each tensor."""
-    if isinstance(found, ModelFarcaster):
+    if isinstance(found, Operator):
         return 0, {}
     if isinstance(found, Checkpoint):
         tensors = [found.tensors[name] for name in floating(found)]
@@ -129,81 +140,70 @@ def _is_run(source: Any) -> bool:
 
 
 class FarcasterReport(Report):
-    """A fitted or ready-made ModelFarcaster.
+    """An operator: what made it, its coefficients and, of a fit, its certificates.
 
     Attributes
     ----------
-    farcaster : ModelFarcaster
+    operator : Operator
     path : str
         What it is called.
     """
 
-    def __init__(self, farcaster: ModelFarcaster, path: str) -> None:
-        self.farcaster, self.path = farcaster, path
+    def __init__(self, operator: Operator, path: str) -> None:
+        self.operator, self.path = operator, path
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it; what was not fitted is None."""
-        mf = self.farcaster
+        op = self.operator
 
-        def of(attribute: str, name: str) -> Any:
-            values = getattr(mf, attribute, None)
-            return None if values is None else values[name]
+        def of(number: str, name: str) -> Any:
+            return op.info[number][name] if number in op.info else None
 
         return {
             "path": self.path,
             "what": "farcaster",
-            "inputs": list(mf.inputs_),
-            "targets": list(mf.targets_),
-            "by": mf.by,
-            "loss": mf.loss,
-            "beta": mf.beta,
+            "strategy": op.strategy,
+            "inputs": list(op.inputs),
+            "targets": list(op.targets),
+            "by": "all" if ALL in op.coef else "tensor",
+            "loss": op.info.get("loss"),
+            "beta": op.info.get("beta"),
             "coefficients": {
                 name: {
                     "coef": coef.tolist(),
-                    "intercept": mf.intercept_[name].tolist(),
-                    "objective": of("objective_", name),
-                    "dual_gap": of("dual_gap_", name),
-                    "n_passes": of("n_passes_", name),
+                    "intercept": op.intercept[name].tolist(),
+                    "objective": of("objective", name),
+                    "dual_gap": of("dual_gap", name),
+                    "n_passes": of("n_passes", name),
                 }
-                for name, coef in mf.coef_.items()
+                for name, coef in op.coef.items()
             },
-            "fingerprint": mf.fingerprint(),
+            "fingerprint": op.fingerprint(),
         }
 
     def _parts(self) -> Iterable[str | Grid]:
-        mf = self.farcaster
-        gaps = getattr(mf, "dual_gap_", None)
+        op = self.operator
+        gaps = op.info.get("dual_gap")
+        fit = f", loss {op.info['loss']}, beta {op.info['beta']:g}" if "loss" in op.info else ""
         yield (
-            f"{self.path}: from steps {', '.join(map(str, mf.inputs_))} to "
-            f"{', '.join(map(str, mf.targets_))}; by {mf.by}, loss {mf.loss}, beta {mf.beta:g}\n"
-            f"coefficients for step {mf.targets_[-1]}:"
+            f"{self.path}: {op.strategy}, from steps {', '.join(map(str, op.inputs))} to "
+            f"{', '.join(map(str, op.targets))}; "
+            f"by {'all' if ALL in op.coef else 'tensor'}{fit}\n"
+            f"coefficients for step {op.targets[-1]}:"
         )
         rows = [
             (
                 name,
                 *(f"{value:.5f}" for value in coef[-1]),
-                f"{mf.intercept_[name][-1]:.3g}",
+                f"{op.intercept[name][-1]:.3g}",
                 "-" if gaps is None else f"{gaps[name]:.1e}",
             )
-            for name, coef in mf.coef_.items()
+            for name, coef in op.coef.items()
         ]
-        yield Grid(("tensor", *(f"w_{step}" for step in mf.inputs_), "intercept", "gap"), rows)
+        yield Grid(("tensor", *(f"w_{step}" for step in op.inputs), "intercept", "gap"), rows)
 
     def _draw(self, ax: Any) -> None:
-        from ._plot import COLOURS, MARKERS, legend, name_axis, natural
-
-        mf = self.farcaster
-        names = sorted(mf.coef_, key=natural)
-        for k, step in enumerate(mf.inputs_):
-            style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
-            values = [mf.coef_[name][-1, k] for name in names]
-            ax.plot(
-                range(len(names)), values, linestyle="", markersize=5, **style, label=f"w_{step}"
-            )
-        name_axis(ax, names)
-        ax.set_ylabel(f"coefficient for step {mf.targets_[-1]}")
-        ax.set_title("Coefficients by layer", loc="left")
-        legend(ax)
+        self.operator.plot(ax)
 
 
 class CheckpointReport(Report):
@@ -277,7 +277,7 @@ class CheckpointReport(Report):
         yield "\n".join(lines)
 
     def _draw(self, ax: Any) -> None:
-        from ._plot import by_layer
+        from .._plot import by_layer
 
         by_layer(ax, {name: sums.rms_true for name, sums in self.sums.items() if sums.n})
         ax.set_ylabel("rms of the weights")
@@ -353,14 +353,14 @@ class RunReport(Report):
         yield Grid((*header, "move since the last"), rows, 4)
         yield f"{self.path}: a run of {len(rows)} checkpoints"
 
-    def plot(self, ax: Any = None, *, farcaster: ModelFarcaster | None = None) -> Any:
+    def plot(self, ax: Any = None, *, farcaster: Any = None) -> Any:
         """Draw the sampled trajectories, as changes from the first step.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
             Where; a new figure by default.
-        farcaster : ModelFarcaster, optional
+        farcaster : Operator or ModelFarcaster, optional
             Its forecasts of these weights are drawn beside what happened.
 
         Returns
@@ -369,11 +369,11 @@ class RunReport(Report):
         """
         ax = super().plot(ax)
         if farcaster is not None:
-            self._draw_forecasts(ax, farcaster)
+            self._draw_forecasts(ax, operator_of(farcaster, "farcaster"))
         return ax
 
     def _draw(self, ax: Any) -> None:
-        from ._plot import COLOURS
+        from .._plot import COLOURS
 
         for i, values in enumerate(self.samples.values()):
             change = [v - values[0] for v in values]
@@ -384,23 +384,23 @@ class RunReport(Report):
             f"{len(self.samples)} weights of {os.path.basename(self.path) or self.path}", loc="left"
         )
 
-    def _draw_forecasts(self, ax: Any, mf: ModelFarcaster) -> None:
-        from ._plot import COLOURS, legend
+    def _draw_forecasts(self, ax: Any, operator: Operator) -> None:
+        from .._plot import COLOURS, legend
 
-        lacking = [s for s in mf.inputs_ if s not in self.steps]
+        lacking = [s for s in operator.inputs if s not in self.steps]
         if lacking:
             raise CheckpointError(
                 f"{self.path} lacks step {', '.join(map(str, lacking))}, which the farcaster reads"
             )
-        at = [self.steps.index(s) for s in mf.inputs_]
+        at = [self.steps.index(s) for s in operator.inputs]
         label: str | None = "forecast"
         for i, ((name, _), values) in enumerate(self.samples.items()):
-            key = ALL if ALL in mf.coef_ else name
-            if key not in mf.coef_:
+            if not operator.knows(name):
                 continue
-            ahead = mf.coef_[key] @ np.array([values[k] for k in at]) + mf.intercept_[key]
+            coef, intercept = operator.coefficients(name)
+            ahead = coef @ np.array([values[k] for k in at]) + intercept
             ax.plot(
-                (mf.inputs_[-1], *mf.targets_),
+                (operator.inputs[-1], *operator.targets),
                 np.append(values[at[-1]], ahead) - values[0],
                 "--x",
                 color=COLOURS[i % len(COLOURS)],
@@ -408,7 +408,7 @@ class RunReport(Report):
                 label=label,
             )
             label = None
-        ax.axvline(mf.inputs_[-1], color="#999999", linewidth=0.8)
+        ax.axvline(operator.inputs[-1], color="#999999", linewidth=0.8)
         if label is None:
             legend(ax)
 

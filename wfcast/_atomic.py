@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .._errors import CheckpointError
+from ._errors import CheckpointError
 
 
 def check_target(target: Path, *, folder: bool = False) -> None:

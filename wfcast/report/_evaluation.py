@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
-from . import _core
-from ._columns import blocks
-from ._errors import CheckpointError
-from ._fit import Progress, threads
-from ._runs import check_alike, check_run, open_run
-from .model import ModelFarcaster
-from .operators import linear_trend, persistence
-from .report import Comparison, Errors, Grid, Report
+from .. import _core
+from .._apply import Progress
+from .._columns import blocks
+from .._errors import CheckpointError
+from .._operator import operator_of
+from .._parameters import threads
+from .._runs import check_alike, check_run, open_run
+from ..operators import linear_trend, persistence
+from ._base import Grid, Report
+from ._comparison import Comparison, Errors
+
+__all__ = ["Evaluation", "evaluate"]
 
 BLOCK_BYTES = 1 << 24
 
@@ -86,7 +89,7 @@ class Evaluation(Report):
         )
 
     def _draw(self, ax: Any) -> None:
-        from ._plot import COLOURS, MARKERS, legend
+        from .._plot import COLOURS, MARKERS, legend
 
         ahead = [step - self.inputs[-1] for step in self.errors]
         for k, method in enumerate(self._methods):
@@ -103,7 +106,7 @@ def _percent(relative: float) -> str:
     return f"{100 * (relative - 1):+.1f}%"
 
 
-def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluation:
     """Forecast a run at every target that it has, and compare with what really happened.
 
     Persistence and, with two inputs or more, the straight line are measured beside it. Forecasts
@@ -111,8 +114,8 @@ def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) 
 
     Parameters
     ----------
-    mf : ModelFarcaster
-        Fitted or ready-made.
+    mf : Operator or ModelFarcaster
+        A ModelFarcaster has been fitted.
     run : {step: checkpoint}, or path of a run folder
         Holds the inputs and at least one of the targets. It should not be one of the runs that
         `mf` was fitted to.
@@ -128,36 +131,36 @@ def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) 
     NotFittedError, CheckpointError, WfcastError
         As `ModelFarcaster.predict`; or the run has none of the targets.
     """
-    check_is_fitted(mf)
-    given = check_run(run, mf.inputs_, "the run")
-    targets = tuple(t for t in mf.targets_ if t in given)
+    operator = operator_of(mf, "mf")
+    given = check_run(run, operator.inputs, "the run")
+    targets = tuple(t for t in operator.targets if t in given)
     if not targets:
         raise CheckpointError(
-            f"the run has none of the targets {', '.join(map(str, mf.targets_))}; it has "
+            f"the run has none of the targets {', '.join(map(str, operator.targets))}; it has "
             f"{', '.join(map(str, given))}"
         )
-    opened = open_run(given, (*mf.inputs_, *targets), "the run")
-    methods = {"forecast": mf, "persistence": persistence(mf.inputs_, targets)}
-    if len(mf.inputs_) > 1:
-        methods["line"] = linear_trend(mf.inputs_, targets)
+    opened = open_run(given, (*operator.inputs, *targets), "the run")
+    methods = {"forecast": operator, "persistence": persistence(operator.inputs, targets)}
+    if len(operator.inputs) > 1:
+        methods["line"] = linear_trend(operator.inputs, targets)
     found: dict[int, dict[str, Comparison]] = {}
     room = np.empty(BLOCK_BYTES, np.uint8)
     for step in targets:
         true = opened[step]
-        check_alike(opened[mf.inputs_[-1]], true)
-        plans = {name: op._plan(opened, step) for name, op in methods.items()}
+        check_alike(opened[operator.inputs[-1]], true)
+        plans = {name: method.plan(opened, step) for name, method in methods.items()}
         errors: dict[str, dict[str, Errors]] = {name: {} for name in methods}
         for tensor in plans["forecast"].forecast:
             name = tensor.name
-            columns = [opened[s].column(name).array for s in mf.inputs_]
+            columns = [opened[s].column(name).array for s in operator.inputs]
             truth = true.column(name).array
             last = columns[-1]
             for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
                 x = [c[index] for c in columns]
                 y = room[: size * last.itemsize].view(last.dtype).reshape(x[-1].shape)
-                for method, op in methods.items():
-                    op._apply(plans[method], name, x, y, True, start)
-                    sums = _core.error_sums(y, truth[index], threads(mf.n_threads))
+                for method, plan in plans.items():
+                    plan.apply(name, x, y, True, start)
+                    sums = _core.error_sums(y, truth[index], threads(operator.n_threads))
                     so_far = errors[method].get(name, Errors())
                     errors[method][name] = so_far + Errors(**sums)
                 if progress is not None:
@@ -166,4 +169,4 @@ def evaluate(mf: ModelFarcaster, run: Any, *, progress: Progress | None = None) 
             method: Comparison(sums, f"{method} of step {step}", true.what)
             for method, sums in errors.items()
         }
-    return Evaluation(tuple(mf.inputs_), found)
+    return Evaluation(operator.inputs, found)

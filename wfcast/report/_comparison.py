@@ -1,163 +1,27 @@
-"""What results have in common, and errors between two checkpoints.
+"""Errors between two checkpoints.
 
-A `Report` is read in a terminal (``print``), in a notebook (HTML, `plot`) and by programs
-(`to_dict`). Errors are sums that the core takes in one sweep over both tensors; here they only get
-names and are added up over kinds of tensors.
+Errors are sums that the core takes in one sweep over both tensors; here they only get names and are
+added up over kinds of tensors.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import os
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import _core
-from ._columns import FLOATS
-from ._errors import CheckpointError
-from ._fit import Progress, threads
-from ._terminal import printable, table
-from .checkpoint import Checkpoint, open_checkpoint
+from .. import _core
+from .._apply import Progress
+from .._columns import FLOATS
+from .._errors import CheckpointError
+from .._kinds import KINDS, kind_of
+from .._parameters import threads
+from ..checkpoint import Checkpoint, open_checkpoint
+from ._base import Grid, Report, finite
 
-__all__ = [
-    "KINDS",
-    "Comparison",
-    "Errors",
-    "Grid",
-    "Report",
-    "by_kind",
-    "compare_checkpoints",
-    "finite",
-    "is_norm",
-    "kind_of",
-    "total",
-]
-
-
-# ---- reports ------------------------------------------------------------------------------------
-
-
-class Grid(NamedTuple):
-    """A table: the first `left` columns hold text, the others numbers."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1
-
-
-class Report(ABC):
-    """A result: ``print`` shows it in a terminal, a notebook as HTML; `plot` draws it."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it: None for NaN and infinity."""
-
-    @abstractmethod
-    def _parts(self) -> Iterable[str | Grid]:
-        """What is shown, one below the other."""
-
-    @abstractmethod
-    def _draw(self, ax: Any) -> None: ...
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the report; needs Matplotlib (``wfcast[plot]``).
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Where; a new figure by default.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-        """
-        from ._plot import axes
-
-        ax = axes(ax)
-        self._draw(ax)
-        return ax
-
-    def __str__(self) -> str:
-        return "\n\n".join(
-            "\n".join(map(printable, part.split("\n")))
-            if isinstance(part, str)
-            else table(part.header, part.rows, left=part.left)
-            for part in self._parts()
-        )
-
-    def _repr_html_(self) -> str:
-        shown = (
-            f"<p>{html.escape(part).replace(chr(10), '<br>')}</p>"
-            if isinstance(part, str)
-            else _html_table(part)
-            for part in self._parts()
-        )
-        return f"<div>{''.join(shown)}</div>"
-
-
-def _html_table(grid: Grid) -> str:
-    def row(tag: str, cells: Sequence[str]) -> str:
-        aligned = (
-            f'<{tag} style="text-align:{"left" if k < grid.left else "right"}">'
-            f"{html.escape(cell)}</{tag}>"
-            for k, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(aligned)}</tr>"
-
-    body = "".join(row("td", cells) for cells in grid.rows)
-    return (
-        '<div style="max-height:30em;overflow:auto"><table>'
-        f"<thead>{row('th', grid.header)}</thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
-
-
-# ---- kinds of tensors ---------------------------------------------------------------------------
-
-KINDS = ("embedding", "attention", "feed-forward", "layer norm", "bias", "head", "other")
-"""The kinds of tensors that a report tells apart, in the order in which it shows them."""
-
-# The first match decides: the head's own layer norm and bias belong to the head, the bias of a
-# layer norm to the layer norm.
-_PATTERNS = tuple(
-    (kind, re.compile(pattern, re.IGNORECASE))
-    for kind, pattern in (
-        ("head", r"(^|\.)(vocab_|lm_head|cls\.|classifier|pre_classifier|score\.|predictions\.)"),
-        ("layer norm", r"norm|(^|[._])(ln|bn)(_|\d|\.)"),
-        ("bias", r"(^|[._])bias$"),
-        ("embedding", r"embed|(^|\.)w[tp]e\."),
-        ("attention", r"attention|attn|(^|\.)[qkvo](_|_?proj|_lin)"),
-        ("feed-forward", r"ffn|mlp|feed_?forward|intermediate|(^|\.)(fc|lin|dense)\d?\.|output"),
-    )
-)
-
-
-def kind_of(name: str) -> str:
-    """The kind of a tensor, guessed from the name that common Transformers give it."""
-    return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
-
-
-def is_norm(name: str, names: Container[str]) -> bool:
-    """Whether a tensor belongs to a normalization layer, the head's own included.
-
-    It is told by its name, or among `names`, all those of the model, by statistics that stand
-    beside it.
-    """
-    beside = name.rpartition(".")[0] + ".running_var"
-    return dict(_PATTERNS)["layer norm"].search(name) is not None or beside in names
-
-
-# ---- errors -------------------------------------------------------------------------------------
+__all__ = ["Comparison", "Errors", "by_kind", "compare_checkpoints", "floating", "total"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +149,7 @@ class Comparison(Report, Mapping[str, Errors]):
         )
 
     def _draw(self, ax: Any) -> None:
-        from ._plot import by_layer
+        from .._plot import by_layer
 
         by_layer(ax, {n: e.relative for n, e in self.tensors.items()})
         ax.set_ylabel("error: |A - B| / |B|")

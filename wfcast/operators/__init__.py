@@ -1,0 +1,7 @@
+"""Strategies whose coefficients follow from the steps alone: each returns an `Operator`."""
+
+from ._average import average
+from ._linear_trend import linear_trend
+from ._persistence import persistence
+
+__all__ = ["average", "linear_trend", "persistence"]
