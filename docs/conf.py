@@ -6,11 +6,15 @@ The build reads this checkout and the installed wfcast, and nothing from the net
 from __future__ import annotations
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import wfcast
+
+logger = logging.getLogger(__name__)
 
 project = "wfcast"
 author = "the wfcast developers"
@@ -42,16 +46,17 @@ html_copy_source = False
 html_math_renderer = "mathml"
 
 
-def _inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(tex2mathml(node.astext()))
-    raise nodes.SkipNode
-
-
-def _display(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f"<div>{tex2mathml(node.astext(), as_block=True)}</div>")
+def _math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    block = isinstance(node, nodes.math_block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logger.warning("%s: %s", error, node.astext(), location=node)
+        raise nodes.SkipNode from error
+    self.body.append(f"<div>{formula}</div>" if block else formula)
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers show by themselves: MathJax comes from the network."""
-    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.add_html_math_renderer("mathml", (_math, None), (_math, None))
