@@ -23,7 +23,8 @@ import loops  # noqa: E402  only with them
 from models import ConvNet, small  # noqa: E402
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts  # noqa: E402
 
-from wfcast.torch import Farcasting, _tensors  # noqa: E402
+from wfcast._live import tensors  # noqa: E402
+from wfcast.torch import Farcasting  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -141,7 +142,7 @@ def test_torch_path_gives_what_the_core_gives(monkeypatch):
     results = []
     for elsewhere in (False, True):
         if elsewhere:
-            monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+            monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
         model, optimizer, farcasting = setup(norm=True)
         loops.run(farcasting, model, optimizer, range(1, 11))
         results.append(loops.weights(model))
@@ -253,7 +254,7 @@ def test_nan_before_a_jump_means_no_jump(caplog):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_nan_in_weights_means_no_jump(elsewhere, monkeypatch):
     if elsewhere:
-        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+        monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
     model, optimizer, farcasting = setup(horizon=5)
     for step in range(1, 11):
         loss = loops.optimize(model, optimizer, step)
@@ -271,7 +272,7 @@ def test_nan_in_weights_means_no_jump(elsewhere, monkeypatch):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_overflow_means_no_jump_and_nothing_changed(elsewhere, monkeypatch):
     if elsewhere:
-        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+        monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
     model = loops.mlp().half()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     farcasting = Farcasting(model, optimizer, forecaster=wfcast.linear_trend, horizon=1e8, **FAST)

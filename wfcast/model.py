@@ -29,7 +29,8 @@ from ._fit import (
     solving,
     threads,
 )
-from ._ranks import Ranks, Survey, ranks_of, survey
+from ._process import Ranks
+from ._ranks import Survey, ranks_of, survey
 from ._runs import check_alike, check_bases, check_run, forecastable, has, open_run, steps
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, open_checkpoint, step_named
 
@@ -433,9 +434,16 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         WfcastError
             A step that is no target, or a value at fault.
         """
-        from .torch._span import applied
+        from ._live.span import applied
 
-        return applied(self, model, run, self._horizon(step))
+        horizon = self._horizon(step)
+
+        def coefficients(name: str) -> tuple[Vector, float]:
+            key = ALL if ALL in self.coef_ else name
+            return self.coef_[key][horizon], float(self.intercept_[key][horizon])
+
+        names = None if ALL in self.coef_ else self.coef_
+        return applied(model, run, self.inputs_, names, coefficients)
 
     def _horizon(self, step: int | None) -> int:
         """The index of the target `step`."""

@@ -16,9 +16,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._errors import WfcastError
+from .._live.distributed import add_up, together
+from .._live.tensors import Slot, Vector, movements, share
 from ..model import ALL, ModelFarcaster
-from ._distributed import add_up, together
-from ._tensors import Slot, Vector, movements, share
 
 Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 

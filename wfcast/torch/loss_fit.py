@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from .._errors import WfcastError
+from .._live.distributed import add_up, mean, together
+from .._live.span import States, parameters, restored, write
+from .._live.tensors import Slot, Vector, local, products, share
 from .._runs import check_run
 from ..model import ALL, ModelFarcaster
-from ._distributed import add_up, mean, together
-from ._span import States, parameters, restored, write
-from ._tensors import Slot, Vector, local, products, share
 
 __all__ = ["fit_to_loss"]
 

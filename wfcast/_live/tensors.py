@@ -20,7 +20,7 @@ from .. import _core
 from .._columns import EXPECTED, FLOATS, column
 from .._errors import DtypeError, WfcastError
 from .._fit import apply, threads
-from . import _distributed
+from . import distributed
 
 Vector = npt.NDArray[np.float64]
 
@@ -78,14 +78,14 @@ def bare(name: str) -> str:
 
 def share(tensor: torch.Tensor) -> float:
     """One over the number of processes that hold the same elements: sums count them once."""
-    if not _distributed.active():
+    if not distributed.active():
         return 1.0
     pieces = 1
     mesh: Any = getattr(tensor, "device_mesh", None)
     for dim, placement in enumerate(getattr(tensor, "placements", ())):
         if placement.is_shard():
             pieces *= mesh.size(dim)
-    return pieces / _distributed.size()
+    return pieces / distributed.size()
 
 
 def matches(name: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
