@@ -415,6 +415,36 @@ def test_include_exclude_and_frozen():
     assert names == {"0.weight", "3.weight"}
 
 
+def test_a_single_pattern_is_a_pattern():
+    """And no list of characters, of which * would select everything."""
+    jumping = {}
+    for name, parameters in {"include": {"include": "0.*"}, "exclude": {"exclude": "0.*"}}.items():
+        _, _, farcasting = setup(**parameters)
+        jumping[name] = [slot.name for slot in farcasting._slots]
+    assert jumping == {"include": ["0.weight", "0.bias"], "exclude": ["2.weight", "2.bias"]}
+
+
+def test_a_tied_parameter_is_selected_by_any_of_its_names():
+    for parameters in ({"include": "lm_head.*"}, {"include": "*.wte.weight"}):
+        model = small("gpt2")
+        farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), **parameters)
+        assert [slot.name for slot in farcasting._slots] == ["transformer.wte.weight"]
+    farcasting.close()
+    farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), exclude="lm_head.*")
+    assert "transformer.wte.weight" not in {slot.name for slot in farcasting._slots}
+
+
+def test_a_pattern_of_frozen_parameters_alone_is_no_typo():
+    model = loops.mlp()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+    farcasting = Farcasting(model, optimizer, exclude="0.*")
+    assert [slot.name for slot in farcasting._slots] == ["2.weight", "2.bias"]
+    farcasting.close()
+    with pytest.raises(WfcastError, match=r"no parameter is left .* steps 2, include is '0\.\*'"):
+        Farcasting(model, optimizer, include="0.*")
+
+
 def test_tied_weights_jump_once():
     model = small("gpt2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -701,7 +731,9 @@ def test_bad_parameters():
         ({"max_loss": 1.0}, r"max_loss is 1\.0"),
         ({"forecaster": "line"}, "forecaster is a str"),
         ({"forecaster": lambda inputs, targets: 3}, "returned a int"),
-        ({"include": ["nothing*"]}, "no parameter is left"),
+        ({"include": ["nothing*"]}, "include: the pattern 'nothing\\*' matches none of the 4 "),
+        ({"exclude": "typo"}, r"exclude: .* parameters of the model, such as '0\.weight'; \*"),
+        ({"exclude": "*"}, "no parameter is left"),
     ]:
         with pytest.raises(WfcastError, match=message):
             Farcasting(model, optimizer, **parameters)

@@ -17,6 +17,7 @@ import torch
 from .._errors import WfcastError
 from .._live import distributed
 from .._live.tensors import combine, local, reshard, select
+from .._patterns import Patterns
 from . import _coefficients
 from ._history import FarcastingReport
 from ._loop import StepCounter, aside, check_horizon, check_numbers, evaluating
@@ -98,8 +99,9 @@ class Farcasting:
         Where states and what a rollback needs are kept: the CPU's memory, pinned for a GPU; beside
         the parameters; files in a temporary folder, or in the folder given. "auto" is the GPU where
         that takes at most a tenth of its memory, else the CPU.
-    include, exclude : sequence of str, optional
-        Shell patterns of parameter names. Frozen parameters never jump.
+    include, exclude : str or sequence of str, optional
+        Shell patterns of parameter names, each of which must match one; a tied parameter goes by
+        any of its names. Frozen parameters never jump.
     start, stop : int, default=0 and None
         The steps between which states are recorded and jumps may be under way; give the length of
         the run as `stop` where it is known.
@@ -170,8 +172,8 @@ class Farcasting:
         judge: Callable[[], Any] | None = None,
         optimizer_state: str = "keep",
         store: str | os.PathLike[str] = "auto",
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
         start: int = 0,
         stop: int | None = None,
         *,
