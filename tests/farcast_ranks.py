@@ -56,7 +56,7 @@ def main(kind, out):
     weights = {n.removeprefix("module."): whole(p.detach()) for n, p in model.named_parameters()}
     result = {
         "history": [[e["step"], e["outcome"], e["horizon"]] for e in farcasting.history],
-        "coef": mf.coef_["*"].tolist(),
+        "coef": mf.coef["*"].tolist(),
         "weights": {n: w.flatten().tolist() for n, w in weights.items()},
     }
     if kind == "single" or distributed.get_rank() == 0:

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
 import loops  # noqa: E402  only with it
 
-from wfcast.torch import Farcasting, _tensors, fit_to_loss  # noqa: E402
+from wfcast._live import tensors  # noqa: E402
+from wfcast.torch import Farcasting, fit_to_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -78,19 +79,19 @@ def test_the_kernels_of_torch_are_those_of_the_core(dtype, shape, strided):
     there = [s.cuda() for s in states]
     coef, intercept = np.array([0.5, -1.25, 1.75]), 0.125
     for some in (states, there):
-        _tensors.combine([("w", some[2], some, (coef, intercept))])
+        tensors.combine([("w", some[2], some, (coef, intercept))])
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(there[2].cpu(), states[2], rtol=2 * eps, atol=16 * eps)
     np.testing.assert_allclose(
-        _tensors.products([("w", there, there[:1])]),
-        _tensors.products([("w", [t.cpu() for t in there], [there[0].cpu()])]),
+        tensors.products([("w", there, there[:1])]),
+        tensors.products([("w", [t.cpu() for t in there], [there[0].cpu()])]),
         rtol=1e-6,
         atol=1e-4,
     )
     moved = [*states[:2], *states[1:]]
     np.testing.assert_allclose(
-        _tensors.movements([("w", [t.cuda() for t in moved])]),
-        _tensors.movements([("w", moved)]),
+        tensors.movements([("w", [t.cuda() for t in moved])]),
+        tensors.movements([("w", moved)]),
         rtol=1e-5,
         atol=1e-3,
     )
@@ -99,10 +100,10 @@ def test_the_kernels_of_torch_are_those_of_the_core(dtype, shape, strided):
 def test_a_forecast_that_overflows_is_an_error():
     states = [torch.full((7,), x, dtype=torch.float16, device="cuda") for x in (0.0, 60_000.0)]
     with pytest.raises(WfcastError, match=r"w: the forecast .* overflows torch.float16"):
-        _tensors.combine([("w", states[1], states, (np.array([-1.0, 2.0]), 0.0))])
+        tensors.combine([("w", states[1], states, (np.array([-1.0, 2.0]), 0.0))])
     states[0][3] = torch.nan
     with pytest.raises(ValueError, match="w: NaN"):
-        _tensors.products([("w", states, None)])
+        tensors.products([("w", states, None)])
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -272,8 +273,8 @@ def test_fit_to_loss_is_that_on_the_cpu():
         with mf.applied(moved, there):
             fits.append((mf, loops.weights(moved)))
         close(loops.weights(moved), loops.weights(model), rtol=0, atol=0)
-    assert fits[1][0].losses_[1] < fits[1][0].losses_[0]
-    np.testing.assert_allclose(fits[1][0].coef_["*"], fits[0][0].coef_["*"], atol=0.02)
+    assert fits[1][0].info["loss_after"] < fits[1][0].info["loss_before"]
+    np.testing.assert_allclose(fits[1][0].coef["*"], fits[0][0].coef["*"], atol=0.02)
     close(fits[1][1], fits[0][1], rtol=0.02, atol=0.02)
 
 

@@ -23,7 +23,8 @@ import loops  # noqa: E402  only with them
 from models import ConvNet, small  # noqa: E402
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts  # noqa: E402
 
-from wfcast.torch import Farcasting, _tensors  # noqa: E402
+from wfcast._live import tensors  # noqa: E402
+from wfcast.torch import Farcasting  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -141,7 +142,7 @@ def test_torch_path_gives_what_the_core_gives(monkeypatch):
     results = []
     for elsewhere in (False, True):
         if elsewhere:
-            monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+            monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
         model, optimizer, farcasting = setup(norm=True)
         loops.run(farcasting, model, optimizer, range(1, 11))
         results.append(loops.weights(model))
@@ -253,7 +254,7 @@ def test_nan_before_a_jump_means_no_jump(caplog):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_nan_in_weights_means_no_jump(elsewhere, monkeypatch):
     if elsewhere:
-        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+        monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
     model, optimizer, farcasting = setup(horizon=5)
     for step in range(1, 11):
         loss = loops.optimize(model, optimizer, step)
@@ -271,7 +272,7 @@ def test_nan_in_weights_means_no_jump(elsewhere, monkeypatch):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_overflow_means_no_jump_and_nothing_changed(elsewhere, monkeypatch):
     if elsewhere:
-        monkeypatch.setattr(_tensors, "on_cpu", lambda tensors: False)
+        monkeypatch.setattr(tensors, "on_cpu", lambda tensors: False)
     model = loops.mlp().half()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     farcasting = Farcasting(model, optimizer, forecaster=wfcast.linear_trend, horizon=1e8, **FAST)
@@ -412,6 +413,36 @@ def test_include_exclude_and_frozen():
     train = lambda: loops.optimize(model, optimizer, next(steps))  # noqa: E731
     names = changed_by_first_jump(model, optimizer, farcasting, train)
     assert names == {"0.weight", "3.weight"}
+
+
+def test_a_single_pattern_is_a_pattern():
+    """And no list of characters, of which * would select everything."""
+    jumping = {}
+    for name, parameters in {"include": {"include": "0.*"}, "exclude": {"exclude": "0.*"}}.items():
+        _, _, farcasting = setup(**parameters)
+        jumping[name] = [slot.name for slot in farcasting._slots]
+    assert jumping == {"include": ["0.weight", "0.bias"], "exclude": ["2.weight", "2.bias"]}
+
+
+def test_a_tied_parameter_is_selected_by_any_of_its_names():
+    for parameters in ({"include": "lm_head.*"}, {"include": "*.wte.weight"}):
+        model = small("gpt2")
+        farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), **parameters)
+        assert [slot.name for slot in farcasting._slots] == ["transformer.wte.weight"]
+    farcasting.close()
+    farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), exclude="lm_head.*")
+    assert "transformer.wte.weight" not in {slot.name for slot in farcasting._slots}
+
+
+def test_a_pattern_of_frozen_parameters_alone_is_no_typo():
+    model = loops.mlp()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+    farcasting = Farcasting(model, optimizer, exclude="0.*")
+    assert [slot.name for slot in farcasting._slots] == ["2.weight", "2.bias"]
+    farcasting.close()
+    with pytest.raises(WfcastError, match=r"no parameter is left .* steps 2, include is '0\.\*'"):
+        Farcasting(model, optimizer, include="0.*")
 
 
 def test_tied_weights_jump_once():
@@ -700,7 +731,9 @@ def test_bad_parameters():
         ({"max_loss": 1.0}, r"max_loss is 1\.0"),
         ({"forecaster": "line"}, "forecaster is a str"),
         ({"forecaster": lambda inputs, targets: 3}, "returned a int"),
-        ({"include": ["nothing*"]}, "no parameter is left"),
+        ({"include": ["nothing*"]}, "include: the pattern 'nothing\\*' matches none of the 4 "),
+        ({"exclude": "typo"}, r"exclude: .* parameters of the model, such as '0\.weight'; \*"),
+        ({"exclude": "*"}, "no parameter is left"),
     ]:
         with pytest.raises(WfcastError, match=message):
             Farcasting(model, optimizer, **parameters)

@@ -39,12 +39,12 @@ def test_it_lowers_the_held_out_loss_and_leaves_the_run_alone():
     addresses = [p.data_ptr() for p in model.parameters()]
     latest = loops.held_out(model)
     mf = fit_to_loss(model, states, loops.loss_of, batches())
-    assert mf.n_evals_ == 40
-    assert mf.losses_[1] < mf.losses_[0]
+    assert mf.info["n_evals"] == 40
+    assert mf.info["loss_after"] < mf.info["loss_before"]
     assert loops.equal(loops.weights(model), before)
     assert all(map(torch.equal, grads, (p.grad for p in model.parameters())))
     assert model.training
-    np.testing.assert_allclose(mf.coef_["*"].sum(), 1, rtol=1e-9)
+    np.testing.assert_allclose(mf.coef["*"].sum(), 1, rtol=1e-9)
     with mf.applied(model, states):
         fitted = loops.held_out(model)
         inside = loops.weights(model)
@@ -53,7 +53,7 @@ def test_it_lowers_the_held_out_loss_and_leaves_the_run_alone():
     assert loops.equal(loops.weights(model), before)
     for name, value in inside.items():
         w = np.stack([s[name].double().numpy() for s in states.values()])
-        want = np.tensordot(mf.coef_["*"][0], w, 1)
+        want = np.tensordot(mf.coef["*"][0], w, 1)
         np.testing.assert_allclose(value.numpy(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -98,9 +98,9 @@ def test_never_worse_than_the_latest_by_the_judge():
         return float(sum((here[name] - latest[name]).square().sum() for name in latest))
 
     mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=distance)
-    np.testing.assert_array_equal(mf.coef_["*"][0], np.eye(8)[-1])
-    assert mf.losses_ == (0.0, 0.0)
-    assert mf.n_evals_ == 40
+    np.testing.assert_array_equal(mf.coef["*"][0], np.eye(8)[-1])
+    assert (mf.info["loss_before"], mf.info["loss_after"]) == (0.0, 0.0)
+    assert mf.info["n_evals"] == 40
 
 
 @pytest.mark.parametrize("n", [3, 8, 10])
@@ -115,8 +115,10 @@ def test_never_worse_than_averages_by_the_judge(n):
         losses[k] = loops.held_out(twin)
     mf = fit_to_loss(model, states, loops.loss_of, wrong, judge=lambda: loops.held_out(model))
     k = min(losses, key=losses.get)
-    np.testing.assert_allclose(mf.coef_["*"][0], [0.0] * (n - k) + [1 / k] * k)
-    assert mf.losses_ == pytest.approx((losses[1], losses[k]), rel=1e-5)
+    np.testing.assert_allclose(mf.coef["*"][0], [0.0] * (n - k) + [1 / k] * k)
+    assert (mf.info["loss_before"], mf.info["loss_after"]) == pytest.approx(
+        (losses[1], losses[k]), rel=1e-5
+    )
 
 
 def test_weights_come_back_after_an_error():
@@ -139,8 +141,8 @@ def test_states_that_do_not_move():
     model = loops.mlp()
     states = {step: loops.weights(model) for step in (1, 2, 3)}
     mf = fit_to_loss(model, states, loops.loss_of, batches())
-    np.testing.assert_array_equal(mf.coef_["*"][0], [0, 0, 1])
-    assert mf.n_evals_ == 0
+    np.testing.assert_array_equal(mf.coef["*"][0], [0, 0, 1])
+    assert mf.info["n_evals"] == 0
 
 
 def test_bad_input():

@@ -26,7 +26,8 @@ import loops  # noqa: E402  only with them
 from models import small  # noqa: E402
 from torch.optim import lr_scheduler  # noqa: E402
 
-from wfcast.torch import Farcasting, _tensors, fit_to_loss  # noqa: E402
+from wfcast._live import tensors  # noqa: E402
+from wfcast.torch import Farcasting, fit_to_loss  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9, "patience": 99}
 HARM = {**FAST, "recovery": 10, "horizon": 100_000}
@@ -66,13 +67,13 @@ def test_the_core_reads_and_writes_the_tensors_themselves(dtype, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     farcasting = Farcasting(model, optimizer, horizon=3, **FAST)
     seen = []
-    core = _tensors.apply
+    core = tensors.apply
 
     def spy(x, y, *args, **kwargs):
         seen.append([array.__array_interface__["data"][0] for array in (*x, *y)])
         return core(x, y, *args, **kwargs)
 
-    monkeypatch.setattr(_tensors, "apply", spy)
+    monkeypatch.setattr(tensors, "apply", spy)
     for step in range(1, 11):
         x, y = loops.batch(step)
         loss = loops.loss_of(model, (x.to(dtype), y))
@@ -466,9 +467,9 @@ def test_ctrl_c_in_the_middle_of_a_jump(monkeypatch):
     train(model, optimizer, farcasting, range(1, 10))
     loss = loops.optimize(model, optimizer, 10)
     before = loops.weights(model)
-    from wfcast.torch import _tensors
+    from wfcast._live import tensors
 
-    real, calls = _tensors.apply, []
+    real, calls = tensors.apply, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -476,11 +477,11 @@ def test_ctrl_c_in_the_middle_of_a_jump(monkeypatch):
             raise KeyboardInterrupt
         real(*args, **kwargs)
 
-    monkeypatch.setattr(_tensors, "apply", interrupted)
+    monkeypatch.setattr(tensors, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         farcasting.step(loss)
     assert loops.equal(loops.weights(model), before)
-    monkeypatch.setattr(_tensors, "apply", real)
+    monkeypatch.setattr(tensors, "apply", real)
     train(model, optimizer, farcasting, range(11, 30))
     assert any(e["outcome"] == "kept" for e in farcasting.history)
 

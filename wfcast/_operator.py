@@ -18,7 +18,7 @@ from ._parameters import ALL
 from ._plan import Plan, plan
 from ._runs import steps
 
-__all__ = ["Operator", "load", "operator_of"]
+__all__ = ["Operator", "is_operator", "load", "operator_of"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -310,6 +310,13 @@ def load(path: str | os.PathLike[str]) -> Operator:
     return _persist.load(path, Operator)
 
 
+def is_operator(given: object) -> bool:
+    """Whether `given` is an operator, or an estimator that learns one."""
+    return isinstance(given, Operator) or (
+        hasattr(given, "_learned") and not isinstance(given, type)
+    )
+
+
 def operator_of(given: Any, name: str) -> Operator:
     """The operator that an argument is, or has learned: `given` is an Operator or an estimator.
 
@@ -320,15 +327,12 @@ def operator_of(given: Any, name: str) -> Operator:
     NotFittedError
         An estimator that has not learned one yet.
     """
-    if isinstance(given, Operator):
-        return given
-    learned = getattr(given, "_learned", None)
-    if isinstance(given, type) or learned is None:
+    if not is_operator(given):
         raise DtypeError(
             f"{name} is a {type(given).__name__}, expected an Operator or a fitted ModelFarcaster: "
             "wfcast.load(path) reads one"
         )
-    operator: Operator = learned()
+    operator: Operator = given if isinstance(given, Operator) else given._learned()
     return operator
 
 

@@ -1,7 +1,7 @@
 """The processes that fit together, and which rows each of them holds.
 
 A fit in one process is a fit of one process: `Ranks` itself. Where there are several, they are the
-ranks of a torch process group, `wfcast.torch._ranks.GroupRanks`; torch is imported for that only.
+ranks of a torch process group, `wfcast._live.ranks.GroupRanks`; torch is imported for that only.
 """
 
 from __future__ import annotations
@@ -18,42 +18,9 @@ import numpy.typing as npt
 
 from ._columns import is_module, is_sharded
 from ._errors import CheckpointError, WfcastError
+from ._process import Ranks
 from ._runs import check_alike, forecastable
 from .checkpoint import Checkpoint, Tensor
-
-
-class Ranks:
-    """A process by itself.
-
-    As a context, it lets no process leave the block before all of them do: with an error where one
-    of them has one.
-
-    Attributes
-    ----------
-    rank, size : int
-        Which process this is, of how many.
-    sharded : bool
-        Whether all processes have the same runs, each with its shards of their tensors; else each
-        has runs of its own.
-    """
-
-    rank = 0
-    size = 1
-    sharded = False
-
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        return None
-
-    def gather(self, data: bytes) -> list[bytes]:
-        """What each process gives, in their order, on all of them."""
-        return [data]
-
-    def local(self, run: dict[int, Any], needed: Sequence[int], what: str) -> dict[int, Any]:
-        """The needed checkpoints of a run, such that their columns are the rows of this process."""
-        return run
 
 
 def ranks_of(runs: Any, process_group: Any) -> Ranks:
@@ -67,7 +34,7 @@ def ranks_of(runs: Any, process_group: Any) -> Ranks:
     sharded = "torch" in sys.modules and any(map(is_sharded, _values(runs)))
     if process_group is None and not sharded:
         return Ranks()
-    from .torch._ranks import GroupRanks
+    from ._live.ranks import GroupRanks
 
     return GroupRanks(process_group, sharded)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import CheckpointError, WfcastError
-from ._terminal import FitBar, bar, log, printable
+from ._progress import FitBar, bar, log
+from ._terminal import printable
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code. Bad usage raises ``SystemExit(2)``, as argparse does.
+        The exit code. Bad usage raises ``SystemExit(2)``, as argparse does, and Ctrl-C
+        KeyboardInterrupt, which `wfcast.__main__` turns into 130.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text
         if isinstance(stream, io.TextIOWrapper):
@@ -50,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *where: log(f"wfcast: warning: {_line(message)}")
             document, text = command(args)
         print(json.dumps(document, indent=2, allow_nan=False) if args.json else text, flush=True)
-    except KeyboardInterrupt:
-        print("wfcast: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of stdout went away: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

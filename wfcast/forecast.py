@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +22,7 @@ from ._errors import CheckpointError, WfcastError, warn
 from ._kinds import is_norm
 from ._operator import operator_of
 from ._parameters import threads
+from ._patterns import Patterns, chosen
 from ._plan import Plan
 from ._version import __version__
 from .checkpoint import (
@@ -144,8 +144,8 @@ def forecast_checkpoint(
     out: str | os.PathLike[str],
     check_finite: bool = True,
     *,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] = (),
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -219,9 +219,8 @@ def forecast_checkpoint(
         raise WfcastError(f"shard_size is {shard_size!r}, expected a number of bytes")
     plan = operator_of(mf, "mf").plan(run, step, partial)
     latest = plan.latest
-    include = _patterns(include, "include", latest) if include is not None else None
-    exclude = _patterns(exclude, "exclude", latest)
-    copied = _copied(plan, include, exclude, norms == "copy", nonfinite == "copy")
+    among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
+    copied = _copied(plan, among, norms == "copy", nonfinite == "copy")
     wanted = [name for name in latest.tensors if name not in copied]
     skipped = sorted(
         {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
@@ -256,18 +255,11 @@ def forecast_checkpoint(
 
 
 def _copied(
-    plan: Plan,
-    include: Sequence[str] | None,
-    exclude: Sequence[str],
-    without_norms: bool,
-    only_finite: bool,
+    plan: Plan, among: Container[str], without_norms: bool, only_finite: bool
 ) -> dict[str, str]:
     """The tensors of the last input that are copied -> why."""
     latest = plan.latest
     ahead = {t.name for t in plan.forecast}
-    names: dict[str, list[str]] = {name: [name] for name in latest.tensors}
-    for alias, name in latest.tied.items():
-        names[name].append(alias)
     why = {}
     for name, tensor in latest.tensors.items():
         if tensor.dtype not in FLOATS:
@@ -278,7 +270,7 @@ def _copied(
             why[name] = "no elements"
         elif name not in ahead:
             why[name] = "not alike"
-        elif not _is_wanted(names[name], include, exclude):
+        elif name not in among:
             why[name] = "not chosen"
         elif without_norms and is_norm(name, latest.tensors):
             why[name] = "normalization"
@@ -287,33 +279,11 @@ def _copied(
     return why
 
 
-def _is_wanted(names: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Whether a tensor of these names is to be forecast."""
-
-    def match(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-    return (include is None or match(include)) and not match(exclude)
-
-
 def _is_finite(plan: Plan, name: str) -> bool:
     arrays = (c.column(name).array for c in plan.inputs.values())
     return all(
         not _core.error_sums(a, a, threads(plan.operator.n_threads))["n_nonfinite"] for a in arrays
     )
-
-
-def _patterns(given: str | Sequence[str], what: str, latest: Checkpoint) -> Sequence[str]:
-    """A list of patterns, each of which matches something."""
-    patterns = [given] if isinstance(given, str) else list(given)
-    names = [*latest.tensors, *latest.tied]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise WfcastError(
-                f"{what}: the pattern {pattern!r} matches none of the {len(names)} tensors of "
-                f"{latest.what}, such as {names[0]!r}; * stands for anything"
-            )
-    return patterns
 
 
 def _warn_of_less(latest: Checkpoint, wanted: Sequence[str], skipped: Sequence[str]) -> None:

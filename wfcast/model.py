@@ -19,7 +19,8 @@ from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import Segment, Solving, set_fitted, solve_all, solving
 from ._operator import Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
-from ._ranks import Ranks, Survey, ranks_of, survey
+from ._process import Ranks
+from ._ranks import Survey, ranks_of, survey
 from ._runs import check_alike, check_run, forecastable, open_run, steps
 from .checkpoint import Checkpoint, open_checkpoint
 

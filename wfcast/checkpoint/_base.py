@@ -197,6 +197,14 @@ class Checkpoint(ABC):
         self.tensors, self.metadata, self.tied = {}, {}, {}
         self.layout, self.base = Layout(), None
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """All names of each tensor, its own first, the tied ones after it."""
+        found = {name: [name] for name in self.tensors}
+        for alias, name in self.tied.items():
+            found[name].append(alias)
+        return found
+
     @abstractmethod
     def column(self, name: str) -> Column:
         """A floating tensor as the core reads it."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from .. import ModelFarcaster, forecast_checkpoint, linear_trend, persistence
 from .._kinds import kind_of
-from .._terminal import bar
+from .._progress import bar
 from ..report import Comparison, Errors, compare_checkpoints
 from .train import Run, Trainer, load_weights
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .._terminal import bar
+from .._progress import bar
 from .train import Run, Trainer
 
 __all__ = ["jump"]

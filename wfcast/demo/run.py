@@ -20,7 +20,7 @@ from .. import ModelFarcaster, __version__, _core
 from .._atomic import atomic_file
 from .._errors import WfcastError
 from .._kinds import kind_of
-from .._terminal import FitBar, log
+from .._progress import FitBar, log
 from ..checkpoint import open_checkpoint
 from ..model import pass_sizes
 from ..report import FarcasterReport

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .._errors import WfcastError
-from .._terminal import bar
+from .._progress import bar
 from .text import IGNORE, Corpus, masked_batch
 
 __all__ = [

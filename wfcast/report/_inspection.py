@@ -17,7 +17,7 @@ from .._apply import Progress
 from .._columns import value_at
 from .._errors import CheckpointError
 from .._kinds import kind_of
-from .._operator import Operator, load, operator_of
+from .._operator import Operator, is_operator, load, operator_of
 from .._parameters import ALL, threads
 from .._persist import KEY
 from .._runs import check_run, forecastable, has
@@ -87,7 +87,7 @@ Found = Operator | Checkpoint | dict[int, Checkpoint]
 
 def look(source: Any) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
-    if isinstance(source, Operator) or hasattr(source, "_learned"):
+    if is_operator(source):
         return operator_of(source, "source")
     if _is_run(source):
         run = check_run(source, (), "the run")

@@ -11,7 +11,8 @@ try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "wfcast.torch needs torch: install wfcast[torch]", name="torch"
+        "wfcast.torch needs torch, which is not installed (the extra 'torch' of wfcast)",
+        name="torch",
     ) from error
 
 from ._history import FarcastingReport

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 
 from .._errors import WfcastError
-from ..model import ALL, ModelFarcaster
-from ._distributed import add_up, together
-from ._tensors import Slot, Vector, movements, share
+from .._live.distributed import add_up, together
+from .._live.tensors import Slot, Vector, movements, share
+from .._operator import Operator, is_operator, operator_of
+from .._parameters import ALL
 
 Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 
@@ -58,28 +58,27 @@ class Source(ABC):
 
 
 class Fitted(Source):
-    """A ModelFarcaster: between its targets the forecast is a straight line in time.
+    """An operator: between its targets the forecast is a straight line in time.
 
     The time before the first target leads from the last input, so any horizon up to the last target
     has a forecast.
     """
 
-    def __init__(self, mf: ModelFarcaster, names: Sequence[str]) -> None:
-        check_is_fitted(mf)
-        self._mf = mf
-        last = mf.inputs_[-1]
-        self.offsets = tuple(last - s for s in mf.inputs_)
-        self._ahead = [0, *(t - last for t in mf.targets_)]
+    def __init__(self, operator: Operator, names: Sequence[str]) -> None:
+        self._operator = operator
+        last = operator.inputs[-1]
+        self.offsets = tuple(last - s for s in operator.inputs)
+        self._ahead = [0, *(t - last for t in operator.targets)]
         if self._ahead[1] <= 0:
             raise WfcastError(
-                f"the forecaster's targets {mf.targets_} must lie after its last input {last}: "
-                "it has nowhere to jump to"
+                f"the forecaster's targets {operator.targets} must lie after its last input "
+                f"{last}: it has nowhere to jump to"
             )
         self.longest = float(self._ahead[-1])
-        if ALL not in mf.coef_:
-            missing = [n for n in names if n not in mf.coef_]
+        if ALL not in operator.coef:
+            missing = [n for n in names if n not in operator.coef]
             if missing:
-                extra = sorted(mf.coef_.keys() - set(names))
+                extra = sorted(operator.coef.keys() - set(names))
                 raise WfcastError(
                     f"the forecaster has no coefficients for {len(missing)} of the model's "
                     f"{len(names)} parameters, {missing[0]!r} first"
@@ -90,7 +89,7 @@ class Fitted(Source):
     def check(self, slots: Sequence[Slot]) -> None:
         """Raise WfcastError where shapes differ from those of the fit."""
         for slot in slots:
-            known = self._mf.tensors_.get(slot.name)
+            known = self._operator.tensors.get(slot.name)
             if known is not None and tuple(known[0]) != tuple(slot.parameter.shape):
                 raise WfcastError(
                     f"parameter {slot.name!r} is {list(slot.parameter.shape)} in the model, "
@@ -98,11 +97,11 @@ class Fitted(Source):
                 )
 
     def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
-        key = ALL if ALL in self._mf.coef_ else name
+        ahead, further = self._operator.coefficients(name)
         now = np.zeros((1, len(self.offsets)))
         now[0, -1] = 1
-        coef = np.vstack([now, self._mf.coef_[key]])
-        intercept = np.append(0.0, self._mf.intercept_[key])
+        coef = np.vstack([now, ahead])
+        intercept = np.append(0.0, further)
         a = np.array([np.interp(horizon, self._ahead, column) for column in coef.T])
         return a, float(np.interp(horizon, self._ahead, intercept))
 
@@ -111,21 +110,21 @@ class ReadyMade(Source):
     """A function of (inputs, targets) such as `wfcast.linear_trend`."""
 
     def __init__(
-        self, make: Callable[..., ModelFarcaster], spacing: int, n_states: int, names: Sequence[str]
+        self, make: Callable[..., Any], spacing: int, n_states: int, names: Sequence[str]
     ) -> None:
         self._make, self._names = make, names
         self.offsets = tuple(spacing * k for k in range(n_states - 1, -1, -1))
         Fitted(self._at(spacing), names)  # a function that does something else is found now
 
-    def _at(self, horizon: int) -> ModelFarcaster:
+    def _at(self, horizon: int) -> Operator:
         steps = [self.offsets[0] - o for o in self.offsets]
-        mf = self._make(steps, [steps[-1] + horizon])
-        if not isinstance(mf, ModelFarcaster):
+        made = self._make(steps, [steps[-1] + horizon])
+        if not is_operator(made):
             raise WfcastError(
-                f"the forecaster returned a {type(mf).__name__}, expected a ModelFarcaster as "
+                f"the forecaster returned a {type(made).__name__}, expected an Operator as "
                 "wfcast.linear_trend(inputs, targets) gives"
             )
-        return mf
+        return operator_of(made, "what the forecaster returned")
 
     def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
         whole = max(1, int(np.ceil(horizon)))
@@ -198,18 +197,18 @@ def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) 
     Raises
     ------
     WfcastError
-        Something else, or a ModelFarcaster of another model.
+        Something else, or an operator of another model.
     """
     names = [s.name for s in slots]
     if forecaster is None:
         return Drift(spacing, n_states, names)
-    if isinstance(forecaster, ModelFarcaster):
-        fitted = Fitted(forecaster, names)
+    if is_operator(forecaster):
+        fitted = Fitted(operator_of(forecaster, "forecaster"), names)
         fitted.check(slots)
         return fitted
     if callable(forecaster):
         return ReadyMade(forecaster, spacing, n_states, names)
     raise WfcastError(
-        f"forecaster is a {type(forecaster).__name__}, expected a ModelFarcaster, a function such "
-        "as wfcast.linear_trend, or None"
+        f"forecaster is a {type(forecaster).__name__}, expected an Operator, a fitted "
+        "ModelFarcaster, a function such as wfcast.linear_trend, or None"
     )

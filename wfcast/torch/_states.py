@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .._errors import WfcastError
-from ._tensors import local
+from .._live.tensors import local
 
 STORES = ("auto", "cpu", "device", "disk")
 ALIGN = 64

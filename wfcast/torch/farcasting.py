@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from .._errors import WfcastError
-from . import _coefficients, _distributed
+from .._live import distributed
+from .._live.tensors import combine, local, reshard, select
+from .._patterns import Patterns
+from . import _coefficients
 from ._history import FarcastingReport
 from ._loop import StepCounter, aside, check_horizon, check_numbers, evaluating
 from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, soften
-from ._tensors import combine, local, reshard, select
 from ._trust import HARM, TrustRegion, Verdict, judge
 
 __all__ = ["Farcasting", "check_names"]
@@ -97,8 +99,9 @@ class Farcasting:
         Where states and what a rollback needs are kept: the CPU's memory, pinned for a GPU; beside
         the parameters; files in a temporary folder, or in the folder given. "auto" is the GPU where
         that takes at most a tenth of its memory, else the CPU.
-    include, exclude : sequence of str, optional
-        Shell patterns of parameter names. Frozen parameters never jump.
+    include, exclude : str or sequence of str, optional
+        Shell patterns of parameter names, each of which must match one; a tied parameter goes by
+        any of its names. Frozen parameters never jump.
     start, stop : int, default=0 and None
         The steps between which states are recorded and jumps may be under way; give the length of
         the run as `stop` where it is known.
@@ -169,8 +172,8 @@ class Farcasting:
         judge: Callable[[], Any] | None = None,
         optimizer_state: str = "keep",
         store: str | os.PathLike[str] = "auto",
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
         start: int = 0,
         stop: int | None = None,
         *,
@@ -354,7 +357,7 @@ class Farcasting:
             )
         except OSError as error:
             problem = f"no state could be kept at step {self._step}: {error}"
-        problem = _distributed.first_problem(problem)
+        problem = distributed.first_problem(problem)
         if problem:
             self._drop(self._clock)
             self._refuse(problem)
@@ -434,9 +437,9 @@ class Farcasting:
 
     def _held_out(self) -> float:
         assert self._judge is not None
-        with _distributed.together(), evaluating(self._model):
+        with distributed.together(), evaluating(self._model):
             value = float(self._judge())
-        return _distributed.mean([value])[0]
+        return distributed.mean([value])[0]
 
     def _points(self, first: int, last: int) -> list[tuple[int, float]]:
         """Losses with ``first <= clock <= last``, the means over the processes."""
@@ -445,7 +448,7 @@ class Farcasting:
         moved = iter(torch.stack(tensors).tolist() if tensors else [])
         values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
         if self._judge is None:
-            values = _distributed.mean(values)
+            values = distributed.mean(values)
         return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
 
     # ---- jumping ------------------------------------------------------------------------------
@@ -483,7 +486,7 @@ class Farcasting:
             pending = self._snapshot(before, horizon)
         except (OSError, ValueError) as error:
             problem = str(error)
-        problem = _distributed.first_problem(problem)
+        problem = distributed.first_problem(problem)
         if not problem:
             assert pending is not None
             try:
@@ -537,7 +540,7 @@ class Farcasting:
         limit = before + RISE * abs(before)
         while True:
             entry["horizon"] = pending["horizon"] = horizon
-            problem = _distributed.first_problem(self._combine(horizon))
+            problem = distributed.first_problem(self._combine(horizon))
             if problem:
                 return problem
             if self._refresh is not None:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from .._errors import WfcastError
+from .._live.distributed import add_up, mean, together
+from .._live.span import States, parameters, restored, write
+from .._live.tensors import Slot, Vector, local, products, share
+from .._operator import Operator
 from .._runs import check_run
-from ..model import ALL, ModelFarcaster
-from ._distributed import add_up, mean, together
-from ._span import States, parameters, restored, write
-from ._tensors import Slot, Vector, local, products, share
 
 __all__ = ["fit_to_loss"]
 
@@ -33,7 +33,7 @@ def fit_to_loss(
     *,
     judge: Callable[[], Any] | None = None,
     n_judge: int = 8,
-) -> ModelFarcaster:
+) -> Operator:
     r"""The combination of recorded states with the least loss, found by a few gradients.
 
     ``min_a L(sum_k a_k w_k)`` with ``sum_k a_k = 1``. The judge first compares the latest weights
@@ -45,7 +45,7 @@ def fit_to_loss(
     the result averages the states, where drift dominates it goes beyond them.
 
     Use it to see, and to export, what the model would be if training ended now, while the run goes
-    on untouched (`ModelFarcaster.applied`), or as a jump. After a schedule that has decayed there
+    on untouched (`Operator.applied`), or as a jump. After a schedule that has decayed there
     is nothing left to gain.
 
     Parameters
@@ -70,11 +70,11 @@ def fit_to_loss(
 
     Returns
     -------
-    ModelFarcaster
-        Like any other: one coefficient set, its single target the last state's step. Beside the
-        usual attributes it has ``n_evals_`` (gradients spent) and ``losses_`` (of the latest
-        weights and of the result, by the judge). Where nothing lowered the judge's loss, the result
-        is the latest weights.
+    Operator
+        One coefficient set, its single target the last state's step. Its `info` says ``n_evals``
+        (gradients spent), ``loss_before`` and ``loss_after`` (of the latest weights and of the
+        result, by the judge). Where nothing lowered the judge's loss, the result is the latest
+        weights.
 
     Raises
     ------
@@ -112,10 +112,8 @@ def fit_to_loss(
     finally:
         for module, mode in training:
             module.training = mode
-    mf = ModelFarcaster(steps, steps[-1:], by="all", beta=0.0)
-    mf._set(steps, steps[-1:], {ALL: coef[None, :]}, {ALL: np.zeros(1)}, {})
-    mf.n_evals_, mf.losses_ = spent, losses
-    return mf
+    info = {"n_evals": spent, "loss_before": losses[0], "loss_after": losses[1]}
+    return Operator(steps, steps[-1:], coef[None, :], strategy="fit_to_loss", info=info)
 
 
 def _search(

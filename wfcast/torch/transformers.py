@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .._atomic import atomic_file
-from . import _distributed
+from .._live import distributed
 from .farcasting import Farcasting, check_names
 
 __all__ = ["FarcastingCallback"]
@@ -149,4 +149,4 @@ def _is_of(folder: Path, state: Any) -> bool:
 
 def _file_name() -> str:
     rank = os.environ.get("RANK", "0")
-    return f"farcasting-{rank}.pt" if _distributed.size() > 1 else "farcasting.pt"
+    return f"farcasting-{rank}.pt" if distributed.size() > 1 else "farcasting.pt"

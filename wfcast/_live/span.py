@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
 from .._runs import check_run
 from ..checkpoint import open_checkpoint
-from ._tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
+from .tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 
 
 def parameters(model: torch.nn.Module) -> list[Slot]:
@@ -140,21 +140,40 @@ def restored(model: torch.nn.Module, slots: Sequence[Slot]) -> Iterator[None]:
 
 
 @contextmanager
-def applied(mf: Any, model: torch.nn.Module, run: Any, horizon: int) -> Iterator[Any]:
-    """`ModelFarcaster.applied`."""
-    from ..model import ALL
+def applied(
+    model: torch.nn.Module,
+    run: Any,
+    inputs: Sequence[int],
+    names: Container[str] | None,
+    coefficients: Callable[[str], tuple[Vector, float]],
+) -> Iterator[torch.nn.Module]:
+    """A context in which the model has the weights ``sum_k a_k w_k + b``, w_k those of a run.
 
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its parameters get their own values back, to the bit, however the block ends.
+    run : {step: state_dict, module or path}
+    inputs : sequence of int
+        The steps k.
+    names : container of str or None
+        The parameters to replace; None stands for all of them.
+    coefficients : callable
+        ``coefficients(name) -> (a, b)``.
+
+    Raises
+    ------
+    CheckpointError
+        A step or a parameter is missing, or a shape differs.
+    WfcastError
+        No module, none of its parameters among `names`, or a value at fault.
+    """
     if not isinstance(model, torch.nn.Module):
         raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    slots = [s for s in parameters(model) if ALL in mf.coef_ or s.name in mf.coef_]
+    slots = [s for s in parameters(model) if names is None or s.name in names]
     if not slots:
         raise WfcastError("the forecaster has coefficients for none of the model's parameters")
-    states = States(run, mf.inputs_, slots)
-
-    def coefficients(name: str) -> tuple[Vector, float]:
-        key = ALL if ALL in mf.coef_ else name
-        return mf.coef_[key][horizon], float(mf.intercept_[key][horizon])
-
+    states = States(run, inputs, slots)
     with restored(model, states.slots):
         write(model, states.slots, states, coefficients)
         yield model

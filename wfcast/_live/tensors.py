@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +16,12 @@ import numpy.typing as npt
 import torch
 
 from .. import _core
-from .._columns import EXPECTED, FLOATS, column
+from .._apply import apply
+from .._columns import EXPECTED, FLOATS, Label, column
 from .._errors import DtypeError, WfcastError
-from .._fit import apply, threads
-from . import _distributed
+from .._parameters import threads
+from .._patterns import Patterns, chosen
+from . import distributed
 
 Vector = npt.NDArray[np.float64]
 
@@ -78,56 +79,52 @@ def bare(name: str) -> str:
 
 def share(tensor: torch.Tensor) -> float:
     """One over the number of processes that hold the same elements: sums count them once."""
-    if not _distributed.active():
+    if not distributed.active():
         return 1.0
     pieces = 1
     mesh: Any = getattr(tensor, "device_mesh", None)
     for dim, placement in enumerate(getattr(tensor, "placements", ())):
         if placement.is_shard():
             pieces *= mesh.size(dim)
-    return pieces / _distributed.size()
-
-
-def matches(name: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
-    """Whether shell patterns include a name and none excludes it."""
-    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
-        return False
-    return not any(fnmatchcase(name, pattern) for pattern in exclude or ())
+    return pieces / distributed.size()
 
 
 def select(
     model: torch.nn.Module,
     optimizer: Any,
-    include: Sequence[str] | None,
-    exclude: Sequence[str] | None,
+    include: Patterns | None,
+    exclude: Patterns | None,
 ) -> list[Slot]:
     """The trainable parameters of a model that the optimizer steps and the patterns allow.
 
     Raises
     ------
     WfcastError
-        None is left, or the optimizer steps something else.
+        None is left, a pattern matches no parameter, or the optimizer steps something else.
     DtypeError
         A parameter without values, sparse, quantized, or of an unknown dtype.
     """
-    named = {
-        bare(name): p for name, p in model.named_parameters() if p.requires_grad
-    }  # a tied parameter comes once
+    names: dict[str, list[str]] = {}  # a tied parameter comes once, with all of its names
+    first: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(p), bare(name)), []).append(bare(name))
+    allowed = chosen(names, include, exclude, "parameters of the model")
+    named = {bare(name): p for name, p in model.named_parameters() if p.requires_grad}
     stepped = [p for group in optimizer.param_groups for p in group["params"]]
     ids = {id(p) for p in stepped}
     if any(id(p) in ids for p in named.values()):
         slots = [Slot(n, p) for n, p in named.items() if id(p) in ids]
     else:
         slots = _masters(named, stepped)
-    chosen = [s for s in slots if matches(s.name, include, exclude)]
-    if not chosen:
+    left = [s for s in slots if s.name in allowed]
+    if not left:
         raise WfcastError(
             f"no parameter is left to forecast: the optimizer steps {len(slots)}, include is "
             f"{include!r} and exclude is {exclude!r}"
         )
-    for slot in chosen:
+    for slot in left:
         check_slot(slot)
-    return chosen
+    return left
 
 
 def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> list[Slot]:
@@ -394,7 +391,7 @@ def combine(rows: Iterable[Row]) -> None:
                 np.array([b], dtype=np.float64),
                 check_finite=True,
                 n_threads=None,
-                inputs=[name] * len(states),
+                inputs=[Label("", name)] * len(states),
                 outputs=[name],
             )
     for found in elsewhere.values():  # one wait per device

@@ -18,16 +18,16 @@ from torch import distributed
 from .. import _errors
 from .._columns import Column, as_ndarray, column, is_module, is_sharded, is_tensor
 from .._errors import CheckpointError, DtypeError, WfcastError
-from .._ranks import Ranks
+from .._process import Ranks
 from ..checkpoint import MappingCheckpoint
-from . import _distributed
+from . import distributed as processes
 
 
 class GroupRanks(Ranks):
     """The ranks of a process group; the default one where it is None."""
 
     def __init__(self, group: Any, sharded: bool) -> None:
-        if not _distributed.active():
+        if not processes.active():
             raise WfcastError(
                 "the runs hold DTensors, or process_group is given, but torch.distributed is not "
                 "initialised: call torch.distributed.init_process_group() first"
@@ -42,7 +42,7 @@ class GroupRanks(Ranks):
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
         self.sharded = sharded
-        self._device = _distributed.device(group)
+        self._device = processes.device(group)
         self._parted = False  # in or after an exchange that did not come to its end
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
