@@ -20,7 +20,13 @@ MODULES = {  # public module -> what it needs beside wfcast itself
 
 def listed() -> list[str]:
     """The objects of the API page: the lines below its autosummary directives."""
-    return re.findall(r"^   (wfcast[\w.]+)$", PAGE.read_text(encoding="utf-8"), re.M)
+    found, module = [], ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith(".. currentmodule:: "):
+            module = line.split()[-1]
+        elif re.fullmatch(r" {3}[\w.]+", line):
+            found.append(f"{module}.{line.strip()}")
+    return found
 
 
 def public(module: str) -> list[str]:
