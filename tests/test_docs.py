@@ -6,9 +6,14 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from markers import marked
+from safetensors.numpy import load_file, save_file
 
+import wfcast
 from wfcast.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,3 +62,59 @@ def test_every_section_of_results_names_its_command() -> None:
     for section in sections:
         command = r"`(python benchmarks/\w+\.py|wfcast demo)[^`]*`"
         assert re.search(command, section.split("\n|")[0]), section.splitlines()[0]
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code of the guide takes as given, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return {"wfcast": wfcast}
+
+
+def run(name: str, page: str, names: dict[str, Any]) -> None:
+    exec(compile(marked(name, ROOT / "docs" / "guide" / page), page, "exec"), names)
+
+
+def test_operator_by_hand(names: dict[str, Any]) -> None:
+    run("by-hand", "index.md", names)
+    again = wfcast.load("ahead.safetensors")
+    assert again.fingerprint() == names["ahead"].fingerprint()
+    moved = again.predict({0: {"w": np.zeros(2)}, 500: {"w": np.ones(2)}})
+    np.testing.assert_array_equal(moved["w"], [1.5, 1.5])
+
+
+def test_from_file_to_file(names: dict[str, Any]) -> None:
+    for step in (0, 500):
+        save_file({"w": np.full(3, step, np.float32)}, f"step-{step}.safetensors")
+    run("files", "notebooks.md", {**names, "mf": wfcast.linear_trend((0, 500), (1500,))})
+    np.testing.assert_array_equal(load_file("forecast-1500.safetensors")["w"], np.full(3, 1500))
+
+
+def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    saved: list[str] = []
+
+    class Sums(torch.nn.Linear):
+        def save_pretrained(self, folder: str) -> None:
+            saved.append(folder)
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+
+    model, held = Sums(4, 1), torch.randn(64, 4)
+    names |= {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+        "batches": [torch.randn(16, 4) for _ in range(400)],
+        "loss_of": loss_of,
+        "loss_fn": loss_of,
+        "held_out_loss": lambda: loss_of(model, held).detach(),
+    }
+    run("loop", "training-loops.md", names)
+    assert "3 jumps, 3 kept" in capsys.readouterr().out
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    states = {step: {k: w * (1 + 0.01 * step) for k, w in before.items()} for step in range(4)}
+    run("export", "training-loops.md", {**names, "states": states})
+    assert saved == ["if-training-ended-now"]
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
