@@ -1,10 +1,9 @@
-"""What the README promises, what the installed package carries, and what is pinned."""
+"""What the first page and the guide promise, what the package carries, and what is pinned."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markers import marked
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -22,17 +22,7 @@ from wfcast import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(wfcast.__file__).parent
-
-
-def marked(name: str) -> str:
-    """The code between the README's markers of this name."""
-    found = re.findall(
-        rf"^<!-- {name} -->\n```\w+\n(.*?)\n```\n<!-- /{name} -->$", README, re.S | re.M
-    )
-    assert len(found) == 1, f"README.md marks {name!r} {len(found)} times"
-    return str(found[0])
 
 
 def record_run(seed: int) -> dict[int, dict[str, Any]]:
@@ -44,7 +34,7 @@ def record_run(seed: int) -> dict[int, dict[str, Any]]:
     }
 
 
-def test_readme_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = record_run(2)
     names: dict[str, Any] = {
@@ -53,8 +43,8 @@ def test_readme_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "w0": run[0],
         "w500": run[500],
     }
-    code = marked("notebook")
-    exec(compile(code, "README.md", "exec"), names)
+    code = marked("notebook", ROOT / "docs/guide/notebooks.md")
+    exec(compile(code, "notebooks.md", "exec"), names)
     error = max(np.abs(names["future"][n] - w).max() for n, w in run[1500].items())
     assert error < 1e-2
     assert set(names["other"]) == set(run[0])
@@ -63,19 +53,6 @@ def test_readme_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_array_equal(loaded[name], weights)
     statements = [s for s in code.splitlines() if s and not s.startswith("#")]
     assert len(statements) <= 10
-
-
-@pytest.mark.parametrize("name", ["demo-command", "test-command"])
-def test_readme_commands_are_one_line_each(name: str) -> None:
-    command = marked(name)
-    assert "\n" not in command
-    assert "-c constraints.txt" in command
-
-
-def test_readme_names_what_exists() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
 
 
 def test_version() -> None:

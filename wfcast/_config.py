@@ -24,6 +24,19 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     -------
     dict or None
         With keys wfcast, python, numpy, isa, available, disabled, blas, n_threads.
+
+    See Also
+    --------
+    Farcaster : Whose `n_threads` says how many threads a fit takes.
+
+    Examples
+    --------
+    >>> import wfcast
+    >>> config = wfcast.show_config("dicts")
+    >>> config["wfcast"] == wfcast.__version__
+    True
+    >>> config["n_threads"] >= 1
+    True
     """
     import numpy as np
 

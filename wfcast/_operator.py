@@ -299,6 +299,11 @@ def load(path: str | os.PathLike[str]) -> Operator:
     CheckpointError
         No such file, no forecaster in it, one of a later format, or one that contradicts itself.
 
+    See Also
+    --------
+    Operator.save : Writes such a file.
+    inspect : Shows what a file holds.
+
     Examples
     --------
     >>> import os, tempfile, wfcast

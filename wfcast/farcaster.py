@@ -69,6 +69,11 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
     feature_names_in_ : ndarray of str
         The names of X's columns, where it was a DataFrame with names that are all strings.
 
+    See Also
+    --------
+    ModelFarcaster : Fits whole models, tensor by tensor.
+    wfcast.torch.fit_to_loss : Coefficients fitted to the loss instead of the weights.
+
     Notes
     -----
     X and Y are 2-D arrays of any strides, or sequences of equally shaped arrays ("columns"), one

@@ -72,6 +72,21 @@ class ForecastReport(Report):
         ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast.
     beyond : tuple of str
         Where the forecast goes beyond what was fitted, which was warned of.
+
+    See Also
+    --------
+    forecast_checkpoint : Returns one.
+    inspect : Shows what was written, and by what.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np, wfcast
+    >>> run = {0: {"w": np.array([3.0, 0.0])}, 100: {"w": np.array([3.0, 4.0])}}
+    >>> out = f"{tempfile.mkdtemp()}/step-200.safetensors"
+    >>> report = wfcast.forecast_checkpoint(wfcast.linear_trend((0, 100), (200,)), run, 200, out)
+    >>> report.step, report.forecast, report.moves
+    (200, ('w',), {'w': 0.8})
     """
 
     path: Path
@@ -206,6 +221,26 @@ def forecast_checkpoint(
         As `Operator.predict`; nothing is written then.
     OSError
         The output cannot be written; nothing is left behind then.
+
+    See Also
+    --------
+    Operator.predict : The same in memory.
+    compare_checkpoints : How far two checkpoints are apart.
+    ForecastReport : What is returned.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np, wfcast
+    >>> from safetensors.numpy import load_file, save_file
+    >>> folder = tempfile.mkdtemp()
+    >>> run = {step: f"{folder}/step-{step}.safetensors" for step in (0, 100)}
+    >>> for step, path in run.items():
+    ...     save_file({"w": np.array([1, step], np.float32)}, path)
+    >>> line = wfcast.linear_trend((0, 100), (300,))
+    >>> report = wfcast.forecast_checkpoint(line, run, 300, f"{folder}/step-300.safetensors")
+    >>> load_file(report.path)
+    {'w': array([  1., 300.], dtype=float32)}
     """
     for name, value, known in (
         ("norms", norms, ("forecast", "copy")),

@@ -70,6 +70,14 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     objective_, dual_gap_, n_passes_ : dict of str to number
         As in `Farcaster`, by the names of `coef_`.
 
+    See Also
+    --------
+    Operator : What it learns, without scikit-learn.
+    Farcaster : The same fit for arrays.
+    evaluate : The forecast of a run beside persistence and the line.
+    forecast_checkpoint : From disk to disk.
+    linear_trend, average, persistence : Operators that need no earlier runs.
+
     References
     ----------
     Shou et al., "Less is More: Efficient Weight Farcasting with 1-Layer Neural Network",

@@ -102,6 +102,24 @@ class Comparison(Report, Mapping[str, Errors]):
     predicted, true : str
         What is compared with what.
     tensors : dict of str to Errors
+
+    See Also
+    --------
+    compare_checkpoints : Returns one.
+    Evaluation : Comparisons by step and method.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> forecast = {"head.bias": np.array([3.0, 0.0]), "fc.weight": np.array([[1.0, 1.0]])}
+    >>> true = {"head.bias": np.array([3.0, 4.0]), "fc.weight": np.array([[1.0, 1.0]])}
+    >>> found = wfcast.compare_checkpoints(forecast, true)
+    >>> {name: errors.mae for name, errors in found.items()}
+    {'fc.weight': 0.0, 'head.bias': 2.0}
+    >>> found.total.n, found.total.max_abs
+    (4, 4.0)
+    >>> list(found.kinds)
+    ['feed-forward', 'bias']
     """
 
     def __init__(self, tensors: dict[str, Errors], predicted: str, true: str) -> None:
@@ -184,6 +202,19 @@ def compare_checkpoints(
     ------
     CheckpointError
         A file cannot be read, or the two differ in the names or shapes of floating tensors.
+
+    See Also
+    --------
+    Comparison : What is returned.
+    evaluate : A forecast against what really came.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> forecast, true = {"w": np.array([1.0, 2.0])}, {"w": np.array([1.0, 4.0])}
+    >>> found = wfcast.compare_checkpoints(forecast, true)
+    >>> found["w"].mae, found["w"].max_abs
+    (1.0, 2.0)
     """
     a, b = (
         open_checkpoint(predicted, "the first checkpoint"),

@@ -33,6 +33,21 @@ class Evaluation(Report):
     errors : dict of int to dict of str to Comparison
         Target step -> method ("forecast", "persistence", "line") -> errors by tensor. With one
         input there is no line.
+
+    See Also
+    --------
+    evaluate : Returns one.
+    Comparison : The errors of one method at one step.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> run = {t: {"w": np.array([1.0, t**0.5])} for t in (0, 100, 400)}
+    >>> found = wfcast.evaluate(wfcast.Operator((0, 100), (400,), [[-1.0, 2.0]]), run)
+    >>> found.relative(400, "forecast"), found.relative(400, "line")
+    (0.0, 2.0)
+    >>> found.errors[400]["line"].total.max_abs
+    20.0
     """
 
     def __init__(self, inputs: tuple[int, ...], errors: dict[int, dict[str, Comparison]]) -> None:
@@ -130,6 +145,23 @@ def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluati
     ------
     NotFittedError, CheckpointError, WfcastError
         As `ModelFarcaster.predict`; or the run has none of the targets.
+
+    See Also
+    --------
+    Evaluation : What is returned.
+    compare_checkpoints : Two checkpoints, whatever made them.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> rng = np.random.default_rng(0)
+    >>> def run():
+    ...     w, v = rng.normal(size=(2, 50))
+    ...     return {t: {"w": w + v * t**0.5} for t in (0, 100, 400)}
+    >>> mf = wfcast.ModelFarcaster(inputs=(0, 100), targets=(400,)).fit([run(), run()])
+    >>> found = wfcast.evaluate(mf, run())
+    >>> print(f"{found.relative(400, 'forecast'):.2f} {found.relative(400, 'line'):.2f}")
+    0.00 2.00
     """
     operator = operator_of(mf, "mf")
     given = check_run(run, operator.inputs, "the run")

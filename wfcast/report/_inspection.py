@@ -74,6 +74,22 @@ def inspect(
         Nothing there, or nothing that wfcast can read.
     NotFittedError
         A ModelFarcaster that was not fitted.
+
+    See Also
+    --------
+    evaluate : How well a farcaster forecasts.
+    compare_checkpoints : Errors between two checkpoints.
+    load : Reads an operator, to use it.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> print(wfcast.inspect({"w": np.ones((2, 3), np.float32)}))
+    tensor  kind   dtype    shape  rms  not finite
+    ------  -----  -------  -----  ---  ----------
+    w       other  float32    2x3    1           0
+    <BLANKLINE>
+    checkpoint: safetensors, 1 tensors, 6 parameters
     """
     found = look(source)
     what = {Operator: "farcaster", dict: "run"}.get(type(found), "checkpoint")

@@ -9,7 +9,24 @@ from ..report import Grid, Report, finite
 
 
 class FarcastingReport(Report):
-    """Every jump of a `Farcasting`, and what came of it."""
+    """Every jump of a `Farcasting`, and what came of it.
+
+    See Also
+    --------
+    Farcasting.summary : Returns one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wfcast.torch import Farcasting
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> report = Farcasting(model, optimizer).summary()
+    >>> print(str(report).splitlines()[0])
+    0 jumps, 0 kept: about 0 steps saved, in ... s
+    >>> report.to_dict()["jumps"]
+    []
+    """
 
     __slots__ = ("history", "log", "recovery", "stopped")
 

@@ -135,6 +135,13 @@ class Farcasting:
     WfcastError
         A parameter at fault; a forecaster that does not fit the model; a second controller.
 
+    See Also
+    --------
+    FarcastingCallback : In the Hugging Face Trainer.
+    wfcast.torch.lightning.FarcastingCallback : In Lightning.
+    FarcastingReport : The jumps, to look at.
+    fit_to_loss : What the model would be if training ended now.
+
     Notes
     -----
     Under torch.distributed every process calls `step`, and all decide alike: losses and statistics

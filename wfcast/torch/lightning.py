@@ -30,6 +30,37 @@ class FarcastingCallback(Callback):
     ----------
     farcasting : Farcasting or None
         Made when training begins; its `history` and `summary` stay after the end.
+
+    See Also
+    --------
+    wfcast.torch.Farcasting : Parameters, and what happens at a jump.
+    wfcast.torch.FarcastingCallback : The same in the Hugging Face Trainer.
+
+    Examples
+    --------
+    >>> import lightning, torch
+    >>> from wfcast.torch.lightning import FarcastingCallback
+    >>> class Sums(lightning.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = torch.nn.Linear(4, 1)
+    ...     def training_step(self, batch):
+    ...         return (self.layer(batch) - batch.sum(1, keepdim=True)).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.01)
+    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, max_loss=0.5)
+    >>> trainer = lightning.Trainer(
+    ...     accelerator="cpu",
+    ...     max_steps=30,
+    ...     callbacks=[callback],
+    ...     logger=False,
+    ...     enable_checkpointing=False,
+    ...     enable_progress_bar=False,
+    ...     enable_model_summary=False,
+    ... )
+    >>> trainer.fit(Sums(), torch.utils.data.DataLoader(torch.randn(256, 4), batch_size=8))
+    >>> callback.farcasting.history[0]["step"]
+    10
     """
 
     def __init__(self, **parameters: Any) -> None:

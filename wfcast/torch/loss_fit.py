@@ -82,6 +82,36 @@ def fit_to_loss(
         Fewer than two states, no batches, a loss that is no finite scalar.
     CheckpointError
         States that lack parameters of the model or differ in shape.
+
+    See Also
+    --------
+    wfcast.average : The mean of states: often about as good, and for nothing.
+    Farcasting : Jumps while training.
+    wfcast.Operator.applied : Puts the result into the model for the length of a block.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from wfcast.torch import fit_to_loss
+    >>> _ = torch.manual_seed(0)
+    >>> def loss_fn(model, batch):
+    ...     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+    >>> model, states = torch.nn.Linear(4, 1), {}
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> batches = [torch.randn(8, 4) for _ in range(60)]
+    >>> for step, batch in enumerate(batches):
+    ...     optimizer.zero_grad()
+    ...     loss_fn(model, batch).backward()
+    ...     optimizer.step()
+    ...     if step % 10 == 0:
+    ...         states[step] = {name: w.clone() for name, w in model.state_dict().items()}
+    >>> operator = fit_to_loss(model, states, loss_fn, batches)
+    >>> operator
+    Operator(strategy='fit_to_loss', inputs=(0, 10, 20, 30, 40, 50), targets=(50,))
+    >>> with torch.no_grad(), operator.applied(model, states):
+    ...     ahead = loss_fn(model, batches[0])
+    >>> bool(ahead < loss_fn(model, batches[0]))
+    True
     """
     _check(model, rank, n_evals, n_judge)
     steps = tuple(check_run(states, (), "states"))

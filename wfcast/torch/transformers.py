@@ -34,6 +34,11 @@ class FarcastingCallback(TrainerCallback):
         Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
         training by default.
 
+    See Also
+    --------
+    Farcasting : Parameters, and what happens at a jump.
+    wfcast.torch.lightning.FarcastingCallback : The same in Lightning.
+
     Notes
     -----
     A judge should not call ``trainer.evaluate()``: that logs, counts for `EarlyStoppingCallback`
@@ -47,6 +52,30 @@ class FarcastingCallback(TrainerCallback):
     ----------
     farcasting : Farcasting or None
         Made when training begins; its `history` and `summary` stay after the end.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from transformers import Trainer, TrainingArguments
+    >>> from wfcast.torch import FarcastingCallback
+    >>> class Sums(torch.nn.Linear):
+    ...     def forward(self, x, labels):
+    ...         return {"loss": (super().forward(x) - labels).square().mean()}
+    >>> data = [{"x": x, "labels": x.sum(0, keepdim=True)} for x in torch.randn(64, 4)]
+    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, max_loss=0.5)
+    >>> trainer = Trainer(
+    ...     Sums(4, 1),
+    ...     TrainingArguments(
+    ...         tempfile.mkdtemp(), max_steps=30, report_to="none", use_cpu=True, disable_tqdm=True
+    ...     ),
+    ...     train_dataset=data,
+    ...     callbacks=[callback],
+    ... )
+    >>> result = trainer.train()
+    {'train_runtime': ...}
+    >>> callback.farcasting.history[0]["step"]
+    10
     """
 
     def __init__(self, **parameters: Any) -> None:
