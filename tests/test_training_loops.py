@@ -522,7 +522,7 @@ def test_lora_states_hold_the_adapter_alone():
             states[step] = {n: v for n, v in loops.weights(model).items() if "lora_" in n}
     picked = [slice(i, i + 8) for i in range(0, 64, 8)]
     mf = fit_to_loss(model, states, loss_of, picked, n_evals=10, rank=3, n_judge=2)
-    assert mf.losses_[1] <= mf.losses_[0]
+    assert mf.info["loss_after"] <= mf.info["loss_before"]
     mf = wfcast.average(states)
     before = loops.weights(model)
     with mf.applied(model, states):
