@@ -111,8 +111,8 @@ def test_states_lie_where_they_are_wanted(store):
     model = loops.mlp().cuda()
     optimizer = torch.optim.Adam(model.parameters())
     farcasting = Farcasting(model, optimizer, **FAST, store=store)
-    (state,) = farcasting._states.values()
-    for kept, parameter in zip(state, model.parameters(), strict=True):
+    (state,) = farcasting._recording.kept.values()
+    for kept, parameter in zip(state.settled(), model.parameters(), strict=True):
         assert torch.equal(kept.cpu(), parameter.cpu())
         assert kept.is_cuda == (store in ("auto", "device"))
         assert kept.is_pinned() == (store == "cpu")
@@ -131,8 +131,8 @@ def test_without_memory_for_a_copy_on_the_gpu(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", full)
     farcasting = Farcasting(model, optimizer, **FAST, store="cpu")
-    (state,) = farcasting._states.values()
-    for kept, parameter in zip(state, model.parameters(), strict=True):
+    (state,) = farcasting._recording.kept.values()
+    for kept, parameter in zip(state.settled(), model.parameters(), strict=True):
         assert torch.equal(kept, parameter.cpu())
         assert kept.is_pinned()
 

@@ -16,6 +16,7 @@ from .._live.span import States, parameters, restored, write
 from .._live.tensors import Slot, Vector, local, products, share
 from .._runs import check_run
 from ..model import ALL, ModelFarcaster
+from ._loop import modes_kept
 
 __all__ = ["fit_to_loss"]
 
@@ -28,9 +29,9 @@ def fit_to_loss(
     states: Any,
     loss_fn: Callable[[Any, Any], torch.Tensor],
     batches: Iterable[Any],
+    *,
     rank: int = 6,
     n_evals: int = 40,
-    *,
     judge: Callable[[], Any] | None = None,
     n_judge: int = 8,
 ) -> ModelFarcaster:
@@ -102,16 +103,9 @@ def fit_to_loss(
                 value = float(np.mean([float(loss_fn(model, batch)) for batch in held]))
         return mean([value])[0]
 
-    training = [(m, m.training) for m in model.modules()]
-    try:
+    with modes_kept(model), restored(model, slots):
         model.eval()
-        with restored(model, slots):
-            coef, spent, losses = _search(
-                model, slots, opened, loss_fn, feed, rank, n_evals, measure
-            )
-    finally:
-        for module, mode in training:
-            module.training = mode
+        coef, spent, losses = _search(model, slots, opened, loss_fn, feed, rank, n_evals, measure)
     mf = ModelFarcaster(steps, steps[-1:], by="all", beta=0.0)
     mf._set(steps, steps[-1:], {ALL: coef[None, :]}, {ALL: np.zeros(1)}, {})
     mf.n_evals_, mf.losses_ = spent, losses

@@ -14,7 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .._live import distributed
 from ..checkpoint._atomic import atomic_file
-from .farcasting import Farcasting, check_names
+from ._callback import check_names
+from .farcasting import Farcasting
 
 __all__ = ["FarcastingCallback"]
 
