@@ -288,3 +288,4 @@ def test_checkpoints_saved_on_the_gpu(tmp_path):
     got = torch.load(tmp_path / "out.pt", weights_only=True)
     want = {n: 2 * states[5][n].double() - states[0][n].double() for n in got}
     close({n: t.double() for n, t in got.items()}, want, rtol=1e-6, atol=1e-6)
+    assert got.keys() == states[5].keys()

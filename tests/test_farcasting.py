@@ -7,6 +7,8 @@ import logging
 import math
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -917,9 +919,32 @@ def test_history_is_shown():
     plt.close(ax.figure)
 
 
-def test_wfcast_alone_does_not_import_torch():
-    import subprocess
-    import sys
+@pytest.mark.parametrize(
+    ("missing", "use", "message"),
+    [
+        ("torch", "wfcast.torch", "wfcast.torch needs torch, which is not installed (the extra "),
+        ("torch", "wfcast.average([0, 1]).applied(None, {})", "live models need torch, which is "),
+        ("transformers", "wfcast.torch.FarcastingCallback", "FarcastingCallback needs transfor"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_extra(missing, use, message):
+    code = f"""
+import sys, wfcast
+sys.modules["{missing}"] = None
+try:
+    {use}
+except ModuleNotFoundError as error:
+    print(error.name, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith(f"{missing} {message}"), done.stderr
+    assert f"(the extra '{missing}' of wfcast)" in done.stdout
 
-    code = "import sys, wfcast; assert 'torch' not in sys.modules; wfcast.torch.Farcasting"
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def test_wfcast_alone_does_not_import_torch():
+    code = """
+import sys, wfcast
+print("torch" in sys.modules, wfcast.torch.Farcasting.__name__, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "Farcasting", "True"], done.stderr

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+
+try:
+    from transformers import TrainerCallback, TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise ModuleNotFoundError(
+        "FarcastingCallback needs transformers, which is not installed (the extra 'transformers' "
+        "of wfcast)",
+        name="transformers",
+    ) from error
 
 from .._live import distributed
 from ..checkpoint._atomic import atomic_file
