@@ -145,7 +145,8 @@ void wf_ipm_start(wf_ipm_state *s, const wf_ipm_room *room)
         for (int k = 0; k < s->q; k++) {
             excess += h->u[j * s->q + k] * s->v[k];
         }
-        h->t[j] = fmax(excess, 0) + ROOM * (fabs(h->total[j]) + fabs(h->c[j])) + LEAST_ROOM;
+        const double room_at_zero = ROOM * (fabs(h->total[j]) + fabs(h->c[j])) + LEAST_ROOM;
+        h->t[j] = fmax(excess, 0) + room_at_zero;
         h->sigma[j] = h->t[j] - excess;
     }
 }
