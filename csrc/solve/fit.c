@@ -34,7 +34,7 @@ wf_status wf_fit_new(const wf_fit_options *options, wf_fit **out)
         memcpy(first_update, options->first_update, S * sizeof *first_update);
     }
     wf_blas_begin();
-    status = fit->method->new(fit);
+    status = fit->method->new (fit);
     if (status == WF_OK) {
         *out = fit;
         return status;

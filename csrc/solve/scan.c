@@ -116,7 +116,8 @@ wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group,
     job.visit = visit;
     job.context = context;
     job.room_size = room_size;
-    job.scratch_size = (n_columns + 1) * WF_SCAN_ROWS + room_size + n_columns + 8; /* a line apart */
+    job.scratch_size =
+        (n_columns + 1) * WF_SCAN_ROWS + room_size + n_columns + 8; /* a line apart */
     job.scratch = malloc((size_t)(job.n_threads * job.scratch_size) * sizeof *job.scratch);
     wf_status status = WF_NO_MEMORY;
     if (job.scratch) {

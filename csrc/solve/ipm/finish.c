@@ -86,7 +86,8 @@ static double balance(wf_ipm_state *s)
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                b->rows.da[i] = clip(b->rows.da[i], b->kind == WF_IPM_DIFFERENCE ? h->dt[b->group[i]] : 1);
+                b->rows.da[i] =
+                    clip(b->rows.da[i], b->kind == WF_IPM_DIFFERENCE ? h->dt[b->group[i]] : 1);
             }
             wf_ipm_times_t(s, b, i0, n, b->rows.da + i0, sum);
             value -= wf_k->dot(n, b->rows.da + i0, b->y + i0);
@@ -183,7 +184,10 @@ static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
 
 double wf_ipm_bound(wf_ipm_state *s, double primal)
 {
-    enum { ROUNDS = 4, BASIS_ROUNDS = 2 }; /* each makes zeta smaller, by orders at first; these
+    enum {
+        ROUNDS = 4,
+        BASIS_ROUNDS = 2
+    }; /* each makes zeta smaller, by orders at first; these
                                             * take it to rounding size */
     wf_hinges *h = &s->hinge;
     for (ptrdiff_t j = 0; j < h->n; j++) {

@@ -20,8 +20,9 @@
 #include "solve/ipm/state.h"
 
 enum {
-    MOST_ITERATIONS = 120, /* 15 to 40 are usual; what takes more is close to what rounding allows */
-    PATIENCE = 12          /* iterations without a tenth less of the products: rounding has won */
+    MOST_ITERATIONS =
+        120,      /* 15 to 40 are usual; what takes more is close to what rounding allows */
+    PATIENCE = 12 /* iterations without a tenth less of the products: rounding has won */
 };
 
 /* Of its share of mu, for a product of a row. Below it a row would leap from bound to bound; half

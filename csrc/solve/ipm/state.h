@@ -31,11 +31,11 @@ typedef struct {
     double *lambda, *rest; /* rest = eta - lambda */
     double *t, *sigma;
     double *dlambda, *dt, *dsigma;
-    double *ct, *csigma;        /* second-order corrections of the two products */
-    double *omega, *phi;        /* see newton.c */
-    double *pi;                 /* what the hinge's equation misses */
-    double *total;              /* sum of rp + rm of its rows */
-    double *u;                  /* n x q */
+    double *ct, *csigma; /* second-order corrections of the two products */
+    double *omega, *phi; /* see newton.c */
+    double *pi;          /* what the hinge's equation misses */
+    double *total;       /* sum of rp + rm of its rows */
+    double *u;           /* n x q */
 } wf_hinges;
 
 /* A row or a hinge that may hold with equality at the optimum: the more room its multiplier has on
@@ -68,10 +68,10 @@ typedef struct {
 
 /* Numbers of scratch that start and newton work with, and how they lay them out. */
 typedef struct {
-    double *gram;            /* q x q */
+    double *gram;             /* q x q */
     double *v, *right, *miss; /* q: unknowns; sums for the right-hand side and for zeta */
-    double *t, *w, *e, *f;   /* WF_IPM_CHUNK rows */
-    double *products;        /* the chunk's rows, weighted (wf_ipm_add_gram) */
+    double *t, *w, *e, *f;    /* WF_IPM_CHUNK rows */
+    double *products;         /* the chunk's rows, weighted (wf_ipm_add_gram) */
 } wf_ipm_room;
 
 #endif

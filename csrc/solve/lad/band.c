@@ -17,7 +17,8 @@
  * threads. */
 static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
 {
-    const double rows = fmin(unit->limit / (double)wf_band_row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
+    const double rows =
+        fmin(unit->limit / (double)wf_band_row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
     const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
     if (fit->options.n_here == fit->options.n_rows) {
         return most;

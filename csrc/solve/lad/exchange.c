@@ -130,7 +130,8 @@ static wf_status put_band(const wf_fit *fit, const wf_unit *unit, int kind, wf_w
 }
 
 /* n more kept rows of a message behind those of `to`. */
-static wf_status take_kept(const wf_fit *fit, int kind, ptrdiff_t n, wf_message *message, wf_band *to)
+static wf_status take_kept(const wf_fit *fit, int kind, ptrdiff_t n, wf_message *message,
+                           wf_band *to)
 {
     const size_t width = (size_t)(wf_lad_of(fit)->rank + 1) * sizeof *to->kept;
     if (n < 0 || n > message->rows) {
@@ -167,7 +168,8 @@ static wf_status take_band(const wf_fit *fit, const wf_unit *unit, int kind, wf_
         band_head head;
         if (!wf_read(message, &head, sizeof head) ||
             !wf_read(message, sum.g, (size_t)wf_band_sums(fit, kind) * sizeof *sum.g) ||
-            (sum.cell && !wf_read(message, sum.cell, (size_t)wf_band_cells(fit) * sizeof *sum.cell))) {
+            (sum.cell &&
+             !wf_read(message, sum.cell, (size_t)wf_band_cells(fit) * sizeof *sum.cell))) {
             status = WF_BAD_MESSAGE;
         } else {
             sum.in_band = (ptrdiff_t)head.in_band;
@@ -260,7 +262,8 @@ wf_status wf_lad_absorb(wf_fit *fit, ptrdiff_t n_messages, wf_message *message)
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         const wf_unit *unit = &s->unit[i];
         for (int kind = 0; kind < WF_LAD_KINDS && unit->state == WF_UNIT_ACTIVE; kind++) {
-            for (ptrdiff_t j = 0; j < n_messages && status == WF_OK && wf_unit_has(unit, kind); j++) {
+            for (ptrdiff_t j = 0; j < n_messages && status == WF_OK && wf_unit_has(unit, kind);
+                 j++) {
                 status = take_band(fit, unit, kind, &message[j]);
             }
         }

@@ -113,8 +113,8 @@ static wf_status lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t 
                     groups = s->hinged ? fit->options.n_groups : 0;
     s->segment_start = start;
     return s->phase == WF_LAD_SAMPLE
-               ? wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_sample_visit, fit,
-                         0, fault)
+               ? wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_sample_visit,
+                         fit, 0, fault)
                : wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_band_visit,
                          fit, wf_band_room(fit), fault);
 }

@@ -28,7 +28,7 @@ ptrdiff_t wf_sample_rows(const wf_fit *fit)
     rows = fmin(fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns), 2 * WF_LAD_SOLVER_ROWS);
     rows = fmax(rows, 50 * q);
     return fit->options.n_rows <= DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows
-                                                                       : (ptrdiff_t)rows;
+                                                                : (ptrdiff_t)rows;
 }
 
 /* The next pass takes one row of every `stride`. */
@@ -284,8 +284,7 @@ static wf_status solve_sample(const wf_fit *fit, sample_problem *sample, double 
         status = solve_parts(fit, sample, part, 1, bound, stop, context);
     }
     for (int joint = 0; joint < unit->parts && status == WF_OK; joint++) {
-        *value = value_at(fit, unit, unit->centre, sample->total, sample->x,
-                          sample->room);
+        *value = value_at(fit, unit, unit->centre, sample->total, sample->x, sample->room);
         double excess = 0, moved = 0;
         for (ptrdiff_t j = 0; unit->parts == 2 && j < fit->options.n_groups; j++) {
             moved += sample->total[j];

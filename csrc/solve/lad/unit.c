@@ -156,8 +156,7 @@ wf_status wf_band_prepare(wf_fit *fit)
         }
         for (int at = 0; at < WF_SCAN_LANES * WF_LAD_KINDS; at++) {
             const int kind = at % WF_LAD_KINDS;
-            if (wf_unit_has(unit, kind) &&
-                wf_band_new(fit, unit, kind, &unit->lane[at]) != WF_OK) {
+            if (wf_unit_has(unit, kind) && wf_band_new(fit, unit, kind, &unit->lane[at]) != WF_OK) {
                 return WF_NO_MEMORY;
             }
         }
