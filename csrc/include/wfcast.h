@@ -20,7 +20,7 @@ typedef enum {
     WF_BAD_GROUP,     /* a trajectory number outside 0..S-1: see the wf_fault */
     WF_INTERRUPTED,   /* the caller's interrupt function asked to stop */
     WF_BAD_SEGMENTS,  /* a pass did not bring the rows that the solver was made for */
-    WF_BAD_PART       /* statistics of another fit, or of another pass */
+    WF_BAD_MESSAGE    /* statistics of another fit, or of another pass */
 } wf_status;
 
 typedef enum { WF_F64, WF_F32, WF_F16, WF_BF16, WF_I64 } wf_dtype;
@@ -132,7 +132,7 @@ wf_status wf_fit_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t grou
  * on with the same union. Export gives the statistics of this process, which the caller frees;
  * absorb puts those of all processes, in one order everywhere, in the place of its own. */
 wf_status wf_fit_export(const wf_fit *fit, char **data, size_t *size);
-wf_status wf_fit_absorb(wf_fit *fit, ptrdiff_t n_parts, const char *const *data,
+wf_status wf_fit_absorb(wf_fit *fit, ptrdiff_t n_messages, const char *const *data,
                         const size_t *size);
 /* Ends the pass. `interrupt` (may be NULL) is polled by any of the threads at work; nonzero stops
  * with WF_INTERRUPTED. */

@@ -1,4 +1,4 @@
-/* The row loops of the interior point method (solve/ipm.c, where the formulas come from), written
+/* The row loops of the interior point method (solve/ipm/newton.c, where the formulas come from), written
  * as plain loops over independent rows, which the compiler turns into vectors. */
 
 /* The larger of two, the second where the first is NaN. */

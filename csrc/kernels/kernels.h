@@ -28,7 +28,7 @@ typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptr
                              const void *a, const void *b, void *const *y, int stream,
                              wf_finite *finite);
 
-/* Rows of an interior point method, and a direction from where they are (solve/ipm_state.h). */
+/* Rows of an interior point method, and a direction from where they are (solve/ipm/state.h). */
 enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first cache */
 
 typedef struct {

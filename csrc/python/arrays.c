@@ -202,7 +202,7 @@ PyObject *wf_raise(const wf_module_state *state, wf_status status, const wf_faul
     case WF_BAD_SEGMENTS:
         PyErr_SetString(PyExc_ValueError, "the segments of a pass do not add up to n_rows");
         break;
-    case WF_BAD_PART:
+    case WF_BAD_MESSAGE:
         PyErr_SetString(PyExc_ValueError,
                         "the parts are not those of one pass of one fit over all n_rows");
         break;

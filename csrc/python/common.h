@@ -20,7 +20,11 @@ typedef struct {
 } wf_module_state;
 
 extern PyModuleDef wf_module;
-wf_module_state *wf_state_of(PyObject *module);
+
+static inline wf_module_state *wf_state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
 
 /* A table over the arrays of up to three sequences, with references that keep them. */
 typedef struct {

@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-wf_module_state *wf_state_of(PyObject *module)
-{
-    return PyModule_GetState(module);
-}
-
 /* Outputs may be inputs as they are; any other overlap would make the result depend on the order of
  * the sweep. */
 static int check_overlap(const wf_table *table, ptrdiff_t p)

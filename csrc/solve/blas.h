@@ -39,4 +39,8 @@ void WF_BLAS(dsyev_)(const char *jobz, const char *uplo, const int *n, double *a
 void WF_BLAS(openblas_set_num_threads)(int n);
 char *WF_BLAS(openblas_get_config)(void);
 
+/* To be called before the first of these: one BLAS thread inside each of ours. A bundled library is
+ * a private copy, so nobody else's setting changes. */
+void wf_blas_begin(void);
+
 #endif

@@ -15,14 +15,15 @@ typedef struct {
     int n_lanes, n_threads;
     wf_visitor *visit;
     void *context;
-    double *scratch;
-    ptrdiff_t scratch_size;
+    double *scratch; /* n_threads x scratch_size: see one_block */
+    ptrdiff_t scratch_size, room_size;
     atomic_int status;
 } scan_job;
 
 static wf_status one_block(scan_job *job, int lane, ptrdiff_t start, ptrdiff_t n, double *scratch)
 {
-    const double *columns[job->n_columns > 0 ? job->n_columns : 1];
+    double *room = scratch + (job->n_columns + 1) * WF_SCAN_ROWS; /* after columns and groups */
+    const double **columns = (const double **)(void *)(room + job->room_size);
     int bad = 0;
     for (ptrdiff_t c = 0; c < job->n_columns; c++) {
         double *packed = scratch + c * WF_SCAN_ROWS;
@@ -56,7 +57,7 @@ static wf_status one_block(scan_job *job, int lane, ptrdiff_t start, ptrdiff_t n
         }
     }
     const wf_rows_block rows = {start, n, columns, group};
-    return job->visit(job->context, lane, &rows, scratch + (job->n_columns + 1) * WF_SCAN_ROWS);
+    return job->visit(job->context, lane, &rows, room);
 }
 
 static void lane_task(void *context, int lane)
@@ -114,7 +115,9 @@ wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group,
     job.n_threads = n_threads < job.n_lanes ? n_threads : job.n_lanes;
     job.visit = visit;
     job.context = context;
-    job.scratch_size = (n_columns + 1) * WF_SCAN_ROWS + room_size + 8;
+    job.room_size = room_size;
+    job.scratch_size =
+        (n_columns + 1) * WF_SCAN_ROWS + room_size + n_columns + 8; /* a line apart */
     job.scratch = malloc((size_t)(job.n_threads * job.scratch_size) * sizeof *job.scratch);
     wf_status status = WF_NO_MEMORY;
     if (job.scratch) {

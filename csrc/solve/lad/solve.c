@@ -1,18 +1,28 @@
-/* After a band pass: solve a unit on what was kept, and say what that shows and where to look next.
- */
+/* After a band pass: a unit on what was kept.
+ *
+ *   G(z) = sum over kept rows of |r - u'z|  +  sum over dropped rows of (|r| - sign(r) u'z)
+ *
+ * and the hinge is never above N m F at the centre and z steps from it, as |a| >= sign(r) a. So min G
+ * bounds the unit's value from below, wherever it lies; and where no dropped row has changed its
+ * sign on the way there, both are the same and this is the minimum (the idea of preprocessing in
+ * Portnoy and Koenker, The Gaussian hare and the Laplacian tortoise, 1997,
+ * doi:10.1214/ss/1030037960). */
+#include "solve/lad/solve.h"
+
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "solve/ipm.h"
-#include "solve/lad.h"
+#include "solve/ipm/ipm.h"
+#include "solve/lad/whiten.h"
 
 /* Sum of |r| of the unit's parts at its centre, from this pass: exact. Cells hold sums of |r|
  * beside their sums. */
 static double errors_at_centre(const wf_fit *fit, const wf_unit *unit)
 {
-    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t rank = wf_lad_of(fit)->rank;
     double value = 0;
     for (int part = 0; part < unit->parts; part++) {
         const wf_band *band = &unit->joined[part];
@@ -34,7 +44,7 @@ static double value_at_centre(const wf_fit *fit, const wf_unit *unit)
     for (ptrdiff_t j = 0; j < fit->options.n_groups && unit->parts == 2; j++) {
         const double excess =
             unit->joined[WF_LAD_DIFFERENCE].whole[j] - fit->options.first_update[j];
-        value += fit->lad->eta * fmax(excess, 0);
+        value += wf_lad_of(fit)->eta * fmax(excess, 0);
     }
     return value;
 }
@@ -53,7 +63,7 @@ static double norm(const double *z, const double *minus, ptrdiff_t n)
  * changed its sign. */
 static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z, double *length)
 {
-    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t rank = wf_lad_of(fit)->rank;
     int exact = 1;
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
         if (!wf_unit_has(unit, kind)) {
@@ -87,9 +97,9 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
         stretch = fmin(stretch, 3 * widest / fmax(length[part], 1e-300));
     }
     for (int part = 0; part < unit->parts && !narrow; part++) {
-        wf_k->axpy(fit->lad->rank, stretch - 1, z + part * fit->lad->rank,
-                   z + part * fit->lad->rank);
-        wf_lad_unwhiten(fit, z + part * fit->lad->rank, unit->centre + part * (p + 1));
+        wf_k->axpy(wf_lad_of(fit)->rank, stretch - 1, z + part * wf_lad_of(fit)->rank,
+                   z + part * wf_lad_of(fit)->rank);
+        wf_unwhiten(fit, z + part * wf_lad_of(fit)->rank, unit->centre + part * (p + 1));
     }
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
         if (!wf_unit_has(unit, kind)) {
@@ -120,7 +130,7 @@ static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double 
 static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, int parts,
                              double *z, wf_ipm_result *sum, int (*stop)(void *), void *context)
 {
-    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t rank = wf_lad_of(fit)->rank;
     const ptrdiff_t S = parts == 2 ? fit->options.n_groups : 0;
     double *g = calloc((size_t)(parts * rank + S + 1), sizeof *g);
     if (!g) {
@@ -129,7 +139,7 @@ static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, 
     double *c = g + parts * rank;
     wf_ipm problem = {.parts = parts,
                       .q = rank,
-                      .eta = fit->lad->eta,
+                      .eta = wf_lad_of(fit)->eta,
                       .g = g,
                       .c = c,
                       .n_groups = S,
@@ -167,7 +177,7 @@ static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, 
 wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
 {
     const ptrdiff_t p = fit->options.p;
-    double *z = calloc((size_t)(unit->parts * fit->lad->rank + 1), sizeof *z);
+    double *z = calloc((size_t)(unit->parts * wf_lad_of(fit)->rank + 1), sizeof *z);
     if (!z) {
         return WF_NO_MEMORY;
     }

@@ -5,6 +5,8 @@
  *
  * With an intercept the columns are centred, which leaves b unpenalised. Rank-deficient inputs get
  * the solution of minimum norm. */
+#include "solve/least_squares/least_squares.h"
+
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -12,11 +14,13 @@
 
 #include "kernels/kernels.h"
 #include "solve/blas.h"
-#include "solve/least_squares.h"
+#include "solve/least_squares/exchange.h"
+#include "solve/least_squares/state.h"
 #include "solve/scan.h"
 
-void wf_least_squares_free(wf_least_squares *s)
+static void least_squares_free(wf_fit *fit)
 {
+    wf_least_squares *s = fit->solver;
     if (s) {
         free(s->shift);
         free(s->lane);
@@ -24,11 +28,11 @@ void wf_least_squares_free(wf_least_squares *s)
     }
 }
 
-wf_status wf_least_squares_new(wf_fit *fit)
+static wf_status least_squares_new(wf_fit *fit)
 {
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     wf_least_squares *s = calloc(1, sizeof *s);
-    fit->least_squares = s;
+    fit->solver = s;
     if (!s) {
         return WF_NO_MEMORY;
     }
@@ -56,7 +60,7 @@ static wf_status find_shift(void *context, int lane, const wf_rows_block *rows, 
 {
     (void)room;
     wf_fit *fit = context;
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     if (lane == 0 && !s->have_shift) {
         for (ptrdiff_t c = 0; c < fit->options.p + fit->options.m; c++) {
             s->shift[c] = wf_k->sum(rows->n, rows->column[c]) / (double)rows->n;
@@ -87,7 +91,7 @@ static void add_products(const wf_fit *fit, double *stat, ptrdiff_t n, const dou
 static wf_status visit(void *context, int lane, const wf_rows_block *rows, double *room)
 {
     wf_fit *fit = context;
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     for (ptrdiff_t c = 0; c < p + m; c++) {
         double *to = room + c * WF_SCAN_ROWS;
@@ -106,11 +110,12 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     return WF_OK;
 }
 
-wf_status wf_least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group,
-                                      wf_fault *fault)
+static wf_status least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group,
+                                          ptrdiff_t start, wf_fault *fault)
 {
     (void)group;
-    wf_least_squares *s = fit->least_squares;
+    (void)start;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t columns = fit->options.p + fit->options.m;
     if (fit->options.fit_intercept && !s->have_shift &&
         segment->n_rows) { /* any value near the mean will do */
@@ -224,11 +229,12 @@ static void invert_by_eigenvectors(wf_least_squares *s, int p, double *vectors, 
 
 static void scaled_gram(const wf_fit *fit, const double *scale, double *matrix)
 {
+    const wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
     for (ptrdiff_t k = 0; k < p; k++) {
         for (ptrdiff_t l = 0; l < p; l++) {
             const double ridge = k == l ? fit->options.alpha : 0;
-            matrix[k * p + l] = (fit->least_squares->gram[k * p + l] + ridge) * scale[k] * scale[l];
+            matrix[k * p + l] = (s->gram[k * p + l] + ridge) * scale[k] * scale[l];
         }
     }
 }
@@ -236,7 +242,7 @@ static void scaled_gram(const wf_fit *fit, const double *scale, double *matrix)
 /* The inverse of gram + alpha I, scaled to unit diagonal meanwhile. */
 static wf_status invert(wf_fit *fit)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const int p = (int)fit->options.p;
     const int lwork = 8 * p + 64;
     double *matrix = malloc((size_t)(p * p + 2 * p + lwork) * sizeof *matrix);
@@ -268,7 +274,7 @@ done:
 /* coef_j += inverse * right_j, without its part in the null space (minimum norm). */
 static void step(wf_fit *fit, const double *right)
 {
-    const wf_least_squares *s = fit->least_squares;
+    const wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
     for (ptrdiff_t j = 0; j < fit->options.m; j++) {
         double *coef = fit->coef + j * p;
@@ -285,7 +291,7 @@ static void step(wf_fit *fit, const double *right)
  */
 static void measure(wf_fit *fit, const double *rss, const double *gradient)
 {
-    const wf_least_squares *s = fit->least_squares;
+    const wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     double total = 0, above = 0, scale = 0;
     for (ptrdiff_t j = 0; j < m; j++) {
@@ -311,7 +317,7 @@ static void measure(wf_fit *fit, const double *rss, const double *gradient)
 
 static void first_solution(wf_fit *fit, const double *total)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     const double n = (double)fit->options.n_rows, centre = fit->options.fit_intercept ? 1 : 0;
     const double *cross = total + p * p, *sums = cross + p * m, *squares = sums + p + m;
@@ -333,7 +339,7 @@ static void first_solution(wf_fit *fit, const double *total)
 
 static void set_intercept(wf_fit *fit)
 {
-    const wf_least_squares *s = fit->least_squares;
+    const wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
     for (ptrdiff_t j = 0; j < fit->options.m && fit->options.fit_intercept; j++) {
         double value = s->mean[p + j] + s->shift[p + j];
@@ -347,7 +353,7 @@ static void set_intercept(wf_fit *fit)
 /* From a refining pass: products of shifted inputs with the residuals of the current solution. */
 static void exact_gradient(wf_fit *fit, const double *total, double *rss, double *gradient)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     const double n = (double)fit->options.n_rows, centre = fit->options.fit_intercept ? 1 : 0;
     const double *cross = total + p * p, *sums = cross + p * m, *squares = sums + p + m;
@@ -366,7 +372,7 @@ static void exact_gradient(wf_fit *fit, const double *total, double *rss, double
 
 static void newton_step(wf_fit *fit, const double *gradient)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
     for (ptrdiff_t j = 0; j < fit->options.m;
          j++) { /* the intercept follows the coefficients' change */
@@ -387,9 +393,9 @@ static void newton_step(wf_fit *fit, const double *gradient)
     }
 }
 
-wf_status wf_least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
+static wf_status least_squares_advance(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     if (interrupt && interrupt(context)) {
         return WF_INTERRUPTED;
@@ -439,3 +445,13 @@ done:
     free(gradient);
     return status;
 }
+
+const wf_method wf_least_squares_method = {
+    .new = least_squares_new,
+    .free = least_squares_free,
+    .accumulate = least_squares_accumulate,
+    .advance = least_squares_advance,
+    .state = wf_least_squares_state,
+    .export = wf_least_squares_export,
+    .absorb = wf_least_squares_absorb,
+};

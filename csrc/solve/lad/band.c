@@ -1,115 +1,24 @@
-/* The band pass: sort the rows of every unit that takes part, by lane. */
+/* The band pass: every row of every unit that takes part is kept or dropped.
+ *
+ * At the unit's centre a row has the residual r and the whitened row u, h = |u|. |r| <= kappa h: it
+ * is in the band and kept. Else it is dropped: no step of a length up to kappa changes its sign, and
+ * up to there it adds |r| - sign(r) u'z, which is linear. Rows that are zero add nothing. */
+#include "solve/lad/band.h"
+
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "solve/lad.h"
-
-int wf_unit_has(const wf_unit *unit, int kind)
-{
-    return kind < unit->parts || (kind == WF_LAD_DIFFERENCE && unit->parts == 2);
-}
-
-int wf_unit_bands(const wf_unit *unit, int kind)
-{
-    return kind != WF_LAD_DIFFERENCE ? kind < unit->parts : unit->parts == 2 && unit->watched;
-}
-
-/* -- memory -- */
-
-static ptrdiff_t row_bytes(const wf_fit *fit)
-{
-    return (fit->lad->rank + 1) * (ptrdiff_t)sizeof(double) + (ptrdiff_t)sizeof(int32_t);
-}
-
-double wf_band_bytes(const wf_fit *fit, const wf_unit *unit)
-{
-    const double n = (double)fit->options.n_rows;
-    const double guess =
-        1.5 * wf_band_share(fit) * n * (unit->parts + (unit->parts == 2 && unit->watched));
-    return (fmax(guess, 1.5 * (double)unit->kept) + 4096) * (double)row_bytes(fit);
-}
-
-int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share)
-{
-    return unmoved_share > 0.1 && unmoved_share * (double)fit->options.n_rows > 1e4 &&
-           unmoved_share * (double)fit->options.n_rows >
-               0.1 * wf_band_bytes(fit, unit) / (double)row_bytes(fit);
-}
-
-void wf_band_release(wf_band *band)
-{
-    free(band->kept);
-    free(band->group);
-    free(band->g);
-    free(band->cell);
-    memset(band, 0, sizeof *band);
-}
-
-void wf_unit_release(wf_unit *unit)
-{
-    for (int i = 0; unit->lane && i < WF_SCAN_LANES * WF_LAD_KINDS; i++) {
-        wf_band_release(&unit->lane[i]);
-    }
-    free(unit->lane);
-    unit->lane = NULL;
-    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-        wf_band_release(&unit->joined[kind]);
-    }
-}
-
-wf_status wf_band_new(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band)
-{
-    const ptrdiff_t rank = fit->lad->rank;
-    const ptrdiff_t S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
-    band->g = calloc((size_t)((S ? S : 1) * rank + 3 * S + 1), sizeof *band->g);
-    if (!band->g) {
-        return WF_NO_MEMORY;
-    }
-    band->total = band->g + (S ? S : 1) * rank;
-    band->size = band->total + S;
-    band->whole = band->size + S;
-    if (unit->cells && wf_unit_bands(unit, kind)) {
-        band->cell =
-            calloc((size_t)(WF_LAD_CELLS * (rank + WF_LAD_CELL_EXTRA)), sizeof *band->cell);
-        if (!band->cell) {
-            return WF_NO_MEMORY;
-        }
-    }
-    return WF_OK;
-}
-
-wf_status wf_band_prepare(wf_fit *fit)
-{
-    wf_lad *s = fit->lad;
-    for (ptrdiff_t i = 0; i < s->n_units; i++) {
-        wf_unit *unit = &s->unit[i];
-        if (unit->state != WF_UNIT_ACTIVE) {
-            continue;
-        }
-        unit->lane = calloc(WF_SCAN_LANES * WF_LAD_KINDS, sizeof *unit->lane);
-        if (!unit->lane) {
-            return WF_NO_MEMORY;
-        }
-        for (int lane = 0; lane < WF_SCAN_LANES; lane++) {
-            for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-                if (wf_unit_has(unit, kind) &&
-                    wf_band_new(fit, unit, kind, &unit->lane[lane * WF_LAD_KINDS + kind]) !=
-                        WF_OK) {
-                    return WF_NO_MEMORY;
-                }
-            }
-        }
-    }
-    return WF_OK;
-}
+#include "solve/lad/unit.h"
 
 /* The most rows that a lane keeps. Each has its own limit, so that what is kept does not depend on
  * threads. */
 static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
 {
-    const double rows = fmin(unit->limit / (double)row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
+    const double rows =
+        fmin(unit->limit / (double)wf_band_row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
     const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
     if (fit->options.n_here == fit->options.n_rows) {
         return most;
@@ -131,7 +40,7 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
     }
     ptrdiff_t capacity = band->capacity ? band->capacity + band->capacity / 2 : 64;
     capacity = capacity < most ? capacity : most;
-    const size_t width = (size_t)(fit->lad->rank + 1);
+    const size_t width = (size_t)(wf_lad_of(fit)->rank + 1);
     double *kept = realloc(band->kept, (size_t)capacity * width * sizeof *kept);
     if (!kept) {
         return -1;
@@ -149,14 +58,6 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
 }
 
 /* -- the pass -- */
-
-int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step)
-{
-    const ptrdiff_t p = fit->options.p;
-    const double first = row[0], last = row[(p - 1) * step];
-    return kind == WF_LAD_DIFFERENCE ? first == last
-                                     : last == row[(p + unit->target + kind) * step];
-}
 
 /* Cell of a row: sign, exponent and three bits of fraction of its first and last input. */
 static ptrdiff_t cell_of(double first, double last)
@@ -187,14 +88,14 @@ static void drop_row(const wf_lad *s, wf_band *band, const double *u, ptrdiff_t 
 static wf_status keep_row(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band,
                           const double *u, double r, ptrdiff_t group)
 {
-    const ptrdiff_t rank = fit->lad->rank;
+    const ptrdiff_t rank = wf_lad_of(fit)->rank;
     const int room = reserve(fit, unit, kind, band);
     if (room < 0) {
         return WF_NO_MEMORY;
     }
     if (!room) {
         band->spilled = 1;
-        drop_row(fit->lad, band, u, WF_SCAN_ROWS, r, group);
+        drop_row(fit->solver, band, u, WF_SCAN_ROWS, r, group);
         return WF_OK;
     }
     double *kept = band->kept + band->n * (rank + 1);
@@ -226,7 +127,7 @@ static ptrdiff_t into_cells(const wf_fit *fit, const wf_unit *unit, int kind, wf
                             const wf_rows_block *rows, const double *u, const double *r,
                             ptrdiff_t found, int32_t *at)
 {
-    const ptrdiff_t p = fit->options.p, rank = fit->lad->rank;
+    const ptrdiff_t p = fit->options.p, rank = wf_lad_of(fit)->rank;
     if (kind == WF_LAD_DIFFERENCE && fit->options.n_groups > 1) {
         return found; /* cells of difference rows would need one set per hinge */
     }
@@ -262,7 +163,7 @@ static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_
                            const wf_rows_block *rows, const double *u, const double *h2,
                            const double *r, double *sign)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t n = rows->n;
     const int hinge = kind == WF_LAD_DIFFERENCE;
     for (ptrdiff_t i = 0; hinge && i < n; i++) {
@@ -307,13 +208,13 @@ static wf_status sort_rows(const wf_fit *fit, const wf_unit *unit, int kind, wf_
 
 ptrdiff_t wf_band_room(const wf_fit *fit)
 {
-    return (fit->lad->rank + 3) * WF_SCAN_ROWS + fit->options.p + 1;
+    return (wf_lad_of(fit)->rank + 3) * WF_SCAN_ROWS + fit->options.p + 1;
 }
 
 /* Rows on which a combination of columns that vanished on the sample does not. */
 static void find_strays(const wf_fit *fit, int lane, const wf_rows_block *rows)
 {
-    wf_lad *s = fit->lad;
+    wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p, q = p + (fit->options.fit_intercept ? 1 : 0);
     for (ptrdiff_t d = 0; d < q - s->rank; d++) {
         const double *null = s->null + d * (p + 1);
@@ -338,7 +239,7 @@ static void find_strays(const wf_fit *fit, int lane, const wf_rows_block *rows)
 wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, double *room)
 {
     const wf_fit *fit = context;
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
     double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS,
            *sign = r + WF_SCAN_ROWS;

@@ -1,20 +1,97 @@
-/* A unit on the sample: its centre and the widths of its bands, or all there is to know where the
- * sample is everything. */
-#include <float.h>
+/* The sample: its rows, and a unit on them, which gives its centre and the widths of its bands, or
+ * all there is to know where the sample is everything.
+ *
+ * One row of every `stride` is taken, at a scattered offset: which rows depends on N alone, so
+ * processes and threads agree without a word, and data that repeat with a period do not meet it. */
+#include "solve/lad/sample.h"
+
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "solve/ipm.h"
-#include "solve/lad.h"
+#include "solve/ipm/ipm.h"
+#include "solve/lad/whiten.h"
 
-/* Standard errors of the sample's solution that a band is made for: seldom a second band then. */
-static const double BAND_ERRORS = 6;
+enum { DIRECT_ROWS = 1 << 13 }; /* up to here a sample saves nothing over the whole problem */
+
+/* -- its rows -- */
+
+/* Rows of the sample: about the size at which solving it and solving the band it leaves cost the
+ * same. */
+ptrdiff_t wf_sample_rows(const wf_fit *fit)
+{
+    const double n = (double)fit->options.n_rows, q = (double)fit->options.p + 1;
+    const double columns = (double)(fit->options.p + fit->options.m);
+    double rows = pow(3 * q * n, 2.0 / 3.0);
+    rows = fmin(fmin(rows, WF_LAD_SAMPLE_BYTES / 8 / columns), 2 * WF_LAD_SOLVER_ROWS);
+    rows = fmax(rows, 50 * q);
+    return fit->options.n_rows <= DIRECT_ROWS || rows > 0.5 * n ? fit->options.n_rows
+                                                                : (ptrdiff_t)rows;
+}
+
+/* The next pass takes one row of every `stride`. */
+wf_status wf_sample_begin(wf_fit *fit, ptrdiff_t stride)
+{
+    wf_lad *s = fit->solver;
+    const ptrdiff_t columns = fit->options.p + fit->options.m;
+    s->phase = WF_LAD_SAMPLE;
+    s->stride = stride;
+    s->n_sample = (fit->options.n_rows + stride - 1) / stride;
+    s->sample = malloc((size_t)s->n_sample * (size_t)columns * sizeof *s->sample);
+    s->sample_group = malloc((size_t)(s->hinged ? s->n_sample : 1) * sizeof *s->sample_group);
+    s->taken = calloc((size_t)s->n_sample, 1);
+    return s->sample && s->sample_group && s->taken ? WF_OK : WF_NO_MEMORY;
+}
+
+void wf_sample_end(wf_lad *s)
+{
+    free(s->sample);
+    free(s->sample_group);
+    free(s->taken);
+    s->sample = NULL;
+    s->sample_group = NULL;
+    s->taken = NULL;
+}
+
+static uint64_t scatter(uint64_t x) /* splitmix64 */
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+wf_status wf_sample_visit(void *context, int lane, const wf_rows_block *rows, double *room)
+{
+    (void)lane;
+    (void)room;
+    wf_fit *fit = context;
+    wf_lad *s = fit->solver;
+    const ptrdiff_t columns = fit->options.p + fit->options.m, D = s->stride,
+                    first = rows->start + s->segment_start;
+    for (ptrdiff_t k = first / D; k * D < first + rows->n; k++) {
+        const ptrdiff_t width = fit->options.n_rows - k * D < D ? fit->options.n_rows - k * D : D;
+        const ptrdiff_t row =
+            k * D + (ptrdiff_t)(D > 1 ? scatter((uint64_t)k) % (uint64_t)width : 0) - first;
+        if (row < 0 || row >= rows->n) {
+            continue;
+        }
+        for (ptrdiff_t c = 0; c < columns; c++) {
+            s->sample[c * s->n_sample + k] = rows->column[c][row];
+        }
+        s->taken[k] = 1;
+        if (s->hinged) {
+            s->sample_group[k] = (int32_t)rows->group[row];
+        }
+    }
+    return WF_OK;
+}
 
 void wf_sample_sums(wf_fit *fit)
 {
-    wf_lad *s = fit->lad;
+    wf_lad *s = fit->solver;
     const ptrdiff_t columns = fit->options.p + fit->options.m;
     for (ptrdiff_t c = 0; c < columns; c++) {
         s->sums[c] = wf_k->sum_abs(s->n_sample, s->sample + c * s->n_sample) * (double)s->stride;
@@ -22,31 +99,16 @@ void wf_sample_sums(wf_fit *fit)
     s->sums[columns] = (double)fit->options.n_rows;
 }
 
-double wf_unit_noise(const wf_fit *fit, const wf_unit *unit, const double *b)
-{
-    const wf_lad *s = fit->lad;
-    const ptrdiff_t p = fit->options.p;
-    double size = 0;
-    for (int part = 0; part < unit->parts; part++) {
-        size += s->sums[p + unit->target + part];
-        for (ptrdiff_t k = 0; k < p; k++) {
-            size += fabs(b[part * (p + 1) + k]) * s->sums[k];
-        }
-        size += fabs(b[part * (p + 1) + p]) * s->sums[p + fit->options.m];
-    }
-    return 4 * DBL_EPSILON * size *
-           (unit->parts == 2 ? 1 + s->eta : 1); /* a hinge magnifies what it is given */
-}
+/* -- a unit on the sample -- */
 
 /* N m F of the unit at b over the sample as it stands, from the columns themselves; sums of
  * |difference| by hinge. */
 static double value_at(const wf_fit *fit, const wf_unit *unit, const double *b, double *total,
-                       double *room)
+                       const double **x, double *room)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p, n = s->n_sample;
-    const double **x = (const double **)(void *)room;
-    double *difference = room + p, *r = difference + p + 1;
+    double *difference = room, *r = difference + p + 1;
     double value = 0;
     for (ptrdiff_t j = 0; j < fit->options.n_groups; j++) {
         total[j] = 0;
@@ -105,17 +167,10 @@ static double select_kth(double *value, ptrdiff_t n, ptrdiff_t k)
     return value[k];
 }
 
-/* The share of rows that a band should keep. */
-double wf_band_share(const wf_fit *fit)
-{
-    const wf_lad *s = fit->lad;
-    return fmin(0.5, BAND_ERRORS * (double)s->rank / sqrt((double)s->n_sample));
-}
-
 /* kappa: of the sample's |r| / h, the quantile that the next pass should keep. */
 static double band_width(const wf_fit *fit, const double *u, double *ratio)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t n = s->n_sample;
     ptrdiff_t used = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
@@ -133,7 +188,7 @@ static double band_width(const wf_fit *fit, const double *u, double *ratio)
 
 static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p, n = s->n_sample;
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
         if (kind >= unit->parts && !(kind == WF_LAD_DIFFERENCE && unit->parts == 2)) {
@@ -170,18 +225,6 @@ static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
     }
 }
 
-int wf_hinge_counts(const wf_fit *fit, double excess, double value)
-{
-    return fit->lad->eta * excess > 0.1 * fit->options.tol * value;
-}
-
-/* With b of part 1 for both parts the last update is 0, and F at most errors + moved, so F* is; and
- * an update is at most the errors of both parts there, and here, and what it is here. */
-double wf_reach(double errors, double moved)
-{
-    return 2.01 * (errors + moved);
-}
-
 /* What solving a unit on the sample works with. */
 typedef struct {
     wf_unit *unit;
@@ -192,6 +235,7 @@ typedef struct {
     double reach;       /* no last update is larger at the minimum */
     double *z;          /* parts x rank */
     double *total;      /* n_groups: sums of |difference| at the centre */
+    const double **x;   /* p: scratch, and so is room */
     double *room;
 } sample_problem;
 
@@ -200,7 +244,7 @@ typedef struct {
 static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, int first, int parts,
                              double *bound, int (*stop)(void *), void *context)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     wf_unit *unit = sample->unit;
     const ptrdiff_t p = fit->options.p, n = s->n_sample, S = parts == 2 ? fit->options.n_groups : 0;
     wf_ipm problem = {
@@ -222,7 +266,7 @@ static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, in
     for (int part = 0; part < parts && status == WF_OK; part++) {
         double *b = unit->centre + (first + part) * (p + 1);
         memset(b, 0, (size_t)(p + 1) * sizeof *b);
-        wf_lad_unwhiten(fit, sample->z + part * s->rank, b);
+        wf_unwhiten(fit, sample->z + part * s->rank, b);
     }
     *bound += result.bound;
     return status;
@@ -240,14 +284,14 @@ static wf_status solve_sample(const wf_fit *fit, sample_problem *sample, double 
         status = solve_parts(fit, sample, part, 1, bound, stop, context);
     }
     for (int joint = 0; joint < unit->parts && status == WF_OK; joint++) {
-        *value = value_at(fit, unit, unit->centre, sample->total, sample->room);
+        *value = value_at(fit, unit, unit->centre, sample->total, sample->x, sample->room);
         double excess = 0, moved = 0;
         for (ptrdiff_t j = 0; unit->parts == 2 && j < fit->options.n_groups; j++) {
             moved += sample->total[j];
             excess += fmax(sample->total[j] - sample->c[j], 0);
         }
         sample->reach = wf_reach(*value, moved);
-        *value += fit->lad->eta * excess;
+        *value += wf_lad_of(fit)->eta * excess;
         const int counts = wf_hinge_counts(fit, excess, *value);
         unit->watched |= counts;
         if (joint || !counts) {
@@ -261,15 +305,15 @@ static wf_status solve_sample(const wf_fit *fit, sample_problem *sample, double 
 
 wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
 {
-    const wf_lad *s = fit->lad;
+    const wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p, n = s->n_sample, rank = s->rank, S = fit->options.n_groups;
     const double share = (double)n / (double)fit->options.n_rows;
-    const double *x[p > 0 ? p : 1];
     wf_status status = WF_NO_MEMORY;
     double *u = malloc((size_t)((rank + 2) * n) * sizeof *u);
     double *z =
-        calloc((size_t)(unit->parts * rank + 1 + 3 * S + 3 * (p + 1) + WF_SCAN_ROWS), sizeof *z);
-    if (!u || !z) {
+        calloc((size_t)(unit->parts * rank + 1 + 3 * S + (p + 1) + WF_SCAN_ROWS), sizeof *z);
+    const double **x = malloc((size_t)p * sizeof *x);
+    if (!u || !z || !x) {
         goto done;
     }
     double *zero = u + rank * n, *r = zero + n, *c = z + unit->parts * rank + 1;
@@ -288,6 +332,7 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
                              .cap = c + S,
                              .z = z,
                              .total = c + 2 * S,
+                             .x = x,
                              .room = c + 3 * S};
     double value = 0, bound = 0;
     status = solve_sample(fit, &sample, &value, &bound, stop, context);
@@ -306,5 +351,6 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
 done:
     free(u);
     free(z);
+    free(x);
     return status;
 }

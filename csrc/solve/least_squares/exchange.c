@@ -1,21 +1,24 @@
 /* The sums of a squared_error pass, of several processes. */
+#include "solve/least_squares/exchange.h"
+
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "solve/least_squares.h"
-#include "solve/part.h"
+#include "solve/least_squares/state.h"
+#include "solve/wire.h"
 
 uint64_t wf_least_squares_state(const wf_fit *fit)
 {
-    const wf_least_squares *s = fit->least_squares;
+    const wf_least_squares *s = fit->solver;
     return wf_digest((uint64_t)s->refining, fit->coef,
                      s->refining ? fit->options.p * fit->options.m : 0);
 }
 
 wf_status wf_least_squares_export(const wf_fit *fit, wf_writer *to)
 {
-    const wf_least_squares *s = fit->least_squares;
+    const wf_least_squares *s = fit->solver;
     double *total = calloc((size_t)s->width, sizeof *total);
     if (!total) {
         return WF_NO_MEMORY;
@@ -47,9 +50,9 @@ static void move(double *stat, ptrdiff_t p, ptrdiff_t m, double n, const double 
     wf_k->axpy(p + m, n, d, sums);
 }
 
-wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_parts, wf_part *part)
+wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_messages, wf_message *message)
 {
-    wf_least_squares *s = fit->least_squares;
+    wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     double *total = malloc((size_t)(s->width + p + m) * sizeof *total);
     if (!total) {
@@ -59,18 +62,18 @@ wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_parts, wf_part *part)
     wf_status status = WF_OK;
     memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
     int first = !s->refining; /* all take the shift of the first process that has rows */
-    for (ptrdiff_t i = 0; i < n_parts && status == WF_OK; i++) {
-        if (!wf_read(&part[i], shift, (size_t)(p + m) * sizeof *shift) ||
-            !wf_read(&part[i], total, (size_t)s->width * sizeof *total)) {
-            status = WF_BAD_PART;
-        } else if (part[i].rows) {
+    for (ptrdiff_t i = 0; i < n_messages && status == WF_OK; i++) {
+        if (!wf_read(&message[i], shift, (size_t)(p + m) * sizeof *shift) ||
+            !wf_read(&message[i], total, (size_t)s->width * sizeof *total)) {
+            status = WF_BAD_MESSAGE;
+        } else if (message[i].rows) {
             if (first) {
                 memcpy(s->shift, shift, (size_t)(p + m) * sizeof *shift);
                 first = 0;
             }
             wf_k->axpy(p + m, -1, s->shift, shift);
             if (!s->refining) {
-                move(total, p, m, (double)part[i].rows, shift);
+                move(total, p, m, (double)message[i].rows, shift);
             }
             wf_k->axpy(s->width, 1.0, total, s->lane);
         }

@@ -1,25 +1,32 @@
-/* The end of the interior point method: a bound that holds, and a vertex. */
-#include "solve/ipm_state.h"
+/* The end of the interior point method: a bound that holds, and a vertex.
+ *
+ * By duality F(z) >= -sum a y - sum lambda c for any multipliers with |a| <= 1, or lambda of their
+ * hinge, 0 <= lambda <= eta, and zeta = g + sum E'(a x) + sum E'(lambda u) = 0 (newton.c has the
+ * notation). Those of an iterate have zeta near 0 only; they are made to balance in a few rounds, of
+ * which the best counts. An optimum lies at a vertex, where Q of the rows and hinges that are
+ * independent hold with equality. */
+#include "solve/ipm/finish.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
 #include "solve/blas.h"
+#include "solve/ipm/normal.h"
 
 /* sum |x'v - y| over a block; of difference rows into `total` by hinge. */
 static double block_sum(const wf_ipm_state *s, const wf_block *b, const double *z, double *total)
 {
     double sum = 0, t[WF_IPM_CHUNK];
-    double v[s->q > 0 ? s->q : 1];
-    wf_ipm_unknowns(s, b->kind, z, v);
+    wf_ipm_unknowns(s, b->kind, z, s->v);
     for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
         const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
-        wf_ipm_times(s, b, i0, n, v, t);
+        wf_ipm_times(s, b, i0, n, s->v, t);
         for (ptrdiff_t i = 0; i < n; i++) {
             const double e = fabs(t[i] - b->y[i0 + i]);
-            if (b->kind == 2) {
+            if (b->kind == WF_IPM_DIFFERENCE) {
                 total[b->group[i0 + i]] += e;
             } else {
                 sum += e;
@@ -57,35 +64,35 @@ static double clip(double value, double limit)
     return value > limit ? limit : value < -limit ? -limit : value;
 }
 
-/* Trial multipliers, da of rows and dt of hinges, are clipped; zeta = g + sum da x + sum dt u;
- * returns
- * - da'y - dt'c. */
+/* Trial multipliers, da of rows and dt of hinges, are clipped; zeta of these.
+ * Returns - da'y - dt'c. */
 static double balance(wf_ipm_state *s)
 {
     const int q = s->q;
     wf_hinges *h = &s->hinge;
-    double value = 0, part[q > 0 ? q : 1];
+    double value = 0, *sum = s->v;
     memcpy(s->zeta, s->g, (size_t)s->Q * sizeof *s->zeta);
     for (ptrdiff_t j = 0; j < h->n; j++) {
         h->dt[j] = h->dt[j] < 0 ? 0 : fmin(h->dt[j], s->problem->eta);
         value -= h->dt[j] * h->c[j];
         for (int k = 0; k < q; k++) {
-            part[k] = h->dt[j] * h->u[j * q + k];
+            sum[k] = h->dt[j] * h->u[j * q + k];
         }
-        wf_ipm_scatter(s, 2, part, s->zeta);
+        wf_ipm_scatter(s, WF_IPM_DIFFERENCE, sum, s->zeta);
     }
     for (int blk = 0; blk < s->n_blocks; blk++) {
         const wf_block *b = &s->block[blk];
-        memset(part, 0, (size_t)q * sizeof *part);
+        memset(sum, 0, (size_t)q * sizeof *sum);
         for (ptrdiff_t i0 = 0; i0 < b->n; i0 += WF_IPM_CHUNK) {
             const ptrdiff_t n = b->n - i0 < WF_IPM_CHUNK ? b->n - i0 : WF_IPM_CHUNK;
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
-                b->rows.da[i] = clip(b->rows.da[i], b->kind == 2 ? h->dt[b->group[i]] : 1);
+                b->rows.da[i] =
+                    clip(b->rows.da[i], b->kind == WF_IPM_DIFFERENCE ? h->dt[b->group[i]] : 1);
             }
-            wf_ipm_times_t(s, b, i0, n, b->rows.da + i0, part);
+            wf_ipm_times_t(s, b, i0, n, b->rows.da + i0, sum);
             value -= wf_k->dot(n, b->rows.da + i0, b->y + i0);
         }
-        wf_ipm_scatter(s, b->kind, part, s->zeta);
+        wf_ipm_scatter(s, b->kind, sum, s->zeta);
     }
     return value;
 }
@@ -112,13 +119,13 @@ static void rebalance_all(wf_ipm_state *s)
 {
     wf_hinges *h = &s->hinge;
     const int q = s->q;
-    double t[WF_IPM_CHUNK], v[q];
+    double t[WF_IPM_CHUNK], *v = s->v;
     for (int k = 0; k < s->Q; k++) {
         s->dz[k] = -s->zeta[k];
     }
     wf_ipm_backsolve(s, s->dz);
     if (h->n) {
-        wf_ipm_unknowns(s, 2, s->dz, v);
+        wf_ipm_unknowns(s, WF_IPM_DIFFERENCE, s->dz, v);
     }
     for (ptrdiff_t j = 0; j < h->n; j++) {
         double moved = 0;
@@ -137,7 +144,7 @@ static void rebalance_all(wf_ipm_state *s)
             for (ptrdiff_t i = i0; i < i0 + n; i++) {
                 const double alpha = b->rows.rp[i] / b->rows.sp[i],
                              gamma = b->rows.rm[i] / b->rows.sm[i];
-                const double dlambda = b->kind == 2 ? h->dlambda[b->group[i]] : 0;
+                const double dlambda = b->kind == WF_IPM_DIFFERENCE ? h->dlambda[b->group[i]] : 0;
                 const double change = (t[i - i0] + (alpha - gamma) * dlambda) / (alpha + gamma);
                 b->rows.da[i] += isfinite(change) ? change : 0;
             }
@@ -167,7 +174,7 @@ static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
         }
         h->dt[row->index] += change;
         const wf_block *b = &s->block[s->n_blocks - 1]; /* its rows' multipliers are at its own */
-        for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
+        for (ptrdiff_t i = 0; b->kind == WF_IPM_DIFFERENCE && i < b->n; i++) {
             if (b->group[i] == row->index) {
                 b->rows.da[i] += b->rows.rp[i] > b->rows.rm[i] ? change : -change;
             }
@@ -177,7 +184,11 @@ static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
 
 double wf_ipm_bound(wf_ipm_state *s, double primal)
 {
-    enum { ROUNDS = 4, BASIS_ROUNDS = 2 };
+    enum {
+        ROUNDS = 4,
+        BASIS_ROUNDS = 2
+    }; /* each makes zeta smaller, by orders at first; these
+                                            * take it to rounding size */
     wf_hinges *h = &s->hinge;
     for (ptrdiff_t j = 0; j < h->n; j++) {
         h->dt[j] = h->lambda[j];
@@ -189,11 +200,10 @@ double wf_ipm_bound(wf_ipm_state *s, double primal)
         }
     }
     double best = -INFINITY;
-    double *matrix = s->basis_row ? malloc((size_t)(s->Q * s->Q) * sizeof *matrix) : NULL;
+    double *matrix = s->basis_row ? malloc((size_t)s->Q * (size_t)s->Q * sizeof *matrix) : NULL;
     int *pivots = s->basis_row ? malloc((size_t)s->Q * sizeof *pivots) : NULL;
-    const int rounds =
-        ROUNDS - 1 +
-        (matrix && pivots ? BASIS_ROUNDS : 0); /* without them the bound is just less tight */
+    /* Without memory for the basis the bound is just less tight. */
+    const int rounds = ROUNDS - 1 + (matrix && pivots ? BASIS_ROUNDS : 0);
     for (int round = 0; round <= rounds; round++) {
         const double value = balance(s);
         best = fmax(best, value - doubt(s, primal));
@@ -259,30 +269,30 @@ static void offer(wf_candidate *heap, ptrdiff_t *count, ptrdiff_t most, wf_candi
 static double equation(const wf_ipm_state *s, const wf_candidate *one, double *row)
 {
     const int q = s->q;
-    double part[q];
+    double *x = s->v;
     memset(row, 0, (size_t)s->Q * sizeof *row);
     if (one->block >= 0) {
         const wf_block *b = &s->block[one->block];
         for (int k = 0; k < q; k++) {
-            part[k] = b->x[k * b->n + one->index];
+            x[k] = b->x[k * b->n + one->index];
         }
-        wf_ipm_scatter(s, b->kind, part, row);
+        wf_ipm_scatter(s, b->kind, x, row);
         return b->y[one->index];
     }
     const wf_hinges *h = &s->hinge;
     const wf_block *b = &s->block[s->n_blocks - 1];
     double right = h->c[one->index];
-    memcpy(part, h->u + one->index * q, (size_t)q * sizeof *part);
-    for (ptrdiff_t i = 0; b->kind == 2 && i < b->n; i++) {
+    memcpy(x, h->u + one->index * q, (size_t)q * sizeof *x);
+    for (ptrdiff_t i = 0; b->kind == WF_IPM_DIFFERENCE && i < b->n; i++) {
         if (b->group[i] == one->index) {
             const double sign = b->rows.rp[i] > b->rows.rm[i] ? 1 : -1;
             for (int k = 0; k < q; k++) {
-                part[k] += sign * b->x[k * b->n + i];
+                x[k] += sign * b->x[k * b->n + i];
             }
             right += sign * b->y[i];
         }
     }
-    wf_ipm_scatter(s, 2, part, row);
+    wf_ipm_scatter(s, WF_IPM_DIFFERENCE, x, row);
     return right;
 }
 
@@ -296,7 +306,7 @@ static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t mo
         const wf_block *b = &s->block[blk];
         ptrdiff_t count = 0;
         for (ptrdiff_t i = 0; i < b->n; i++) {
-            const double limit = b->kind == 2 ? h->lambda[b->group[i]] : 1;
+            const double limit = b->kind == WF_IPM_DIFFERENCE ? h->lambda[b->group[i]] : 1;
             offer(list + total, &count, most,
                   (wf_candidate){fmin(b->rows.sp[i], b->rows.sm[i]) / limit, blk, i});
         }
@@ -312,43 +322,38 @@ static ptrdiff_t collect(const wf_ipm_state *s, wf_candidate *list, ptrdiff_t mo
     return total;
 }
 
-wf_status wf_ipm_polish(wf_ipm_state *s)
+/* Summed from the first to the last, as no kernel does. */
+static double product(int n, const double *a, const double *b)
+{
+    double sum = 0;
+    for (int k = 0; k < n; k++) {
+        sum += a[k] * b[k];
+    }
+    return sum;
+}
+
+/* Q independent ones of the equations of a list, each divided by its size: into `matrix` row by row
+ * (column-major), `right` and basis_size, and to the head of the list. Gram-Schmidt, done twice as
+ * once leaves what rounding makes of near dependence; an equation of which not more than 1e-8 is
+ * left depends on those before it. `room` holds Q x Q + 2 Q numbers. Returns how many there are. */
+static int choose_equations(wf_ipm_state *s, wf_candidate *list, ptrdiff_t count, double *matrix,
+                            double *right, double *room)
 {
     const int Q = s->Q;
-    const ptrdiff_t most = 8 * Q + 64;
-    wf_status status = WF_NO_MEMORY;
-    wf_candidate *heap = malloc((size_t)(4 * most) * sizeof *heap);
-    double *basis = malloc((size_t)(2 * Q * Q + 3 * Q) * sizeof *basis);
-    int *pivots = malloc((size_t)Q * sizeof *pivots);
-    if (!heap || !basis || !pivots) {
-        goto done;
-    }
-    status = WF_OK;
-    double *matrix = basis + Q * Q, *vertex = matrix + Q * Q, *row = vertex + Q, *rest = row + Q;
-    const ptrdiff_t count = collect(s, heap, most);
+    double *basis = room, *row = basis + Q * Q, *rest = row + Q;
     int chosen = 0;
-    for (ptrdiff_t i = 0; i < count && chosen < Q;
-         i++) { /* Gram-Schmidt, twice, keeps independent equations */
-        const double right = equation(s, &heap[i], row);
+    for (ptrdiff_t i = 0; i < count && chosen < Q; i++) {
+        const double side = equation(s, &list[i], row);
         memcpy(rest, row, (size_t)Q * sizeof *rest);
-        double before = 0, after = 0;
-        for (int k = 0; k < Q; k++) {
-            before += row[k] * row[k];
-        }
         for (int twice = 0; twice < 2; twice++) {
             for (int j = 0; j < chosen; j++) {
-                double along = 0;
-                for (int k = 0; k < Q; k++) {
-                    along += rest[k] * basis[j * Q + k];
-                }
+                const double along = product(Q, rest, basis + j * Q);
                 for (int k = 0; k < Q; k++) {
                     rest[k] -= along * basis[j * Q + k];
                 }
             }
         }
-        for (int k = 0; k < Q; k++) {
-            after += rest[k] * rest[k];
-        }
+        const double before = product(Q, row, row), after = product(Q, rest, rest);
         if (!(after > 1e-16 * before) || !(before > 0)) {
             continue;
         }
@@ -357,25 +362,44 @@ wf_status wf_ipm_polish(wf_ipm_state *s)
             matrix[k * Q + chosen] = row[k] / sqrt(before);
         }
         s->basis_size[chosen] = sqrt(before);
-        heap[chosen] = heap[i];
-        vertex[chosen++] = right / sqrt(before);
+        list[chosen] = list[i];
+        right[chosen++] = side / sqrt(before);
     }
-    if (chosen < Q) {
+    return chosen;
+}
+
+wf_status wf_ipm_polish(wf_ipm_state *s)
+{
+    assert(!s->basis_row);
+    const int Q = s->Q;
+    const size_t size = (size_t)Q;
+    const ptrdiff_t most = 8 * (ptrdiff_t)Q + 64; /* eight times what is needed, and some for few */
+    wf_status status = WF_NO_MEMORY;
+    wf_candidate *list = malloc((size_t)(4 * most) * sizeof *list); /* three blocks, the hinges */
+    double *matrix = malloc((2 * size * size + 3 * size) * sizeof *matrix);
+    int *pivots = malloc(size * sizeof *pivots);
+    if (!list || !matrix || !pivots) {
         goto done;
     }
-    memcpy(s->basis, matrix, (size_t)(Q * Q) * sizeof *matrix);
-    s->basis_row = heap;
+    status = WF_OK;
+    double *vertex = matrix + size * size;
+    const ptrdiff_t count = collect(s, list, most);
+    if (choose_equations(s, list, count, matrix, vertex, vertex + Q) < Q) {
+        goto done;
+    }
+    memcpy(s->basis, matrix, size * size * sizeof *matrix);
+    s->basis_row = list;
     const int one = 1;
     int info;
     WF_BLAS(dgesv_)(&Q, &one, matrix, &Q, pivots, vertex, &Q, &info);
     if (info == 0 && wf_ipm_primal(s, vertex) <= wf_ipm_primal(s, s->z)) {
-        memcpy(s->z, vertex, (size_t)Q * sizeof *vertex);
+        memcpy(s->z, vertex, size * sizeof *vertex);
     }
 done:
-    if (heap != s->basis_row) {
-        free(heap);
+    if (list != s->basis_row) {
+        free(list);
     }
-    free(basis);
+    free(matrix);
     free(pivots);
     return status;
 }

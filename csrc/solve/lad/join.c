@@ -1,38 +1,18 @@
-/* After a band pass: the lanes of every band into one. */
+/* After a band pass: the lanes of every band into one, in their order. */
+#include "solve/lad/join.h"
+
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
-#include "solve/lad.h"
-
-ptrdiff_t wf_band_sums(const wf_fit *fit, int kind)
-{
-    const ptrdiff_t S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
-    return (S ? S : 1) * fit->lad->rank + 3 * S;
-}
-
-ptrdiff_t wf_band_cells(const wf_fit *fit)
-{
-    return WF_LAD_CELLS * (fit->lad->rank + WF_LAD_CELL_EXTRA);
-}
-
-void wf_band_add(const wf_fit *fit, int kind, const wf_band *from, wf_band *to)
-{
-    to->spilled |= from->spilled;
-    to->in_band += from->in_band;
-    to->dropped += from->dropped;
-    wf_k->axpy(wf_band_sums(fit, kind), 1, from->g, to->g);
-    if (to->cell) {
-        wf_k->axpy(wf_band_cells(fit), 1, from->cell, to->cell);
-    }
-}
+#include "solve/lad/unit.h"
 
 /* Cells become rows; those in which signs differ are remembered. */
 static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
                        double *y)
 {
-    const ptrdiff_t rank = fit->lad->rank, width = rank + WF_LAD_CELL_EXTRA;
+    const ptrdiff_t rank = wf_lad_of(fit)->rank, width = rank + WF_LAD_CELL_EXTRA;
     for (ptrdiff_t at = 0; at < WF_LAD_CELLS && to->cell; at++) {
         const double *cell = to->cell + at * width;
         if (cell[rank + 2] > 0) {
@@ -50,7 +30,7 @@ static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, 
 
 static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
 {
-    const ptrdiff_t rank = fit->lad->rank,
+    const ptrdiff_t rank = wf_lad_of(fit)->rank,
                     S = kind == WF_LAD_DIFFERENCE ? fit->options.n_groups : 0;
     wf_band *to = &unit->joined[kind];
     const wf_status status = wf_band_new(fit, unit, kind, to);
@@ -100,7 +80,7 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
 
 wf_status wf_band_join(wf_fit *fit)
 {
-    wf_lad *s = fit->lad;
+    wf_lad *s = fit->solver;
     for (ptrdiff_t i = 0; i < s->n_units; i++) {
         wf_unit *unit = &s->unit[i];
         if (unit->state != WF_UNIT_ACTIVE) {

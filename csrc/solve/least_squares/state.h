@@ -1,14 +1,14 @@
-/* The state of a squared_error fit, shared by least_squares.c and least_squares_part.c. */
-#ifndef WF_SOLVE_LEAST_SQUARES_H
-#define WF_SOLVE_LEAST_SQUARES_H
+/* What a squared_error fit holds, for least_squares.c and exchange.c. */
+#ifndef WF_SOLVE_LEAST_SQUARES_STATE_H
+#define WF_SOLVE_LEAST_SQUARES_STATE_H
 
-#include "solve/fit.h"
+#include <stddef.h>
 
-struct wf_least_squares {
+typedef struct {
     int refining; /* second pass: exact residuals of the first solution */
     int have_shift;
-    ptrdiff_t width; /* p * (p + m) + p + 2 m: Gram and cross products, sums, sums of squares of
-                        targets */
+    ptrdiff_t width; /* of a lane, p * (p + m) + p + 2 m: Gram and cross products, sums, and sums
+                        of squares of the targets */
     ptrdiff_t lanes;
     double *shift;        /* p + m */
     double *lane;         /* lanes x width */
@@ -18,6 +18,6 @@ struct wf_least_squares {
     double *inverse;      /* p x p: (pseudo-)inverse of gram + alpha I */
     double *null;         /* p x n_null, orthonormal */
     ptrdiff_t n_null;
-};
+} wf_least_squares;
 
 #endif

@@ -1,0 +1,11 @@
+/* The sums of a squared_error pass, between processes: three entries of the method's table. */
+#ifndef WF_SOLVE_LEAST_SQUARES_EXCHANGE_H
+#define WF_SOLVE_LEAST_SQUARES_EXCHANGE_H
+
+#include "solve/method.h"
+
+uint64_t wf_least_squares_state(const wf_fit *fit);
+wf_status wf_least_squares_export(const wf_fit *fit, wf_writer *to);
+wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_messages, wf_message *message);
+
+#endif
