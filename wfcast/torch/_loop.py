@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from .._errors import WfcastError
+
 
 class StepCounter:
     """Counts the steps of an optimizer; `value` is None where it cannot be asked."""
 
     def __init__(self, optimizer: Any) -> None:
         self.value: int | None = None
+        self._seen = 0
         self._hook: Any = None
         while not hasattr(optimizer, "register_step_post_hook") or hasattr(optimizer, "optimizer"):
             optimizer = getattr(optimizer, "optimizer", None)
@@ -29,6 +32,28 @@ class StepCounter:
                 here.value += 1
 
         self._hook = optimizer.register_step_post_hook(hook)
+
+    def one_more(self) -> bool:
+        """Whether the optimizer took its one step since it was asked last.
+
+        Raises
+        ------
+        WfcastError
+            It took several.
+        """
+        if self.value is None:
+            return True
+        fresh, self._seen = self.value - self._seen, self.value
+        if fresh > 1:
+            raise WfcastError(
+                f"the optimizer took {fresh} steps since the last call: call step() after every "
+                "optimizer.step()"
+            )
+        return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
+
+    def catch_up(self) -> None:
+        """Steps so far are none of the loop's."""
+        self._seen = self.value or 0
 
     def remove(self) -> None:
         """Stop counting."""

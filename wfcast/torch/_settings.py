@@ -1,10 +1,12 @@
-"""The numbers that a `Farcasting` is made with, checked, and what follows from them."""
+"""What a `Farcasting` is made with, checked, and what follows from it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from .._errors import WfcastError
 from ._trust import TrustRegion
@@ -105,6 +107,19 @@ class Settings:
             max_loss=self.max_loss,
             patience=self.patience,
         )
+
+
+def check_kinds(model: Any, optimizer: Any, **functions: Any) -> None:
+    """Raise WfcastError for what is no model, no optimizer, or neither a function nor None."""
+    if not isinstance(model, torch.nn.Module):
+        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    if not hasattr(optimizer, "param_groups"):
+        raise WfcastError(
+            f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
+        )
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise WfcastError(f"{name} is {function!r}, expected a function or None")
 
 
 def _is_integer(value: Any) -> bool:

@@ -23,7 +23,7 @@ from ._loop import StepCounter
 from ._losses import PARTS, Losses
 from ._optimizer import soften
 from ._recording import Recording
-from ._settings import Settings
+from ._settings import Settings, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
@@ -180,7 +180,8 @@ class Farcasting:
         max_loss: float = 0.03,
         patience: int = 4,
     ) -> None:
-        _check(model, optimizer, judge=judge, refresh=refresh)
+        check_kinds(model, optimizer, judge=judge, refresh=refresh)
+        _check_alone(model)
         self._settings = settings = Settings(
             spacing=spacing,
             n_states=n_states,
@@ -215,8 +216,7 @@ class Farcasting:
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
         self._closed = False
-        self._steps_taken = StepCounter(optimizer)
-        self._seen = self._steps_taken.value
+        self._steps = StepCounter(optimizer)
         _controllers.add(self)
         self._say_stop()
         if start == 0 and not self.stopped:
@@ -246,7 +246,7 @@ class Farcasting:
         """
         if self._closed:
             raise WfcastError("this Farcasting was closed")
-        if not self._has_stepped():
+        if not self._steps.one_more():
             return False
         begun = time.perf_counter()
         self._step += 1
@@ -260,19 +260,6 @@ class Farcasting:
             if self._jumps and self._jumps[-1].outcome != "refused":
                 self._jumps[-1].seconds += spent
         return changed
-
-    def _has_stepped(self) -> bool:
-        """Whether the optimizer took its one step since the last call."""
-        taken = self._steps_taken.value
-        if taken is None:
-            return True  # not an optimizer that can be asked
-        fresh, self._seen = taken - (self._seen or 0), taken
-        if fresh > 1:
-            raise WfcastError(
-                f"the optimizer took {fresh} steps since the last call: call step() after every "
-                "optimizer.step()"
-            )
-        return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
 
     def _advance(self) -> bool:
         """Watch the jump that is under way, or record, measure and jump where that is due."""
@@ -493,7 +480,7 @@ class Farcasting:
         self._recording.forget()
         self._closed = True
         _controllers.discard(self)
-        self._steps_taken.remove()
+        self._steps.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, in plain containers, numbers and tensors.
@@ -536,20 +523,11 @@ class Farcasting:
         self._pending = None
         if then is not None:
             self._pending = Pending.load(then, self._jumps[-1], self._training, self._store)
-        self._seen = self._steps_taken.value
+        self._steps.catch_up()
 
 
-def _check(model: Any, optimizer: Any, **functions: Any) -> None:
-    """Raise WfcastError for what is no model, optimizer or function, or has a controller."""
-    if not isinstance(model, torch.nn.Module):
-        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    if not hasattr(optimizer, "param_groups"):
-        raise WfcastError(
-            f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
-        )
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise WfcastError(f"{name} is {function!r}, expected a function or None")
+def _check_alone(model: torch.nn.Module) -> None:
+    """Raise WfcastError where another controller has parameters of the model."""
     own = {id(p) for p in model.parameters()}
     if any(id(p) in own for other in _controllers for p in other._training.model.parameters()):
         raise WfcastError(
