@@ -232,10 +232,14 @@ def test_baselines_need_no_file(folder: Path, tmp_path: Path, name: str) -> None
 
 
 def test_the_names_of_baselines_are_no_files(folder: Path, tmp_path: Path) -> None:
-    pair = (f"0={folder}/hf/checkpoint-0", f"20={folder}/hf/checkpoint-20")
-    for name in ("line", "persistence"):
+    run = {t: folder / "hf" / f"checkpoint-{t}" for t in (0, 20)}
+    pair = [f"{t}={path}" for t, path in run.items()]
+    for name, make in {"line": wfcast.linear_trend, "persistence": wfcast.persistence}.items():
+        want = make((0, 20), (40,)).predict(run)
         for out in (name, "other"):  # the second time there is a folder of that name
             ok("forecast", *pair, "--farcaster", name, "--step", 40, "-o", out, cwd=tmp_path)
+            got = load_file(tmp_path / out / "model.safetensors")
+            assert all(np.array_equal(got[tensor], value) for tensor, value in want.items())
         shutil.rmtree(tmp_path / "other")
 
 
@@ -324,7 +328,10 @@ def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_bad_usage_exits_2(folder: Path, args: tuple[str, ...]) -> None:
-    misused(*args, cwd=folder)
+    before = sorted(folder.rglob("*"))
+    said = misused(*args, cwd=folder)
+    assert ": error: " in said.splitlines()[-1]
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_failures_exit_1_with_one_line(folder: Path, farcaster: Path, tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_states_lie_where_they_are_wanted(store):
     model = loops.mlp().cuda()
     optimizer = torch.optim.Adam(model.parameters())
     farcasting = Farcasting(model, optimizer, **FAST, store=store)
-    (state,) = farcasting._states.values()
-    for kept, parameter in zip(state, model.parameters(), strict=True):
+    (state,) = farcasting._recording.kept.values()
+    for kept, parameter in zip(state.settled(), model.parameters(), strict=True):
         assert torch.equal(kept.cpu(), parameter.cpu())
         assert kept.is_cuda == (store in ("auto", "device"))
         assert kept.is_pinned() == (store == "cpu")
@@ -131,8 +131,8 @@ def test_without_memory_for_a_copy_on_the_gpu(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", full)
     farcasting = Farcasting(model, optimizer, **FAST, store="cpu")
-    (state,) = farcasting._states.values()
-    for kept, parameter in zip(state, model.parameters(), strict=True):
+    (state,) = farcasting._recording.kept.values()
+    for kept, parameter in zip(state.settled(), model.parameters(), strict=True):
         assert torch.equal(kept, parameter.cpu())
         assert kept.is_pinned()
 
@@ -288,3 +288,4 @@ def test_checkpoints_saved_on_the_gpu(tmp_path):
     got = torch.load(tmp_path / "out.pt", weights_only=True)
     want = {n: 2 * states[5][n].double() - states[0][n].double() for n in got}
     close({n: t.double() for n, t in got.items()}, want, rtol=1e-6, atol=1e-6)
+    assert got.keys() == states[5].keys()

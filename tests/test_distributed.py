@@ -121,6 +121,8 @@ def test_fit_as_in_one_process(rows, settings, by, together):
 @pytest.mark.slow
 def test_fit_of_other_shardings(together):
     world, result = together
+    others = result["fits"].keys() & {"columns", "module", "hybrid", "two"}
+    assert others == {"columns", "module"} | ({"hybrid", "two"} if world == 4 else set())
     columns = fit_ranks.runs(2, {"columns": (12, 9), "replicated": (11,)})
     alone = fit_ranks.farcaster("hinge", "tensor").fit(columns)
     check_fit(result["fits"]["columns"], fit_ranks.numbers(alone))

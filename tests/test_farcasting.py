@@ -7,6 +7,9 @@ import logging
 import math
 import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +24,12 @@ peft = pytest.importorskip("peft")  # only the tests use it
 
 import loops  # noqa: E402  only with them
 from models import ConvNet, small  # noqa: E402
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts  # noqa: E402
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, StepLR  # noqa: E402
 
 from wfcast._live import tensors  # noqa: E402
 from wfcast.torch import Farcasting  # noqa: E402
 
+STORED = Path(__file__).parent / "data" / "farcasting.pt"
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
 
@@ -304,7 +308,7 @@ def test_it_stops_where_jumps_do_not_pay(caplog):
     assert farcasting.stopped
     assert "Farcasting stopped at step" in caplog.text
     assert caplog.text.count("stopped at step") == 1
-    assert not farcasting._states  # the memory was given back
+    assert not farcasting._recording.kept  # the memory was given back
 
 
 def test_recovery_0_keeps_every_jump():
@@ -420,7 +424,7 @@ def test_a_single_pattern_is_a_pattern():
     jumping = {}
     for name, parameters in {"include": {"include": "0.*"}, "exclude": {"exclude": "0.*"}}.items():
         _, _, farcasting = setup(**parameters)
-        jumping[name] = [slot.name for slot in farcasting._slots]
+        jumping[name] = [slot.name for slot in farcasting._training.slots]
     assert jumping == {"include": ["0.weight", "0.bias"], "exclude": ["2.weight", "2.bias"]}
 
 
@@ -428,10 +432,10 @@ def test_a_tied_parameter_is_selected_by_any_of_its_names():
     for parameters in ({"include": "lm_head.*"}, {"include": "*.wte.weight"}):
         model = small("gpt2")
         farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), **parameters)
-        assert [slot.name for slot in farcasting._slots] == ["transformer.wte.weight"]
+        assert [slot.name for slot in farcasting._training.slots] == ["transformer.wte.weight"]
     farcasting.close()
     farcasting = Farcasting(model, torch.optim.AdamW(model.parameters()), exclude="lm_head.*")
-    assert "transformer.wte.weight" not in {slot.name for slot in farcasting._slots}
+    assert "transformer.wte.weight" not in {slot.name for slot in farcasting._training.slots}
 
 
 def test_a_pattern_of_frozen_parameters_alone_is_no_typo():
@@ -439,7 +443,7 @@ def test_a_pattern_of_frozen_parameters_alone_is_no_typo():
     model[0].requires_grad_(False)
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
     farcasting = Farcasting(model, optimizer, exclude="0.*")
-    assert [slot.name for slot in farcasting._slots] == ["2.weight", "2.bias"]
+    assert [slot.name for slot in farcasting._training.slots] == ["2.weight", "2.bias"]
     farcasting.close()
     with pytest.raises(WfcastError, match=r"no parameter is left .* steps 2, include is '0\.\*'"):
         Farcasting(model, optimizer, include="0.*")
@@ -549,7 +553,7 @@ def test_compiled_model():
     optimizer = torch.optim.Adam(compiled.parameters(), lr=1e-3)
     mf = siblings((0, 10), (15, 20))
     farcasting = Farcasting(compiled, optimizer, forecaster=mf, horizon=5, **FAST)
-    assert [s.name for s in farcasting._slots] == list(model.state_dict())
+    assert [s.name for s in farcasting._training.slots] == list(model.state_dict())
     assert loops.run(farcasting, compiled, optimizer, range(1, 11)) == [10]
 
 
@@ -626,7 +630,7 @@ def test_stores_give_the_same_jumps(store, dtype, tmp_path):
     if store == "folder":
         (folder,) = tmp_path.iterdir()
         # states, and what a jump under way may take back; nothing that was let go
-        assert 0 < len(list(folder.iterdir())) <= len(farcasting._states) + 3
+        assert 0 < len(list(folder.iterdir())) <= len(farcasting._recording.kept) + 3
         del farcasting
         gc.collect()
         assert not folder.exists()
@@ -706,6 +710,42 @@ def test_resumed_run_is_the_other_run(optimizer, store, judged, tmp_path):
         for part, state in zip(again, states, strict=True):
             part.load_state_dict(state)
         assert loops.equal(finish(again, range(step + 1, 46)), want), step
+
+
+def stored_run():
+    """The run of tests/data/farcasting.pt, which version 0.1 saved: 22 steps, a jump under way."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = StepLR(optimizer, 7, 0.9)
+    farcasting = Farcasting(model, optimizer, horizon=2, max_loss=0.9, scheduler=scheduler, **FAST)
+    parts = model, optimizer, scheduler, farcasting
+    saved = torch.load(STORED, weights_only=True)
+    for part, state in zip(parts, saved, strict=True):
+        part.load_state_dict(state)
+    return parts, saved
+
+
+def test_a_state_that_an_older_version_saved():
+    (model, optimizer, scheduler, farcasting), saved = stored_run()
+    assert loops.equal(farcasting.state_dict(), saved[3])
+    assert [e["outcome"] for e in farcasting.history] == ["kept", "pending"]
+    then = saved[3]["pending"]
+    while farcasting.history[-1]["outcome"] == "pending":
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        farcasting.step(1e9)
+    assert farcasting.history[-1]["outcome"] == "rolled back"
+    assert loops.equal([p.detach() for p in model.parameters()], then["weights"])
+    assert loops.equal(list(optimizer.state_dict()["state"].values()), then["optimizer"]["state"])
+    assert scheduler.state_dict() == then["scheduler"]
+
+
+def test_a_jump_under_way_that_was_saved_without_the_scheduler():
+    (*_, farcasting), saved = stored_run()
+    del saved[3]["pending"]["scheduler"]
+    with pytest.raises(WfcastError, match="without a scheduler"):
+        farcasting.load_state_dict(saved[3])
 
 
 # ---- bad use ------------------------------------------------------------------------------------
@@ -879,9 +919,32 @@ def test_history_is_shown():
     plt.close(ax.figure)
 
 
-def test_wfcast_alone_does_not_import_torch():
-    import subprocess
-    import sys
+@pytest.mark.parametrize(
+    ("missing", "use", "message"),
+    [
+        ("torch", "wfcast.torch", "wfcast.torch needs torch, which is not installed (the extra "),
+        ("torch", "wfcast.average([0, 1]).applied(None, {})", "live models need torch, which is "),
+        ("transformers", "wfcast.torch.FarcastingCallback", "FarcastingCallback needs transfor"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_extra(missing, use, message):
+    code = f"""
+import sys, wfcast
+sys.modules["{missing}"] = None
+try:
+    {use}
+except ModuleNotFoundError as error:
+    print(error.name, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith(f"{missing} {message}"), done.stderr
+    assert f"(the extra '{missing}' of wfcast)" in done.stdout
 
-    code = "import sys, wfcast; assert 'torch' not in sys.modules; wfcast.torch.Farcasting"
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def test_wfcast_alone_does_not_import_torch():
+    code = """
+import sys, wfcast
+print("torch" in sys.modules, wfcast.torch.Farcasting.__name__, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "Farcasting", "True"], done.stderr

@@ -728,7 +728,9 @@ def test_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name):
     if CASES[name].needs_torch and torch is None:
         pytest.skip("torch is not installed")
     monkeypatch.chdir(tmp_path)
-    tried(name, tmp_path)
+    said = tried(name, tmp_path)
+    assert all(part in said for part in CASES[name].says)
+    assert not list(tmp_path.glob("out*"))
 
 
 def all_tried(folder):

@@ -56,6 +56,8 @@ def test_apply_every_length(isa, dtype, step):
                 outs, reference.apply(x, coef, intercept, [dtype] * m), strict=True
             ):
                 same(got, want, dtype)
+                got[...] = 0
+                assert not got.base.any()  # nothing was written beside the elements
 
 
 @pytest.mark.parametrize("first", reference.DTYPES, ids=ids)
@@ -127,6 +129,8 @@ def test_apply_any_layout(dtype, left, right):
     run(x, outs, coef, intercept)
     for got, want in zip(outs, reference.apply([a, b], coef, intercept, [dtype] * 3), strict=True):
         same(got, want, dtype)
+    for inputs, values in zip(x, (a, b), strict=True):
+        np.testing.assert_array_equal(inputs, values)  # inputs are as they were
 
 
 def test_apply_broadcast_read_only_and_mapped(tmp_path):
@@ -154,9 +158,12 @@ def test_apply_in_place(isa, dtype, m):
     coef, intercept = operator(rng, m, p)
     x = [column(rng, 1000, dtype) for _ in range(p)]
     want = reference.apply(x, coef, intercept, [dtype] * m)
+    others = [column.copy() for column in x[m:]]
     run(x, x[:m], coef, intercept)
     for got, expected in zip(x[:m], want, strict=True):
         same(got, expected, dtype)
+    for got, expected in zip(x[m:], others, strict=True):
+        np.testing.assert_array_equal(got, expected)  # inputs that are no outputs
 
 
 @pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)

@@ -190,8 +190,12 @@ def test_a_second_module_object_is_whole():
                 assert error.args == ("input", 0, 1)
             else:
                 raise AssertionError
+        print("both")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "both\n"), done.stderr
 
 
 INTERRUPT = """

@@ -35,7 +35,9 @@ def expected_failures(estimator):
     expected_failed_checks=expected_failures,
 )
 def test_estimator_checks(estimator, check):
+    before = estimator.get_params()
     check(estimator)
+    assert estimator.get_params() == before  # clones are fitted and set, never the original
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_core_reads_and_writes_the_tensors_themselves(dtype, monkeypatch):
         jumped = farcasting.step(loss)
     assert jumped
     here = [p.data_ptr() for p in model.parameters()]
-    then = [t.data_ptr() for t in farcasting._states[5]]
+    then = [t.data_ptr() for t in farcasting._recording.kept[5].tensors]
     assert seen == [[state, p, p] for state, p in zip(then, here, strict=True)]
 
 
@@ -458,7 +458,7 @@ def test_a_disk_that_is_full_at_a_jump(limit, tmp_path):
     assert farcasting.history[-1]["outcome"] == "refused"
     assert loops.equal(loops.weights(model), weights)
     (folder,) = tmp_path.iterdir()
-    assert len(list(folder.iterdir())) == len(farcasting._states)
+    assert len(list(folder.iterdir())) == len(farcasting._recording.kept)
 
 
 def test_ctrl_c_in_the_middle_of_a_jump(monkeypatch):

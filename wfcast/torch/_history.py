@@ -2,10 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..report import Grid, Report, finite
+from ._trust import TrustRegion
+
+
+@dataclass(slots=True)
+class Jump:
+    """One row of `Farcasting.history`, by whose names its fields go.
+
+    Attributes
+    ----------
+    step : int
+        The call of ``step()`` that made it.
+    horizon : float
+        Steps ahead.
+    outcome : {"pending", "kept", "rolled back", "refused"}
+    verdict : {"better", "even", "worse", "harm"} or None
+    loss_before, loss_right_after, loss_after, loss_expected : float or None
+        None where there is no such loss, or not yet.
+    steps_saved : float or None
+    seconds : float
+        From the jump to its judgement.
+    reason : str
+        Why it was refused.
+    """
+
+    step: int
+    horizon: float
+    outcome: str = "pending"
+    verdict: str | None = None
+    loss_before: float | None = None
+    loss_right_after: float | None = None
+    loss_after: float | None = None
+    loss_expected: float | None = None
+    steps_saved: float | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def numbers(jumps: Sequence[Jump], trust: TrustRegion, seconds: float) -> dict[str, float]:
+    """What `Farcasting.log` gives."""
+    kept = sum(jump.outcome == "kept" for jump in jumps)
+    back = sum(jump.outcome == "rolled back" for jump in jumps)
+    return {
+        "farcasting/horizon": float(trust.horizon),
+        "farcasting/jumps": float(kept + back),
+        "farcasting/kept": float(kept),
+        "farcasting/rolled_back": float(back),
+        "farcasting/steps_saved": float(trust.saved),
+        "farcasting/steps_lost": float(trust.lost),
+        "farcasting/seconds": seconds,
+    }
 
 
 class FarcastingReport(Report):

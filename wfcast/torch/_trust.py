@@ -88,6 +88,13 @@ def judge(before: Sequence[Point], after: Sequence[Point], window: int, horizon:
     return Verdict(kind, expected, mean, noise, saved)
 
 
+def blew_up(before: Sequence[Point], loss: float) -> bool:
+    """Whether the loss is gone, or worse by far than any before the jump."""
+    worst = max(then for _, then in before)
+    least = min(then for _, then in before)
+    return not loss <= worst + 4 * (worst - least) + abs(worst)  # NaN is not below either
+
+
 class TrustRegion:
     """The horizon of the next jump, and whether there is to be one.
 

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from .._errors import WfcastError
-from .._live import distributed
-from .._live.tensors import combine, local, reshard, select
+from .._live.tensors import select
 from .._patterns import Patterns
 from . import _coefficients
-from ._history import FarcastingReport
-from ._loop import StepCounter, aside, check_horizon, check_numbers, evaluating
-from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, soften
-from ._trust import HARM, TrustRegion, Verdict, judge
+from ._history import FarcastingReport, Jump, numbers
+from ._jumping import Jumper, NoJump
+from ._loop import StepCounter
+from ._losses import PARTS, Losses
+from ._optimizer import soften
+from ._recording import Recording
+from ._settings import Settings
+from ._snapshot import Pending
+from ._store import Store, where_to_keep
+from ._training import Training
+from ._trust import HARM, Verdict, blew_up, judge
 
-__all__ = ["Farcasting", "check_names"]
+__all__ = ["Farcasting"]
 
 logger = logging.getLogger("wfcast")
 
-OPTIMIZER_STATES = ("keep", "reset", "scale")
-HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a guess
-LOWEST = 0.25  # the shortest, in spacings
 EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
-RISE = 0.1  # a jump that raises the judge's loss by more than this share at once is shortened
-MOST = 16  # by no more than this factor
-FIRST = 10  # no jump in the first such part of a run of known length
-PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
 
-_live: weakref.WeakSet[Farcasting] = weakref.WeakSet()
-
-
-def _copied(loss: torch.Tensor) -> torch.Tensor:
-    """A float32 of its own: the loop may write over the loss, and a file holds it exactly."""
-    return loss.detach().to(torch.float32, copy=True)
+_controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
 
 class Farcasting:
@@ -122,7 +115,7 @@ class Farcasting:
     Attributes
     ----------
     history : list of dict
-        One per jump: ``step``, ``horizon``, ``outcome`` ("pending", "kept", "rolled back",
+        One per jump so far: ``step``, ``horizon``, ``outcome`` ("pending", "kept", "rolled back",
         "refused"), ``verdict``, ``loss_before``, ``loss_right_after``, ``loss_after``,
         ``loss_expected``, ``steps_saved``, ``seconds``, ``reason``.
     stopped : str
@@ -163,14 +156,12 @@ class Farcasting:
     ...     changed = farcasting.step(loss)
     """
 
-    _closed: bool
-    _model: torch.nn.Module
-
     def __init__(
         self,
         model: torch.nn.Module,
         optimizer: Any,
         forecaster: Any = None,
+        *,
         spacing: int = 50,
         n_states: int = 2,
         period: int = 100,
@@ -183,71 +174,50 @@ class Farcasting:
         exclude: Patterns | None = None,
         start: int = 0,
         stop: int | None = None,
-        *,
         scheduler: Any = None,
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
         max_loss: float = 0.03,
         patience: int = 4,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-        if not hasattr(optimizer, "param_groups"):
-            raise WfcastError(
-                f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
-            )
-        check_numbers(spacing, n_states, period, recovery, start, stop, max_loss, patience)
-        adaptive = check_horizon(horizon, recovery)
-        if optimizer_state not in OPTIMIZER_STATES:
-            raise WfcastError(
-                f"optimizer_state is {optimizer_state!r}, expected one of {OPTIMIZER_STATES}"
-            )
-        for name, function in (("judge", judge), ("refresh", refresh)):
-            if function is not None and not callable(function):
-                raise WfcastError(f"{name} is {function!r}, expected a function or None")
-        own = {id(p) for p in model.parameters()}
-        if any(id(p) in own for other in _live for p in other._model.parameters()):
-            raise WfcastError(
-                "this model has a Farcasting already: close() that one before making another"
-            )
-        self._closed = False
-        self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
-        self._slots = select(model, optimizer, include, exclude)
-        self._stepped = {id(p) for p in parameters_of(optimizer)}
-        self._shapes = {s.name: tuple(s.parameter.shape) for s in self._slots}
-        self._source = _coefficients.source(forecaster, spacing, n_states, self._slots)
-        self._spacing, self._period = spacing, period
-        self._recovery = self._window(recovery, stop, max_loss)
-        self._judge, self._refresh = judge, refresh
-        self._optimizer_state, self._state_dtype = optimizer_state, state_dtype
-        self._start, self._stop = start, stop
-        n_kept = max(len(self._source.offsets), self._source.learns) + 1
-        self._store = Store(chosen(store, [s.parameter for s in self._slots], n_kept))
-        self._trust = TrustRegion(
-            period if adaptive else float(horizon),
-            LOWEST * spacing if adaptive else 0.0,
-            min(self._source.longest, HIGHEST * spacing if adaptive else math.inf),
-            adaptive=adaptive,
-            window=self._recovery,
+        _check(model, optimizer, judge=judge, refresh=refresh)
+        self._settings = settings = Settings(
+            spacing=spacing,
+            n_states=n_states,
+            period=period,
+            horizon=horizon,
+            recovery=recovery,
+            optimizer_state=optimizer_state,
+            start=start,
             stop=stop,
             max_loss=max_loss,
             patience=patience,
         )
-        self.history: list[dict[str, Any]] = []
+        slots = select(model, optimizer, include, exclude)
+        source = _coefficients.source(forecaster, spacing, n_states, slots)
+        self._training = Training(model, optimizer, scheduler, slots)
+        n_kept = max(len(source.offsets), source.learns) + 1
+        self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
+        self._recording = Recording(
+            self._training, source, self._store, spacing=spacing, since=start, dtype=state_dtype
+        )
+        self._losses = Losses(model, judge, settings.window)
+        self._trust = settings.trust_region(source.longest)
+        self._jumper = Jumper(
+            self._training, self._recording, self._losses, self._trust, self._store, refresh
+        )
         self.seconds = 0.0
+        self._jumps: list[Jump] = []
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
-        self._since = start  # the clock from which states follow each other without a jump
-        self._states: dict[int, list[torch.Tensor]] = {}
-        self._moves: list[tuple[int, int]] = []  # recorded pairs one spacing apart
-        self._losses: list[tuple[int, Any]] = []  # by clock
-        self._pending: dict[str, Any] | None = None
+        self._pending: Pending | None = None
         self._harms = 0
-        self._next = self._schedule(start + max(period, ((stop or start) - start) // FIRST))
+        self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
+        self._closed = False
         self._steps_taken = StepCounter(optimizer)
         self._seen = self._steps_taken.value
-        _live.add(self)
+        _controllers.add(self)
         self._say_stop()
         if start == 0 and not self.stopped:
             self._record()
@@ -281,34 +251,15 @@ class Farcasting:
         begun = time.perf_counter()
         self._step += 1
         self._clock += 1
-        self._take_loss(loss)
+        self._losses.take(loss, self._clock)
         try:
             changed = self._advance()
         finally:
             spent = time.perf_counter() - begun
             self.seconds += spent
-            if self.history and self.history[-1]["outcome"] in ("pending", "kept", "rolled back"):
-                self.history[-1]["seconds"] += spent
+            if self._jumps and self._jumps[-1].outcome != "refused":
+                self._jumps[-1].seconds += spent
         return changed
-
-    def _advance(self) -> bool:
-        if self._pending is not None:
-            return self._watch()
-        if self.stopped or (self._stop is not None and self._step > self._stop):
-            self._forget()
-            return False
-        if self._clock >= self._start and self._clock in self._due():
-            self._record()
-        if self._clock == self._since or self._clock in self._measured():
-            self._measure()
-        if self._clock < self._next:
-            return False
-        if self._stop is not None and self._step + self._recovery > self._stop:
-            return False
-        if not self._trust.affords(self._step):
-            self._next += self._period
-            return False
-        return self._jump()
 
     def _has_stepped(self) -> bool:
         """Whether the optimizer took its one step since the last call."""
@@ -323,429 +274,148 @@ class Farcasting:
             )
         return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
 
-    def _take_loss(self, loss: Any) -> None:
-        if callable(loss) and not isinstance(loss, torch.Tensor):
-            if self._judge is None:
-                self._judge = loss
-        elif loss is not None:
-            value = _copied(loss) if isinstance(loss, torch.Tensor) else float(loss)
-            if isinstance(value, torch.Tensor) and value.numel() != 1:
-                raise WfcastError(f"loss has shape {list(value.shape)}, expected one number")
-            if self._judge is None:
-                self._losses.append((self._clock, value))
-                del self._losses[: -4 * self._recovery - 1]
-        elif self._judge is None and self._recovery and not self._losses:
-            raise WfcastError(
-                "there is nothing to judge a jump by: call step(loss), give Farcasting a judge, or "
-                "pass recovery=0 to keep every jump unseen"
-            )
-
-    # ---- states -------------------------------------------------------------------------------
-
-    def _schedule(self, wanted: int) -> int:
-        """The first clock from `wanted` on at which all states of a jump can be there."""
-        source = self._source
-        enough = source.offsets[0]
-        if source.learns and not self._moves:
-            enough = max(enough, (source.learns - 1) * self._spacing)
-        return max(wanted, self._since + enough)
-
-    def _due(self) -> set[int]:
-        """The clocks of the states that the next jump needs."""
-        offsets = {*self._source.offsets, *(k * self._spacing for k in range(self._source.learns))}
-        return {self._next - o for o in offsets if self._next - o >= self._since}
+    def _advance(self) -> bool:
+        """Watch the jump that is under way, or record, measure and jump where that is due."""
+        settings, clock = self._settings, self._clock
+        if self._pending is not None:
+            return self._watch(self._pending)
+        if self.stopped or (settings.stop is not None and self._step > settings.stop):
+            self._recording.forget()
+            return False
+        if clock >= settings.start and clock in self._recording.due(self._next):
+            self._record()
+        if clock == self._recording.since or clock in self._losses.due(self._next):
+            self._losses.measure(clock)
+        if clock < self._next:
+            return False
+        if settings.stop is not None and self._step + settings.window > settings.stop:
+            return False
+        if not self._trust.affords(self._step):
+            self._next += settings.period
+            return False
+        return self._jump()
 
     def _record(self) -> None:
-        problem = ""
-        try:
-            self._check_parameters()
-            self._states[self._clock] = self._store.keep(
-                [s.parameter for s in self._slots], self._state_dtype
-            )
-        except OSError as error:
-            problem = f"no state could be kept at step {self._step}: {error}"
-        problem = distributed.first_problem(problem)
+        problem = self._recording.record(self._clock, self._step)
         if problem:
-            self._drop(self._clock)
             self._refuse(problem)
-            return
-        before = self._clock - self._spacing
-        if self._source.learns and before >= self._since and before in self._states:
-            self._moves.append((before, self._clock))
-            del self._moves[: 1 - self._source.learns]
-        self._prune()
-
-    def _prune(self) -> None:
-        wanted = {clock for move in self._moves for clock in move}
-        if self._pending is not None:
-            wanted.add(self._pending["clock"])
-        for clock in [c for c in self._states if c < self._since and c not in wanted]:
-            self._drop(clock)
-        due = self._due() if self._pending is None else set()
-        for clock in [c for c in self._states if c < self._clock and c not in wanted | due]:
-            self._drop(clock)
-
-    def _drop(self, clock: int) -> None:
-        self._store.release(self._states.pop(clock, []))
-
-    def _forget(self) -> None:
-        """No jump will follow: the memory is given back."""
-        for clock in list(self._states):
-            self._drop(clock)
-        self._moves.clear()
-        self._store.clear()
-
-    def _check_parameters(self) -> None:
-        present = {id(p) for p in parameters_of(self._optimizer)}
-        fresh = len(present - self._stepped)
-        gone = [s.name for s in self._slots if id(s.parameter) not in present]
-        if gone:
-            raise WfcastError(
-                f"{len(gone)} parameters, {gone[0]!r} first, are no longer in the optimizer: make "
-                "a new Farcasting after changing them"
-            )
-        if fresh:
-            raise WfcastError(
-                f"{fresh} parameters that were not there came to the optimizer: make a new "
-                "Farcasting after adding them"
-            )
-        for slot in self._slots:
-            shape = tuple(slot.parameter.shape)
-            if shape != self._shapes[slot.name]:
-                raise WfcastError(
-                    f"parameter {slot.name!r} is {list(shape)} now and was "
-                    f"{list(self._shapes[slot.name])}: make a new Farcasting after resizing"
-                )
-
-    # ---- the loss -----------------------------------------------------------------------------
-
-    @staticmethod
-    def _window(recovery: int, stop: int | None, max_loss: float) -> int:
-        """The recovery window: no longer than what a run of known length may lose."""
-        if stop is None or not recovery:
-            return recovery
-        return max(1, min(recovery, int(max_loss * stop)))
-
-    def _measured(self) -> set[int]:
-        """The clocks of the held-out losses before the next jump."""
-        return {self._next - self._recovery * i // PARTS for i in range(PARTS + 1)}
-
-    def _measure(self) -> float | None:
-        """The held-out loss now, where there is a judge; kept with the clock."""
-        if self._judge is None or not self._recovery:
-            return None
-        if self._losses and self._losses[-1][0] == self._clock:
-            return float(self._losses[-1][1])
-        value = self._held_out()
-        if self._clock > 0:
-            self._losses.append((self._clock, value))
-            del self._losses[: -4 * PARTS]
-        return value
-
-    def _held_out(self) -> float:
-        assert self._judge is not None
-        with distributed.together(), evaluating(self._model):
-            value = float(self._judge())
-        return distributed.mean([value])[0]
-
-    def _points(self, first: int, last: int) -> list[tuple[int, float]]:
-        """Losses with ``first <= clock <= last``, the means over the processes."""
-        chosen = [(c, v) for c, v in self._losses if first <= c <= last]
-        tensors = [v.float().reshape(()) for _, v in chosen if isinstance(v, torch.Tensor)]
-        moved = iter(torch.stack(tensors).tolist() if tensors else [])
-        values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
-        if self._judge is None:
-            values = distributed.mean(values)
-        return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
+        else:
+            self._recording.prune(self._clock, self._next)
 
     # ---- jumping ------------------------------------------------------------------------------
 
     def _jump(self) -> bool:
-        clock, horizon = self._clock, self._trust.horizon
-        self._measure()
-        before = self._points(max(self._since, clock - 2 * self._recovery), clock)
-        if self._recovery and (len(before) < 2 or not all(math.isfinite(v) for _, v in before)):
+        """Replace the weights; the run goes on as it was where something is in the way."""
+        clock, window = self._clock, self._settings.window
+        self._losses.measure(clock)
+        before = self._losses.between(max(self._recording.since, clock - 2 * window), clock)
+        if window and (len(before) < 2 or not all(math.isfinite(v) for _, v in before)):
             missing = "a loss before the jump is not finite" if len(before) > 1 else "losses lack"
             return self._refuse(f"{missing}: nothing to judge a jump by")
-        if clock not in self._states or not self._complete():
-            self._since = clock  # a state could not be kept: begin again from here
-            self._next = self._schedule(clock + self._period)
+        if not self._recording.complete(clock):
+            self._recording.since = clock  # a state could not be kept: begin again from here
+            self._next = self._recording.earliest(clock + self._settings.period)
             self._record()
             return False
-        entry: dict[str, Any] = {
-            "step": self._step,
-            "horizon": horizon,
-            "outcome": "pending" if self._recovery else "kept",
-            "verdict": None,
-            "loss_before": before[-1][1] if before else None,
-            "loss_right_after": None,
-            "loss_after": None,
-            "loss_expected": None,
-            "steps_saved": None,
-            "seconds": 0.0,
-            "reason": "",
-        }
-        pending = None
-        problem = ""
+        jump = Jump(self._step, self._trust.horizon, "pending" if window else "kept")
+        jump.loss_before = before[-1][1] if before else None
         try:
-            if self._source.learns:
-                self._learn()
-            pending = self._snapshot(before, horizon)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        problem = distributed.first_problem(problem)
-        if not problem:
-            assert pending is not None
-            try:
-                problem = self._move(pending, entry)
-            except BaseException:  # Ctrl-C: weights of which some have jumped are no weights
-                self._put_back(pending)
-                raise
-            if problem:
-                self._put_back(pending)
-        if problem:
-            if pending is not None:
-                self._release(pending)
-            return self._refuse(problem)
-        factor = self._spacing / (self._spacing + entry["horizon"])
-        soften(self._optimizer, self._slots, self._optimizer_state, factor)
-        self.history.append(entry)
-        if self._recovery:
+            pending = self._jumper.take_off(jump, clock, before)
+        except NoJump as problem:
+            return self._refuse(str(problem))
+        factor = self._settings.spacing / (self._settings.spacing + jump.horizon)
+        soften(
+            self._training.optimizer, self._training.slots, self._settings.optimizer_state, factor
+        )
+        self._jumps.append(jump)
+        if window:
             self._pending = pending
         else:
-            assert pending is not None
-            self._release(pending)
+            pending.snapshot.release(self._store)
             self._begin_again()
         return True
-
-    def _complete(self) -> bool:
-        return all(self._clock - o in self._states for o in self._source.offsets)
-
-    def _learn(self) -> None:
-        moves = self._moves[1 - self._source.learns :]
-        if len(moves) == self._source.learns - 1:
-            states = {clock: self._state(clock) for move in moves for clock in move}
-            self._source.learn(self._slots, [(states[a], states[b]) for a, b in moves])
-
-    def _state(self, clock: int) -> Sequence[torch.Tensor]:
-        """The state recorded then, from the parameters themselves while they are just that."""
-        kept = self._states[clock]
-        if clock == self._clock:
-            here = [slot.local for slot in self._slots]
-            if all(k.dtype == p.dtype for k, p in zip(kept, here, strict=True)):
-                return here
-        return settled(kept)
-
-    def _move(self, pending: dict[str, Any], entry: dict[str, Any]) -> str:
-        """Replace the weights, and shorten a jump that raises the judge's loss by too much.
-
-        Returns what was in the way.
-        """
-        horizon = self._trust.horizon
-        judged = self._recovery and self._judge is not None
-        before = entry["loss_before"] if judged else 0.0
-        limit = before + RISE * abs(before)
-        while True:
-            entry["horizon"] = pending["horizon"] = horizon
-            problem = distributed.first_problem(self._combine(horizon))
-            if problem:
-                return problem
-            if self._refresh is not None:
-                with aside(self._model):
-                    self._refresh()
-            if not judged:
-                return ""
-            entry["loss_right_after"] = loss = self._held_out()
-            if loss <= limit or not self._trust.adaptive:
-                self._trust.shorten(horizon)
-                return ""
-            if horizon / 2 < max(self._trust.lowest, self._trust.horizon / MOST):
-                self._trust.refuse(horizon / 2)
-                return f"even {horizon:.3g} steps take the held-out loss beyond {limit:.4g}"
-            horizon /= 2
-            self._write_weights(pending["weights"])
-
-    def _combine(self, horizon: float) -> str:
-        """Replace the weights; returns what was in the way."""
-        reshard(self._model)
-        coefficients = self._source.coefficients
-        before = [settled(self._states[self._clock - o]) for o in self._source.offsets[:-1]]
-        moving = [
-            (slot, [*(state[i] for state in before), slot.local])
-            for i, slot in enumerate(self._slots)
-            if all(p.requires_grad for p in slot.copies or (slot.parameter,))  # else frozen since
-        ]
-        try:
-            with torch.no_grad():
-                combine(
-                    (f"parameter {s.name!r}", s.local, states, coefficients(s.name, horizon))
-                    for s, states in moving
-                )
-                for slot, _ in moving:
-                    slot.spread()
-        except WfcastError as error:
-            return str(error)
-        return ""
-
-    def _snapshot(self, before: list[tuple[int, float]], horizon: float) -> dict[str, Any]:
-        """All that a rollback needs."""
-        here = [s.parameter for s in self._slots]
-        recorded = self._states[self._clock]
-        exact = all(k.dtype == p.dtype for k, p in zip(recorded, here, strict=True))
-        result: dict[str, Any] = {
-            "clock": self._clock,
-            "step": self._step,
-            "before": before,
-            "horizon": horizon,
-            "weights": recorded if exact else self._store.keep(here),
-            "shared": exact,
-        }
-        try:
-            result["buffers"] = self._store.keep(list(self._model.buffers()))
-            if self._recovery:
-                result["optimizer"] = OptimizerSnapshot.take(self._optimizer, self._store)
-        except OSError:
-            self._release(result)
-            raise
-        if self._recovery and self._scheduler is not None:
-            result["scheduler"] = copy.deepcopy(self._scheduler.state_dict())
-        return result
-
-    def _release(self, snapshot: dict[str, Any]) -> None:
-        if not snapshot["shared"]:
-            self._store.release(snapshot["weights"])
-        self._store.release(snapshot.get("buffers", []))
-        if "optimizer" in snapshot:
-            snapshot["optimizer"].release(self._store)
-
-    def _write_weights(self, kept: Sequence[torch.Tensor]) -> None:
-        reshard(self._model)
-        with torch.no_grad():
-            torch._foreach_copy_([slot.local for slot in self._slots], list(settled(kept)))
-            for slot in self._slots:
-                slot.spread()
-
-    def _put_back(self, snapshot: dict[str, Any]) -> None:
-        """The model as it was before the jump."""
-        self._write_weights(snapshot["weights"])
-        with torch.no_grad():
-            kept = settled(snapshot["buffers"])
-            for buffer, value in zip(self._model.buffers(), kept, strict=True):
-                local(buffer).copy_(value)
 
     def _refuse(self, problem: str) -> bool:
         """No jump this time; the run goes on as it was."""
         logger.warning("no jump at step %d: %s", self._step, problem)
-        self.history.append(
-            {
-                "step": self._step,
-                "horizon": self._trust.horizon,
-                "outcome": "refused",
-                "verdict": None,
-                "loss_before": None,
-                "loss_right_after": None,
-                "loss_after": None,
-                "loss_expected": None,
-                "steps_saved": None,
-                "seconds": 0.0,
-                "reason": problem,
-            }
-        )
-        self._next = self._schedule(self._clock + self._period)
+        self._jumps.append(Jump(self._step, self._trust.horizon, "refused", reason=problem))
+        self._next = self._recording.earliest(self._clock + self._settings.period)
         self._say_stop()
         return False
 
     # ---- judging ------------------------------------------------------------------------------
 
-    def _watch(self) -> bool:
+    def _watch(self, pending: Pending) -> bool:
         """A jump is under way: look whether it blew up, and judge it at the end of its window."""
-        assert self._pending is not None
-        jumped, entry = self._pending["clock"], self.history[-1]
-        passed = self._clock - jumped
-        if self._judge is None and entry["loss_right_after"] is None:
-            first = self._points(jumped + 1, self._clock)
-            entry["loss_right_after"] = first[0][1] if first else None
-        if passed < self._recovery:
-            if passed == self._recovery - self._recovery // PARTS:
-                self._measure()
-            early = max(1, self._recovery // EARLY)
-            return passed == early and self._blew_up() and self._roll_back(None)
-        return self._decide()
+        clock, window = self._clock, self._settings.window
+        passed = clock - pending.clock
+        if not self._losses.judged and pending.jump.loss_right_after is None:
+            first = self._losses.between(pending.clock + 1, clock)
+            pending.jump.loss_right_after = first[0][1] if first else None
+        if passed >= window:
+            return self._decide(pending)
+        if passed == window - window // PARTS:
+            self._losses.measure(clock)
+        if passed == max(1, window // EARLY) and not self._losses.judged:
+            recent = self._losses.between(clock, clock)
+            if recent and blew_up(pending.before, recent[-1][1]):
+                return self._roll_back(pending, None)
+        return False
 
-    def _decide(self) -> bool:
+    def _decide(self, pending: Pending) -> bool:
         """Keep the jump that is under way, or take it back."""
-        assert self._pending is not None
-        jumped, entry = self._pending["clock"], self.history[-1]
-        if self._judge is not None:
-            self._measure()
-        after = self._points(jumped + (self._clock - jumped + 1) // 2, self._clock)
-        if not after:  # losses are no longer handed over
-            verdict = None
-        else:
-            horizon = self._pending["horizon"]
-            verdict = judge(self._pending["before"], after, self._recovery, horizon)
-            entry.update(
-                verdict=verdict.kind,
-                loss_after=verdict.after,
-                loss_expected=verdict.expected,
-                steps_saved=verdict.steps_saved,
-            )
+        jump, window = pending.jump, self._settings.window
+        self._losses.measure(self._clock)
+        half = (self._clock - pending.clock + 1) // 2
+        after = self._losses.between(pending.clock + half, self._clock)
+        verdict = None
+        if after:  # else losses are no longer handed over
+            verdict = judge(pending.before, after, window, jump.horizon)
+            jump.verdict, jump.steps_saved = verdict.kind, verdict.steps_saved
+            jump.loss_after, jump.loss_expected = verdict.after, verdict.expected
         if verdict is None or verdict.kind == HARM:
-            return self._roll_back(verdict)
-        entry["outcome"] = "kept"
+            return self._roll_back(pending, verdict)
+        jump.outcome = "kept"
         self._harms = 0
-        self._trust.learn(verdict, self._recovery)
-        self._release(self._pending)
+        self._trust.learn(verdict, window)
+        pending.snapshot.release(self._store)
         self._pending = None
         self._begin_again()
         self._say_stop()
         return False
 
-    def _blew_up(self) -> bool:
-        """Whether the loss is gone, or worse by far than any before the jump."""
-        assert self._pending is not None
-        if self._judge is not None:
-            return False
-        recent = self._points(self._clock, self._clock)
-        if not recent:
-            return False
-        worst = max(loss for _, loss in self._pending["before"])
-        least = min(loss for _, loss in self._pending["before"])
-        return not recent[-1][1] <= worst + 4 * (worst - least) + abs(worst)
-
-    def _roll_back(self, verdict: Verdict | None) -> bool:
-        then, entry = self._pending, self.history[-1]
-        assert then is not None
-        lost = self._clock - then["clock"]
-        self._check_parameters()
+    def _roll_back(self, pending: Pending, verdict: Verdict | None) -> bool:
+        """Take the jump that is under way back; without a verdict its loss was beyond any."""
+        jump = pending.jump
+        lost = self._clock - pending.clock
+        self._training.check_unchanged()
         if verdict is None:
-            entry["verdict"] = HARM
+            jump.verdict = HARM
             verdict = Verdict(HARM, math.nan, math.nan, 0.0, -float(lost))
-        entry.update(outcome="rolled back", steps_saved=-float(lost))
-        self._put_back(then)
-        then["optimizer"].restore(self._optimizer, settings=self._scheduler is not None)
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(then["scheduler"])
-        self._release(then)
+        jump.outcome, jump.steps_saved = "rolled back", -float(lost)
+        pending.snapshot.restore(self._training)
+        pending.snapshot.release(self._store)
         self._pending = None
-        self._clock = then["clock"]
-        self._losses = [(c, v) for c, v in self._losses if c <= self._clock]
+        self._clock = pending.clock
+        self._losses.cut(last=self._clock)
         self._trust.learn(verdict, lost)
         self._harms += 1
-        self._next = self._schedule(self._clock + self._period * 2 ** min(self._harms, 6))
-        self._prune()
+        pause = self._settings.period * 2 ** min(self._harms, 6)
+        self._next = self._recording.earliest(self._clock + pause)
+        self._recording.prune(self._clock, self._next)
         self._say_stop()
         return True
 
     def _begin_again(self) -> None:
         """After a jump that stays: states and losses follow each other from here."""
-        self._since = self._clock
-        self._losses = [(c, v) for c, v in self._losses if c >= self._clock]
-        jumped = self._clock - self._recovery
-        self._next = self._schedule(max(jumped + self._period, self._clock + 1))
-        if self._clock in self._due():
+        clock, settings = self._clock, self._settings
+        self._recording.since = clock
+        self._losses.cut(first=clock)
+        jumped = clock - settings.window
+        self._next = self._recording.earliest(max(jumped + settings.period, clock + 1))
+        if clock in self._recording.due(self._next):
             self._record()
-        self._prune()
+        self._recording.prune(clock, self._next)
 
     def _say_stop(self) -> None:
         if self.stopped and self._said != self.stopped:
@@ -753,6 +423,11 @@ class Farcasting:
             logger.warning("Farcasting stopped at step %d: %s", self._step, self.stopped)
 
     # ---- showing and keeping --------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per jump so far."""
+        return [asdict(jump) for jump in self._jumps]
 
     @property
     def stopped(self) -> str:
@@ -776,25 +451,14 @@ class Farcasting:
 
     def log(self) -> dict[str, float]:
         """Numbers for TensorBoard, W&B and their like, by names that begin with "farcasting/"."""
-        kept = sum(e["outcome"] == "kept" for e in self.history)
-        back = sum(e["outcome"] == "rolled back" for e in self.history)
-        return {
-            "farcasting/horizon": float(self.horizon),
-            "farcasting/jumps": float(kept + back),
-            "farcasting/kept": float(kept),
-            "farcasting/rolled_back": float(back),
-            "farcasting/steps_saved": float(self.steps_saved),
-            "farcasting/steps_lost": float(self.steps_lost),
-            "farcasting/seconds": self.seconds,
-        }
+        return numbers(self._jumps, self._trust, self.seconds)
 
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
-        history = copy.deepcopy(self.history)
-        return FarcastingReport(history, self.log(), self.stopped, self._recovery)
+        return FarcastingReport(self.history, self.log(), self.stopped, self._settings.window)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the losses around every jump; needs Matplotlib (``wfcast[plot]``).
+        """Draw the losses around every jump; needs Matplotlib (the extra ``plot``).
 
         Parameters
         ----------
@@ -822,13 +486,13 @@ class Farcasting:
         if self._closed:
             return
         if self._pending is not None and undo:
-            self._decide()
+            self._decide(self._pending)
         if self._pending is not None:
-            self._release(self._pending)
+            self._pending.snapshot.release(self._store)
         self._pending = None
-        self._forget()
+        self._recording.forget()
         self._closed = True
-        _live.discard(self)
+        _controllers.discard(self)
         self._steps_taken.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -837,29 +501,19 @@ class Farcasting:
         With the model's, the optimizer's and the scheduler's it makes a run that was killed go on
         to the bit as if it had not been. Each process of a distributed run saves its own.
         """
-        pending = None
-        if self._pending is not None:
-            then = self._pending
-            pending = {k: then[k] for k in then if k not in ("optimizer", "shared")}
-            pending["weights"] = [t.clone() for t in settled(then["weights"])]
-            pending["buffers"] = [t.clone() for t in settled(then["buffers"])]
-            pending["optimizer"] = then["optimizer"].state_dict()
         return {
-            "names": [s.name for s in self._slots],
+            "names": [s.name for s in self._training.slots],
             "step": self._step,
             "clock": self._clock,
-            "since": self._since,
             "next": self._next,
             "harms": self._harms,
             "said": self._said,
             "seconds": self.seconds,
-            "states": {c: [t.clone() for t in settled(k)] for c, k in self._states.items()},
-            "moves": [list(move) for move in self._moves],
-            "losses": [(c, float(v)) for c, v in self._losses],
-            "history": copy.deepcopy(self.history),
+            **self._recording.state_dict(),
+            "losses": self._losses.state_dict(),
+            "history": self.history,
             "trust": self._trust.state_dict(),
-            "source": self._source.state_dict(),
-            "pending": pending,
+            "pending": None if self._pending is None else self._pending.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -870,57 +524,34 @@ class Farcasting:
         WfcastError
             The state of other parameters.
         """
-        names = [s.name for s in self._slots]
-        if state["names"] != names:
-            odd = sorted(set(names) ^ set(state["names"])) or names
-            raise WfcastError(
-                f"the state was saved for {len(state['names'])} parameters, expected {len(names)}; "
-                f"{odd[0]!r} is among those that differ"
-            )
-        for kept in state["states"].values():
-            self._check_kept(kept)
-        self._forget()
-        self._source.load_state_dict(state["source"])
-        self._trust.load_state_dict(state["trust"])
-        self._step, self._clock = state["step"], state["clock"]
-        self._since, self._next = state["since"], state["next"]
-        self._harms, self._said, self.seconds = state["harms"], state["said"], state["seconds"]
-        self._moves = [(a, b) for a, b in state["moves"]]
-        self._losses = [(c, v) for c, v in state["losses"]]
-        self.history = copy.deepcopy(state["history"])
-        self._states = {int(c): self._place(kept) for c, kept in state["states"].items()}
         then = state["pending"]
+        saved = [*state["states"].values(), *([then["weights"]] if then else [])]
+        self._training.check_saved(state["names"], saved)
+        self._recording.load_state_dict(state)
+        self._losses.load_state_dict(state["losses"])
+        self._trust.load_state_dict(state["trust"])
+        self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
+        self._harms, self._said, self.seconds = state["harms"], state["said"], state["seconds"]
+        self._jumps = [Jump(**row) for row in state["history"]]
         self._pending = None
         if then is not None:
-            self._check_kept(then["weights"])
-            self._pending = {
-                **then,
-                "before": [(c, v) for c, v in then["before"]],
-                "shared": False,
-                "weights": self._place(then["weights"]),
-                "buffers": self._store.keep(then["buffers"]),
-                "optimizer": OptimizerSnapshot.load(then["optimizer"], self._store),
-            }
+            self._pending = Pending.load(then, self._jumps[-1], self._training, self._store)
         self._seen = self._steps_taken.value
 
-    def _check_kept(self, kept: Sequence[torch.Tensor]) -> None:
-        for slot, tensor in zip(self._slots, kept, strict=True):
-            if tensor.shape != slot.local.shape:
-                raise WfcastError(
-                    f"the saved state of {slot.name!r} is {list(tensor.shape)}, expected "
-                    f"{list(slot.local.shape)}"
-                )
 
-    def _place(self, kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies where the store keeps them."""
-        if self._store.where == "device":
-            kept = [t.to(s.local.device) for s, t in zip(self._slots, kept, strict=True)]
-        return self._store.keep(kept)
-
-
-def check_names(parameters: Mapping[str, Any], given: Sequence[str]) -> None:
-    """Raise TypeError for what is no parameter of `Farcasting`, or one of those `given` to it."""
-    known = [name for name in inspect.signature(Farcasting).parameters if name not in given]
-    odd = [name for name in parameters if name not in known]
-    if odd:
-        raise TypeError(f"there is no parameter {odd[0]!r}, expected some of {', '.join(known)}")
+def _check(model: Any, optimizer: Any, **functions: Any) -> None:
+    """Raise WfcastError for what is no model, optimizer or function, or has a controller."""
+    if not isinstance(model, torch.nn.Module):
+        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    if not hasattr(optimizer, "param_groups"):
+        raise WfcastError(
+            f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
+        )
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise WfcastError(f"{name} is {function!r}, expected a function or None")
+    own = {id(p) for p in model.parameters()}
+    if any(id(p) in own for other in _controllers for p in other._training.model.parameters()):
+        raise WfcastError(
+            "this model has a Farcasting already: close() that one before making another"
+        )

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from .._errors import WfcastError
-from .farcasting import Farcasting, check_names
+from ._callback import check_names
+from .farcasting import Farcasting
 
 __all__ = ["FarcastingCallback"]
 

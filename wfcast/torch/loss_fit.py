@@ -16,6 +16,7 @@ from .._live.span import States, parameters, restored, write
 from .._live.tensors import Slot, Vector, local, products, share
 from .._operator import Operator
 from .._runs import check_run
+from ._loop import modes_kept
 
 __all__ = ["fit_to_loss"]
 
@@ -28,9 +29,9 @@ def fit_to_loss(
     states: Any,
     loss_fn: Callable[[Any, Any], torch.Tensor],
     batches: Iterable[Any],
+    *,
     rank: int = 6,
     n_evals: int = 40,
-    *,
     judge: Callable[[], Any] | None = None,
     n_judge: int = 8,
 ) -> Operator:
@@ -132,16 +133,9 @@ def fit_to_loss(
                 value = float(np.mean([float(loss_fn(model, batch)) for batch in held]))
         return mean([value])[0]
 
-    training = [(m, m.training) for m in model.modules()]
-    try:
+    with modes_kept(model), restored(model, slots):
         model.eval()
-        with restored(model, slots):
-            coef, spent, losses = _search(
-                model, slots, opened, loss_fn, feed, rank, n_evals, measure
-            )
-    finally:
-        for module, mode in training:
-            module.training = mode
+        coef, spent, losses = _search(model, slots, opened, loss_fn, feed, rank, n_evals, measure)
     info = {"n_evals": spent, "loss_before": losses[0], "loss_after": losses[1]}
     return Operator(steps, steps[-1:], coef[None, :], strategy="fit_to_loss", info=info)
 

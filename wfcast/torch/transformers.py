@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+
+try:
+    from transformers import TrainerCallback, TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise ModuleNotFoundError(
+        "FarcastingCallback needs transformers, which is not installed (the extra 'transformers' "
+        "of wfcast)",
+        name="transformers",
+    ) from error
 
 from .._atomic import atomic_file
 from .._live import distributed
-from .farcasting import Farcasting, check_names
+from ._callback import check_names
+from .farcasting import Farcasting
 
 __all__ = ["FarcastingCallback"]
 

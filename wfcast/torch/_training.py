@@ -1,0 +1,120 @@
+"""What a jump changes: the weights of a model, beside what trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from .._errors import WfcastError
+from .._live.tensors import Slot, Vector, combine, reshard
+from ._optimizer import parameters_of
+
+
+class Training:
+    """A model with its optimizer and scheduler, and the parameters of it that are forecast.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    optimizer : torch.optim.Optimizer
+    scheduler : object or None
+    slots : list of Slot
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: Any, scheduler: Any, slots: list[Slot]
+    ) -> None:
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.slots = slots
+        self._stepped = {id(p) for p in parameters_of(optimizer)}
+        self._shapes = {s.name: tuple(s.parameter.shape) for s in slots}
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """What is forecast: the optimizer's tensors."""
+        return [slot.parameter for slot in self.slots]
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """The parts of them that this process holds, in their own memory."""
+        return [slot.local for slot in self.slots]
+
+    def check_unchanged(self) -> None:
+        """Raise WfcastError where parameters came, went, or changed their shapes."""
+        present = {id(p) for p in parameters_of(self.optimizer)}
+        fresh = len(present - self._stepped)
+        gone = [s.name for s in self.slots if id(s.parameter) not in present]
+        if gone:
+            raise WfcastError(
+                f"{len(gone)} parameters, {gone[0]!r} first, are no longer in the optimizer: make "
+                "a new Farcasting after changing them"
+            )
+        if fresh:
+            raise WfcastError(
+                f"{fresh} parameters that were not there came to the optimizer: make a new "
+                "Farcasting after adding them"
+            )
+        for slot in self.slots:
+            shape = tuple(slot.parameter.shape)
+            if shape != self._shapes[slot.name]:
+                raise WfcastError(
+                    f"parameter {slot.name!r} is {list(shape)} now and was "
+                    f"{list(self._shapes[slot.name])}: make a new Farcasting after resizing"
+                )
+
+    def check_saved(self, names: Sequence[str], states: Iterable[Sequence[torch.Tensor]]) -> None:
+        """Raise WfcastError where saved states are of parameters of other names or shapes."""
+        own = [slot.name for slot in self.slots]
+        if list(names) != own:
+            odd = sorted(set(own) ^ set(names)) or own
+            raise WfcastError(
+                f"the state was saved for {len(names)} parameters, expected {len(own)}; "
+                f"{odd[0]!r} is among those that differ"
+            )
+        for state in states:
+            for slot, tensor in zip(self.slots, state, strict=True):
+                if tensor.shape != slot.local.shape:
+                    raise WfcastError(
+                        f"the saved state of {slot.name!r} is {list(tensor.shape)}, expected "
+                        f"{list(slot.local.shape)}"
+                    )
+
+    def write(self, weights: Sequence[torch.Tensor]) -> None:
+        """Replace the weights."""
+        reshard(self.model)
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, list(weights))
+            for slot in self.slots:
+                slot.spread()
+
+    def jump(
+        self,
+        before: Sequence[Sequence[torch.Tensor]],
+        coefficients: Callable[[str], tuple[Vector, float]],
+    ) -> None:
+        """Replace the weights by ``sum_k a_k w_k + b`` over the states `before` and themselves.
+
+        Parameters
+        ----------
+        before : sequence of states
+            Oldest first, each one tensor per slot.
+        coefficients : callable
+            ``coefficients(name) -> (a, b)``.
+
+        Raises
+        ------
+        WfcastError
+            NaN, infinity or overflow; some weights may have been replaced by then.
+        """
+        reshard(self.model)
+        moving = [
+            (slot, [*(state[i] for state in before), slot.local])
+            for i, slot in enumerate(self.slots)
+            if all(p.requires_grad for p in slot.copies or (slot.parameter,))  # else frozen since
+        ]
+        with torch.no_grad():
+            combine((f"parameter {s.name!r}", s.local, w, coefficients(s.name)) for s, w in moving)
+            for slot, _ in moving:
+                slot.spread()
