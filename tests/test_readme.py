@@ -21,7 +21,8 @@ def run(code: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", "pasted.py"],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        # one thread: models this small gain nothing from several, and lose much on a busy machine
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
