@@ -1,4 +1,4 @@
-/* The state of a squared_error fit, shared by least_squares.c and least_squares_part.c. */
+/* The state of a squared_error fit, shared by the files least_squares*.c. */
 #ifndef WF_SOLVE_LEAST_SQUARES_H
 #define WF_SOLVE_LEAST_SQUARES_H
 
@@ -18,6 +18,12 @@ struct wf_least_squares {
     double *inverse;      /* p x p: (pseudo-)inverse of gram + alpha I */
     double *null;         /* p x n_null, orthonormal */
     ptrdiff_t n_null;
+    double *rows; /* fewer rows than unknowns: n_here, after an exchange all n_rows, x (p + m),
+                     column-major, and of the rest only shift and mean; else NULL */
 };
+
+/* The solution from s->rows, which are centred in place: coefficients, intercept and rank; N m F,
+ * N m (F - F*) (NaN where products leave the range of float64), and the targets' sum of squares. */
+wf_status wf_least_squares_solve_rows(wf_fit *fit, double *total, double *above, double *size);
 
 #endif
