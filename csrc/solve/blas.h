@@ -34,8 +34,13 @@ void WF_BLAS(dgeqp3_)(const int *m, const int *n, double *a, const int *lda, int
                       double *tau, double *work, const int *lwork, int *info);
 void WF_BLAS(dtrtri_)(const char *uplo, const char *diag, const int *n, double *a, const int *lda,
                       int *info, size_t, size_t);
-void WF_BLAS(dsyev_)(const char *jobz, const char *uplo, const int *n, double *a, const int *lda,
-                     double *w, double *work, const int *lwork, int *info, size_t, size_t);
+void WF_BLAS(dsyevd_)(const char *jobz, const char *uplo, const int *n, double *a, const int *lda,
+                      double *w, double *work, const int *lwork, int *iwork, const int *liwork,
+                      int *info, size_t, size_t);
+void WF_BLAS(dgeqrf_)(const int *m, const int *n, double *a, const int *lda, double *tau,
+                      double *work, const int *lwork, int *info);
+void WF_BLAS(dorgqr_)(const int *m, const int *n, const int *k, double *a, const int *lda,
+                      const double *tau, double *work, const int *lwork, int *info);
 void WF_BLAS(openblas_set_num_threads)(int n);
 char *WF_BLAS(openblas_get_config)(void);
 

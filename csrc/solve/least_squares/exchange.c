@@ -1,4 +1,4 @@
-/* The sums of a squared_error pass, of several processes. */
+/* The sums, or the few rows, of a squared_error pass, of several processes. */
 #include "solve/least_squares/exchange.h"
 
 #include <assert.h>
@@ -16,9 +16,18 @@ uint64_t wf_least_squares_state(const wf_fit *fit)
                      s->refining ? fit->options.p * fit->options.m : 0);
 }
 
+static size_t bytes_of_rows(const wf_fit *fit, ptrdiff_t rows)
+{
+    return (size_t)(rows * (fit->options.p + fit->options.m)) * sizeof(double);
+}
+
 wf_status wf_least_squares_export(const wf_fit *fit, wf_writer *to)
 {
     const wf_least_squares *s = fit->solver;
+    if (s->rows) {
+        wf_put(to, s->rows, bytes_of_rows(fit, fit->options.n_here));
+        return WF_OK;
+    }
     double *total = calloc((size_t)s->width, sizeof *total);
     if (!total) {
         return WF_NO_MEMORY;
@@ -50,10 +59,38 @@ static void move(double *stat, ptrdiff_t p, ptrdiff_t m, double n, const double 
     wf_k->axpy(p + m, n, d, sums);
 }
 
+/* The rows of all, in their order, in the place of the own ones. */
+static wf_status absorb_rows(wf_fit *fit, ptrdiff_t n_messages, wf_message *message)
+{
+    const ptrdiff_t n = fit->options.n_rows, columns = fit->options.p + fit->options.m;
+    double *rows = malloc(bytes_of_rows(fit, n));
+    if (!rows) {
+        return WF_NO_MEMORY;
+    }
+    wf_least_squares *s = fit->solver;
+    free(s->rows);
+    s->rows = rows;
+    for (ptrdiff_t i = 0; i < n_messages; i++) {
+        const size_t column = (size_t)message[i].rows * sizeof *rows;
+        const char *from = wf_take(&message[i], bytes_of_rows(fit, message[i].rows));
+        if (!from) {
+            return WF_BAD_MESSAGE;
+        }
+        for (ptrdiff_t c = 0; c < columns; c++) {
+            memcpy(rows + c * n, from + (size_t)c * column, column);
+        }
+        rows += message[i].rows;
+    }
+    return WF_OK;
+}
+
 wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_messages, wf_message *message)
 {
     wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
+    if (s->rows) {
+        return absorb_rows(fit, n_messages, message);
+    }
     double *total = malloc((size_t)(s->width + p + m) * sizeof *total);
     if (!total) {
         return WF_NO_MEMORY;

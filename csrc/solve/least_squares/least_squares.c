@@ -4,10 +4,12 @@
  *   F(A, b) = ( sum_ij (y_ij - x_i'A_j - b_j)^2 + alpha * sum_kj A_kj^2 ) / (N m)
  *
  * With an intercept the columns are centred, which leaves b unpenalised. Rank-deficient inputs get
- * the solution of minimum norm. */
+ * the solution of minimum norm. Fewer rows than unknowns are kept as they are, and solved at once
+ * (rows.c). */
 #include "solve/least_squares/least_squares.h"
 
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,7 @@
 #include "kernels/kernels.h"
 #include "solve/blas.h"
 #include "solve/least_squares/exchange.h"
+#include "solve/least_squares/rows.h"
 #include "solve/least_squares/state.h"
 #include "solve/scan.h"
 
@@ -24,6 +27,7 @@ static void least_squares_free(wf_fit *fit)
     if (s) {
         free(s->shift);
         free(s->lane);
+        free(s->rows);
         free(s);
     }
 }
@@ -35,6 +39,13 @@ static wf_status least_squares_new(wf_fit *fit)
     fit->solver = s;
     if (!s) {
         return WF_NO_MEMORY;
+    }
+    if (fit->options.n_rows < p + (fit->options.fit_intercept != 0)) {
+        /* one more than asked for: no allocation of nothing */
+        s->rows = malloc((size_t)(fit->options.n_here * (p + m) + 1) * sizeof *s->rows);
+        s->shift = calloc((size_t)(2 * (p + m)), sizeof *s->shift);
+        s->mean = s->shift ? s->shift + p + m : NULL;
+        return s->rows && s->shift ? WF_OK : WF_NO_MEMORY;
     }
     s->width = p * (p + m) + p + 2 * m;
     s->lanes =
@@ -110,6 +121,20 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     return WF_OK;
 }
 
+/* Rows as they are, behind those of the segments before. */
+static wf_status keep(void *context, int lane, const wf_rows_block *rows, double *room)
+{
+    (void)lane;
+    (void)room;
+    const wf_fit *fit = context;
+    const wf_least_squares *s = fit->solver;
+    double *to = s->rows + fit->rows_seen + rows->start;
+    for (ptrdiff_t c = 0; c < fit->options.p + fit->options.m; c++) {
+        memcpy(to + c * fit->options.n_here, rows->column[c], (size_t)rows->n * sizeof *to);
+    }
+    return WF_OK;
+}
+
 static wf_status least_squares_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t group,
                                           ptrdiff_t start, wf_fault *fault)
 {
@@ -117,6 +142,9 @@ static wf_status least_squares_accumulate(wf_fit *fit, const wf_table *segment, 
     (void)start;
     wf_least_squares *s = fit->solver;
     const ptrdiff_t columns = fit->options.p + fit->options.m;
+    if (s->rows) {
+        return wf_scan(segment, columns, 0, 0, fit->options.n_threads, keep, fit, 0, fault);
+    }
     if (fit->options.fit_intercept && !s->have_shift &&
         segment->n_rows) { /* any value near the mean will do */
         wf_table head = *segment;
@@ -180,51 +208,62 @@ static int invert_by_cholesky(wf_least_squares *s, int p, double *matrix, const 
     return info;
 }
 
-/* Directions that rounding cannot tell from zero, back in the unscaled space, into `null`, made
- * orthonormal. */
-static void add_null(wf_least_squares *s, int p, const double *vector, const double *scale)
+/* Directions that rounding cannot tell from zero, `vectors` of the scaled matrix, back in the
+ * unscaled space and made orthonormal there, into `null`. */
+static int span_null(wf_least_squares *s, int p, const double *vectors, int n_null,
+                     const double *scale, double *tau, double *work, int lwork)
 {
-    double *null = s->null + s->n_null * p;
-    for (int k = 0; k < p; k++) {
-        null[k] = vector[k] * (scale[k] > 0 ? scale[k] : 1);
+    for (ptrdiff_t t = 0; t < n_null; t++) {
+        double *null = s->null + t * p, most = 0;
+        for (int k = 0; k < p; k++) {
+            null[k] = vectors[t * p + k] * (scale[k] > 0 ? scale[k] : 1);
+            most = fmax(most, fabs(null[k]));
+        }
+        for (int k = 0; k < p; k++) { /* scales may be of any size: their squares need not fit */
+            null[k] /= most;
+        }
     }
-    for (ptrdiff_t j = 0; j < s->n_null; j++) {
-        const double along = wf_k->dot(p, null, s->null + j * p);
-        wf_k->axpy(p, -along, s->null + j * p, null);
+    int info = 0;
+    if (n_null) {
+        WF_BLAS(dgeqrf_)(&p, &n_null, s->null, &p, tau, work, &lwork, &info);
+        WF_BLAS(dorgqr_)(&p, &n_null, &n_null, s->null, &p, tau, work, &lwork, &info);
     }
-    const double size = sqrt(wf_k->dot(p, null, null));
-    for (int k = 0; k < p && size > 0; k++) {
-        null[k] /= size;
-    }
-    s->n_null += size > 0;
+    s->n_null = n_null;
+    return info;
 }
 
-/* The same through the eigenvectors, leaving out the null space. */
-static void invert_by_eigenvectors(wf_least_squares *s, int p, double *vectors, double *values,
-                                   const double *scale, double *work, int lwork)
+/* The same through the eigenvectors, leaving out the null space; nonzero where there are none. */
+static int invert_by_eigenvectors(wf_least_squares *s, int p, double *vectors, double *values,
+                                  const double *scale, double *work, int lwork, int *integers,
+                                  int liwork)
 {
-    int info, kept = 0;
-    WF_BLAS(dsyev_)("V", "U", &p, vectors, &p, values, work, &lwork, &info, 1, 1);
-    const double least = info == 0 ? fmax(values[p - 1], 0) * 16 * p * DBL_EPSILON : INFINITY;
-    for (int t = 0; t < p; t++) {
-        if (!(values[t] > least)) {
-            add_null(s, p, vectors + t * p, scale);
-            continue;
-        }
-        double *column = vectors + kept++ * p; /* at or before the one that is read */
+    int info, n_null = 0;
+    WF_BLAS(dsyevd_)
+    ("V", "U", &p, vectors, &p, values, work, &lwork, integers, &liwork, &info, 1, 1);
+    if (info != 0) {
+        return info;
+    }
+    const double least = fmax(values[p - 1], 0) * 16 * p * DBL_EPSILON;
+    while (n_null < p && !(values[n_null] > least)) { /* in rising order */
+        n_null++;
+    }
+    const int kept = p - n_null;
+    double *column = vectors + (ptrdiff_t)n_null * p;
+    for (ptrdiff_t t = n_null; t < p; t++) {
         for (int k = 0; k < p; k++) {
-            column[k] = vectors[t * p + k] * scale[k] / sqrt(values[t]);
+            vectors[t * p + k] *= scale[k] / sqrt(values[t]);
         }
     }
     const double one = 1, zero = 0;
     if (kept) {
-        WF_BLAS(dsyrk_)("L", "N", &p, &kept, &one, vectors, &p, &zero, s->inverse, &p, 1, 1);
+        WF_BLAS(dsyrk_)("L", "N", &p, &kept, &one, column, &p, &zero, s->inverse, &p, 1, 1);
     }
-    for (int k = 0; k < p; k++) {
-        for (int l = k + 1; l < p; l++) {
+    for (ptrdiff_t k = 0; k < p; k++) {
+        for (ptrdiff_t l = k + 1; l < p; l++) {
             s->inverse[l * p + k] = s->inverse[k * p + l];
         }
     }
+    return span_null(s, p, vectors, n_null, scale, values, work, lwork);
 }
 
 static void scaled_gram(const wf_fit *fit, const double *scale, double *matrix)
@@ -244,24 +283,36 @@ static wf_status invert(wf_fit *fit)
 {
     wf_least_squares *s = fit->solver;
     const int p = (int)fit->options.p;
-    const int lwork = 8 * p + 64;
-    double *matrix = malloc((size_t)(p * p + 2 * p + lwork) * sizeof *matrix);
-    int *integers = malloc((size_t)p * sizeof *integers);
+    const ptrdiff_t square = fit->options.p * fit->options.p;
+    const ptrdiff_t lwork = 1 + 6 * fit->options.p + 2 * square + 64 * fit->options.p;
+    const ptrdiff_t liwork = 3 + 5 * fit->options.p;
+    if (lwork > INT_MAX) { /* more than LAPACK's counts can name */
+        return WF_NO_MEMORY;
+    }
+    double *matrix = malloc((size_t)(square + 2 * p + lwork) * sizeof *matrix);
+    int *integers = malloc((size_t)liwork * sizeof *integers);
     wf_status status = WF_NO_MEMORY;
     if (!matrix || !integers) {
         goto done;
     }
-    double *values = matrix + p * p, *scale = values + p, *work = scale + p;
-    for (int k = 0; k < p; k++) {
+    double *values = matrix + square, *scale = values + p, *work = scale + p;
+    for (ptrdiff_t k = 0; k < p; k++) {
         const double size = s->gram[k * p + k] + fit->options.alpha;
         scale[k] = size > 0 ? 1 / sqrt(size) : 0;
     }
     s->n_null = 0;
     scaled_gram(fit, scale, matrix);
     if (invert_by_cholesky(s, p, matrix, scale, work, integers) != 0) {
-        memset(s->inverse, 0, (size_t)(p * p) * sizeof *s->inverse);
+        memset(s->inverse, 0, (size_t)square * sizeof *s->inverse);
         scaled_gram(fit, scale, matrix);
-        invert_by_eigenvectors(s, p, matrix, values, scale, work, lwork);
+        if (wf_k->nonfinite(square, matrix) ||
+            invert_by_eigenvectors(s, p, matrix, values, scale, work, (int)lwork, integers,
+                                   (int)liwork) != 0) {
+            s->n_null = 0;
+            for (ptrdiff_t i = 0; i < square; i++) {
+                s->inverse[i] = NAN; /* which measure() takes for what it is */
+            }
+        }
     }
     fit->info.rank = p - s->n_null;
     status = WF_OK;
@@ -287,6 +338,21 @@ static void step(wf_fit *fit, const double *right)
     }
 }
 
+/* From N m F, N m (F - F*) and the sum of squares that rounding of F is measured by. */
+static void conclude(wf_fit *fit, double total, double above, double size)
+{
+    const double count = (double)fit->options.n_rows * (double)fit->options.m;
+    fit->info.objective = total / count;
+    fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count,
+                                         4 * DBL_EPSILON * size / count, fit->options.tol);
+    if (!isfinite(above) || !isfinite(size) ||
+        wf_k->nonfinite(fit->options.m * fit->options.p, fit->coef)) {
+        fit->info.dual_gap = NAN; /* products left the range of float64: nothing is certified */
+    }
+    fit->info.converged = fit->info.dual_gap <= fit->options.tol;
+    fit->needs_pass = 0;
+}
+
 /* Objective and gap from residual sums of squares and the gradients X'r - alpha a of every target.
  */
 static void measure(wf_fit *fit, const double *rss, const double *gradient)
@@ -303,16 +369,11 @@ static void measure(wf_fit *fit, const double *rss, const double *gradient)
         }
         scale += s->square[j] + (double)fit->options.n_rows * s->shift[p + j] * s->shift[p + j];
     }
-    const double count = (double)fit->options.n_rows * (double)m;
-    fit->info.objective = total / count;
-    fit->info.dual_gap = wf_relative_gap(total / count, (total - fabs(above)) / count,
-                                         4 * DBL_EPSILON * scale / count, fit->options.tol);
     if (wf_k->nonfinite(p * p, s->gram) || wf_k->nonfinite(m * p, s->cross) ||
-        wf_k->nonfinite(m, s->square) || wf_k->nonfinite(m * p, fit->coef)) {
-        fit->info.dual_gap = NAN; /* products left the range of float64: nothing is certified */
+        wf_k->nonfinite(m, s->square)) {
+        above = NAN;
     }
-    fit->info.converged = fit->info.dual_gap <= fit->options.tol;
-    fit->needs_pass = 0;
+    conclude(fit, total, above, scale);
 }
 
 static void first_solution(wf_fit *fit, const double *total)
@@ -399,6 +460,14 @@ static wf_status least_squares_advance(wf_fit *fit, int (*interrupt)(void *), vo
     const ptrdiff_t p = fit->options.p, m = fit->options.m;
     if (interrupt && interrupt(context)) {
         return WF_INTERRUPTED;
+    }
+    if (s->rows) {
+        double total, above, size;
+        const wf_status solved = wf_least_squares_solve_rows(fit, &total, &above, &size);
+        if (solved == WF_OK) {
+            conclude(fit, total, above, size);
+        }
+        return solved;
     }
     double *gradient = malloc((size_t)(m * p + m) * sizeof *gradient);
     if (!gradient) {

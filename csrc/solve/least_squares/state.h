@@ -1,4 +1,4 @@
-/* What a squared_error fit holds, for least_squares.c and exchange.c. */
+/* What a squared_error fit holds, for all files of this folder. */
 #ifndef WF_SOLVE_LEAST_SQUARES_STATE_H
 #define WF_SOLVE_LEAST_SQUARES_STATE_H
 
@@ -18,6 +18,8 @@ typedef struct {
     double *inverse;      /* p x p: (pseudo-)inverse of gram + alpha I */
     double *null;         /* p x n_null, orthonormal */
     ptrdiff_t n_null;
+    double *rows; /* fewer rows than unknowns: n_here, after an exchange all n_rows, x (p + m),
+                     column-major, and of the rest only shift and mean; else NULL */
 } wf_least_squares;
 
 #endif
