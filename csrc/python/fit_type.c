@@ -89,7 +89,7 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     o.m = m;
     o.n_rows = n_rows;
     o.n_here = n_here < 0 ? n_rows : n_here;
-    fit_object *self = (fit_object *)type->tp_alloc(type, 0);
+    fit_object *self = (fit_object *)PyType_GenericAlloc(type, 0);
     if (!self) {
         return NULL;
     }
@@ -109,7 +109,7 @@ static void fit_dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
     wf_fit_free(((fit_object *)object)->fit);
-    type->tp_free(object);
+    PyObject_Free(object);
     Py_DECREF(type);
 }
 
@@ -239,9 +239,12 @@ static PyObject *fit_export(PyObject *object, PyObject *unused)
 /* The memory of the parts, in `views`, of which *n are to be released whatever comes of it. */
 static int view_parts(PyObject *parts, Py_buffer *views, Py_ssize_t *n)
 {
-    const Py_ssize_t all = PySequence_Fast_GET_SIZE(parts);
+    const Py_ssize_t all = PySequence_Size(parts);
     for (*n = 0; *n < all; ++*n) {
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(parts, *n), &views[*n], PyBUF_SIMPLE)) {
+        PyObject *part = PySequence_GetItem(parts, *n);
+        const int failed = !part || PyObject_GetBuffer(part, &views[*n], PyBUF_SIMPLE) != 0;
+        Py_XDECREF(part); /* which the view keeps */
+        if (failed) {
             return -1;
         }
     }
@@ -255,7 +258,7 @@ static PyObject *fit_absorb(PyObject *object, PyObject *given)
     if (!parts) {
         return NULL;
     }
-    const size_t all = (size_t)PySequence_Fast_GET_SIZE(parts);
+    const size_t all = (size_t)PySequence_Size(parts);
     PyObject *result = NULL;
     Py_ssize_t n = 0;
     Py_buffer *views = malloc((all + 1) * sizeof *views);

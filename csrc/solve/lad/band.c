@@ -24,8 +24,9 @@ static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
         return most;
     }
     const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
-    const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
-    return (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024); /* its share */
+    const double lanes = fmin(fmax(here / (double)WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
+    return (ptrdiff_t)fmax(here / all * (double)most * (double)WF_SCAN_LANES / lanes,
+                           1024); /* its share */
 }
 
 /* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. */
