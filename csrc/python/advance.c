@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* How often the calling thread looks for signals: often enough to seem to answer at once. And how
+ * long a worker has to come to a place where it reads `stop`: a few iterations of the solver. */
 enum { LOOK_MS = 50, PATIENCE_MS = 400 };
 
 typedef struct {

@@ -126,8 +126,8 @@ static int make_room(wf_arrays *arrays, Py_ssize_t more)
 
 int wf_arrays_add(wf_arrays *arrays, PyObject *columns, const char *what, int writable)
 {
-    PyObject *all =
-        PySequence_Tuple(columns); /* a copy: the list may change while the GIL is released */
+    /* a copy: the list may change while the GIL is released */
+    PyObject *all = PySequence_Tuple(columns);
     if (!all) {
         return -1;
     }
