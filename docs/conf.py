@@ -22,7 +22,7 @@ copyright = f"2026, {author}"
 version = release = wfcast.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_nb"]
-exclude_patterns = ["_templates"]
+exclude_patterns = ["_static", "_templates"]
 templates_path = ["_templates"]
 
 # Names in single backticks, as docstrings have them, are links where there is such an object.
@@ -38,6 +38,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebook carries its outputs; tests/test_notebook.py runs it
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 html_title = f"wfcast {release}"
 html_theme_options = {"show_prev_next": False, "navigation_with_keys": False}
 html_sidebars = {page: [] for page in ("install", "results", "solver")}  # no pages below them
@@ -53,7 +55,7 @@ def _math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     except MathError as error:
         logger.warning("%s: %s", error, node.astext(), location=node)
         raise nodes.SkipNode from error
-    self.body.append(f"<div>{formula}</div>" if block else formula)
+    self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 

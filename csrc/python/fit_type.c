@@ -239,18 +239,12 @@ static PyObject *fit_export(PyObject *object, PyObject *unused)
 /* The memory of the messages, in `views`, of which *n are to be released whatever comes of it. */
 static int view_messages(PyObject *messages, Py_buffer *views, Py_ssize_t *n)
 {
-<<<<<<< HEAD
-    const Py_ssize_t all = PySequence_Size(parts);
+    const Py_ssize_t all = PySequence_Size(messages);
     for (*n = 0; *n < all; ++*n) {
-        PyObject *part = PySequence_GetItem(parts, *n);
-        const int failed = !part || PyObject_GetBuffer(part, &views[*n], PyBUF_SIMPLE) != 0;
-        Py_XDECREF(part); /* which the view keeps */
+        PyObject *message = PySequence_GetItem(messages, *n);
+        const int failed = !message || PyObject_GetBuffer(message, &views[*n], PyBUF_SIMPLE) != 0;
+        Py_XDECREF(message); /* which the view keeps */
         if (failed) {
-=======
-    const Py_ssize_t all = PySequence_Fast_GET_SIZE(messages);
-    for (*n = 0; *n < all; ++*n) {
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(messages, *n), &views[*n], PyBUF_SIMPLE)) {
->>>>>>> c
             return -1;
         }
     }
@@ -264,11 +258,7 @@ static PyObject *fit_absorb(PyObject *object, PyObject *given)
     if (!messages) {
         return NULL;
     }
-<<<<<<< HEAD
-    const size_t all = (size_t)PySequence_Size(parts);
-=======
-    const size_t all = (size_t)PySequence_Fast_GET_SIZE(messages);
->>>>>>> c
+    const size_t all = (size_t)PySequence_Size(messages);
     PyObject *result = NULL;
     Py_ssize_t n = 0;
     Py_buffer *views = malloc((all + 1) * sizeof *views);
