@@ -31,18 +31,24 @@ from typing import Any
 import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
 LIB_DIR = "_lib"  # folder of the bundled library, beside the extension in the package
+# How a library names the folder that it lies in; where this is not known, nothing is bundled.
+ORIGIN = {"linux": "$ORIGIN", "darwin": "@loader_path"}.get(sys.platform)
+# One extension for every Python from this one on. Without the GIL objects have another layout,
+# which the stable ABI does not cover: there it is an extension for the very Python that builds it.
+STABLE_ABI = None if sysconfig.get_config_var("Py_GIL_DISABLED") else (3, 11)
 
 
 def openblas_choice() -> str:
     choice = os.environ.get("WFCAST_OPENBLAS", "") or "bundled"
     if choice not in ("bundled", "system"):
         raise SystemExit(f"WFCAST_OPENBLAS must be 'bundled' or 'system', not {choice!r}")
-    if choice == "bundled" and not sys.platform.startswith("linux"):
+    if choice == "bundled" and not ORIGIN:
         raise SystemExit(
-            f"bundling OpenBLAS is supported on Linux only, not on {sys.platform}; "
+            f"bundling OpenBLAS is supported on Linux and macOS only, not on {sys.platform}; "
             "set WFCAST_OPENBLAS=system to link an installed one"
         )
     return choice
@@ -80,6 +86,8 @@ def make_extension() -> Extension:
         ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
         ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),  # runs on NumPy 1.25 and later
     ]
+    if STABLE_ABI:
+        macros.append(("Py_LIMITED_API", "0x{:02X}{:02X}0000".format(*STABLE_ABI)))
     libraries = ["m"]
     library_dirs: list[str] = []
     runtime_library_dirs: list[str] = []
@@ -96,7 +104,7 @@ def make_extension() -> Extension:
         compile_args += system_headers(scipy_openblas32.get_include_dir())
         libraries.insert(0, scipy_openblas32.get_library())
         library_dirs.append(scipy_openblas32.get_lib_dir())
-        runtime_library_dirs.append(f"$ORIGIN/{LIB_DIR}")
+        runtime_library_dirs.append(f"{ORIGIN}/{LIB_DIR}")
 
     if sanitizers := os.environ.get("WFCAST_SANITIZE", ""):
         flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
@@ -115,6 +123,7 @@ def make_extension() -> Extension:
         runtime_library_dirs=runtime_library_dirs,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
+        py_limited_api=bool(STABLE_ABI),
     )
 
 
@@ -135,6 +144,11 @@ class BuildExt(build_ext):
     """``build_ext`` that compiles in parallel, only what changed, and bundles OpenBLAS."""
 
     def build_extensions(self) -> None:
+        cc = self.compiler.compiler_so[0]
+        if not shutil.which(cc):
+            raise ExecError(
+                f"wfcast needs a C compiler: {cc} not found; install one, or name it in CC"
+            )
         self.force = True  # compile_objects decides file by file, from the compiler's own lists
         self.compiler.compile = self.compile_objects
         super().build_extensions()
@@ -179,10 +193,11 @@ class BuildExt(build_ext):
 
     def run(self) -> None:
         super().run()
+        extension = Path(self.get_ext_fullpath("wfcast._core"))
         files = self.bundled_files()
-        folder = Path(self.get_ext_fullpath("wfcast._core")).parent / LIB_DIR
-        for stale in set(folder.glob("*")) - set(files.values()):
-            stale.unlink()  # left by a build with another OpenBLAS
+        here = {*extension.parent.glob("_core.*.so"), *(extension.parent / LIB_DIR).glob("*")}
+        for stale in here - {extension, *files.values()}:
+            stale.unlink()  # left by a build with another OpenBLAS, or for one Python alone
         for source, target in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.inplace and is_same_file(source, target):
@@ -198,15 +213,17 @@ class BuildExt(build_ext):
             return {}
         import scipy_openblas32
 
-        folder = Path(self.get_ext_fullpath("wfcast._core")).parent / LIB_DIR
+        package = Path(self.get_ext_fullpath("wfcast._core")).parent
         lib_dir = Path(scipy_openblas32.get_lib_dir())
-        # Some builds of the package carry the Fortran run-time libraries beside OpenBLAS.
-        extra = [lib_dir / ".libs", lib_dir.parent / ".libs", Path(f"{lib_dir.parent}.libs")]
-        found = [path for place in (lib_dir, *extra) for path in sorted(place.glob("*.so*"))]
-        files = {path: folder / path.name for path in found if path.is_file()}
+        # OpenBLAS finds the Fortran run-time libraries by where they lie from it: beside it, or on
+        # macOS in ../.dylibs. They keep that place, for a changed name would end their signature.
+        files = {path: package / LIB_DIR / path.name for path in lib_dir.glob("*.so*")}
+        files |= {path: package / LIB_DIR / path.name for path in lib_dir.glob("*.dylib")}
+        for path in (lib_dir.parent / ".dylibs").glob("*.dylib"):
+            files[path] = package / ".dylibs" / path.name
         for entry in metadata.files("scipy-openblas32") or []:
             if entry.name == "LICENSE.txt":
-                files[Path(str(entry.locate()))] = folder / "LICENSE.openblas.txt"
+                files[Path(str(entry.locate()))] = package / LIB_DIR / "LICENSE.openblas.txt"
         return files
 
     def get_outputs(self) -> list[str]:
@@ -224,4 +241,8 @@ def is_same_file(a: Path, b: Path) -> bool:
     return b.exists() and a.read_bytes() == b.read_bytes()
 
 
-setup(ext_modules=[make_extension()], cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=[make_extension()],
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*STABLE_ABI)}} if STABLE_ABI else {},
+)

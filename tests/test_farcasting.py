@@ -27,7 +27,7 @@ from models import ConvNet, small  # noqa: E402
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, StepLR  # noqa: E402
 
 from wfcast._live import tensors  # noqa: E402
-from wfcast.torch import Farcasting  # noqa: E402
+from wfcast.torch import Farcasting, fit_to_loss  # noqa: E402
 
 STORED = Path(__file__).parent / "data" / "farcasting.pt"
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
@@ -782,6 +782,15 @@ def test_bad_parameters():
     with pytest.raises(WfcastError, match=r"optimizer is a list, expected a torch\.optim"):
         Farcasting(model, list(model.parameters()))
     Farcasting(model, optimizer)  # none of them held on to the model
+
+
+def test_parameters_go_by_name():
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match="positional arguments"):
+        Farcasting(model, optimizer, None, 50)
+    with pytest.raises(TypeError, match="positional arguments"):
+        fit_to_loss(model, {}, loops.loss_of, [], 6)
 
 
 def test_forecaster_of_another_model():

@@ -237,6 +237,114 @@ def imbalance(X, r, kinds, group, c, eta):
     return result.fun, a, lam
 
 
+def start(x, Y, group, c, eta):
+    """The first point of two coupled parts, as docs/solver.md has it (without its scaling)."""
+    d, n, q = Point(0, 2), *x.shape
+    d.q, d.hinges, d.eta, d.T = q, len(c), eta, selections(2, q)
+    d.kind, d.x, d.y = np.repeat([0, 1, 2], n), np.tile(x, (3, 1)), np.append(Y.T, np.zeros(n))
+    d.group, d.c = np.append(np.full(2 * n, -1), group), c
+    d.u, d.g = np.zeros((len(c), q)), np.zeros(2 * q)
+    parts = d.kind != 2
+    d.z = np.linalg.lstsq(d.over_rows()[parts], d.y[parts], rcond=None)[0]
+    d.weight = np.sqrt((d.x**2).mean(1))
+    r = d.over_rows(d.z) - d.y
+    means = np.array([np.abs(r[d.kind == k]).mean() for k in range(3)])
+    more = (0.1 * means[d.kind] + 1e-3) * d.weight + 0.1 * np.abs(r)
+    d.rp, d.rm = np.maximum(r, 0) + more, np.maximum(-r, 0) + more
+    d.lam = d.rest = np.full(len(c), eta / 2)
+    d.a = np.zeros(3 * n)
+    d.sp = d.sm = d.limit(d.lam, 1.0)
+    excess = d.member() @ (d.rp + d.rm) - c
+    d.t = np.maximum(excess, 0) + 0.1 * (excess + 2 * c) + 1e-3
+    d.sigma = d.t - excess
+    return d
+
+
+def longest(d, step, names, keep):
+    """The length of a step that leaves `keep` of the way to the nearest bound."""
+    most = max((-step[k] / getattr(d, k)).max() for k in names)
+    return min(1.0, keep / most) if most > 0 else 1.0
+
+
+def iterate(d):
+    """One predictor and corrector; what all products then add up to."""
+    primal, dual = ("rp", "rm", "t", "sigma"), ("sp", "sm", "rest", "lam")
+    products = sum(getattr(d, a) @ getattr(d, b) for a, b in zip(primal, dual, strict=True))
+    pairs = 2 * d.weight.sum() + 2 * d.hinges
+    d.mu = d.cp = d.cm = d.ct = d.cs = 0.0
+    for keep in (1.0, 0.99):
+        step = reduced_newton(d)
+        of_row = d.limit(step["lam"], 0.0)
+        step |= {"sp": of_row - step["a"], "sm": of_row + step["a"], "rest": -step["lam"]}
+        lengths = longest(d, step, primal, keep), longest(d, step, dual, keep)
+        after = sum(
+            (getattr(d, a) + lengths[0] * step[a]) @ (getattr(d, b) + lengths[1] * step[b])
+            for a, b in zip(primal, dual, strict=True)
+        )
+        if keep == 1.0:
+            d.mu = max((after / products) ** 3, 1e-4) * products / pairs
+            d.cp, d.cm = step["rp"] * step["sp"], step["rm"] * step["sm"]
+            d.ct, d.cs = step["t"] * step["rest"], step["sigma"] * step["lam"]
+    for name in ("z", *primal):
+        setattr(d, name, getattr(d, name) + lengths[0] * step[name])
+    for name in ("a", *dual):
+        setattr(d, name, getattr(d, name) + lengths[1] * step[name])
+    return after
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 2.0])
+def test_the_method_as_written_finds_what_the_core_finds(share):
+    rng = RNG(7)
+    n, beta = 80, 3e-2
+    x = np.column_stack([rng.normal(size=(n, 2)), np.ones(n)])
+    Y = x @ rng.normal(size=(3, 2)) + rng.standard_t(3, size=(n, 2))
+    group = np.arange(n) % 3
+    c = share * np.bincount(group, np.abs(np.diff(Y)[:, 0]))
+    got = fits.fit(x[:, :2], Y, group, c, beta)
+    d = start(x, Y, group, c, beta / 3 * n * 2)
+    for _ in range(60):
+        if iterate(d) < 1e-10:
+            break
+    rho, pi, zeta = d.misses()
+    assert max(np.abs(rho).max(), np.abs(pi).max(), np.abs(zeta).max()) < 1e-8
+    np.testing.assert_allclose(value(d, d.z) / (n * 2), got["objective"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_gap_of_few_rows(alpha):
+    """N m (F - F*) of squared_error from X X' and what D misses, at any D."""
+    rng = RNG(1)
+    X, Y, D = rng.normal(size=(5, 9)), rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+    values, U = np.linalg.eigh(X @ X.T)
+
+    def total(A):
+        return ((Y - X @ A) ** 2).sum() + alpha * (A**2).sum()
+
+    best = X.T @ np.linalg.solve(X @ X.T + alpha * np.eye(5), Y)
+    E = Y - X @ X.T @ D - alpha * D
+    gap = (values / (values + alpha)) @ ((U.T @ E) ** 2).sum(1)
+    np.testing.assert_allclose(gap, total(X.T @ D) - total(best), rtol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_band_bounds_and_is_exact_within(seed):
+    """F_g <= F everywhere, with equality where |z| <= kappa."""
+    rng = RNG(seed)
+    u, r, kappa = rng.normal(size=(200, 3)), rng.normal(size=200), 0.3
+    kept = np.abs(r) <= kappa * np.linalg.norm(u, axis=1)
+    sign = np.sign(r[~kept])
+    g, dropped = -sign @ u[~kept], np.abs(r[~kept]).sum()
+    for z in rng.normal(size=(50, 3)):
+        for length in (0.1 * kappa, 0.999 * kappa, 2 * kappa, 10 * kappa):
+            at = z / np.linalg.norm(z) * length
+            bound = np.abs(u[kept] @ at - r[kept]).sum() + g @ at + dropped
+            whole = np.abs(u @ at - r).sum()
+            assert bound <= whole * (1 + 1e-14)
+            if length <= kappa:
+                np.testing.assert_allclose(bound, whole, rtol=1e-13)
+    assert bound < 0.9 * whole  # far out signs do change
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 10.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_solution_of_the_core_meets_the_conditions(share, seed):

@@ -345,8 +345,10 @@ STARVE = """
     x = [rng.normal(size=n) for _ in range(2)]
     y = [x[1] + 0.3 * (x[1] - x[0]) + rng.normal(size=n) * 0.1 * (j + 1) for j in range(2)]
     half = [a.astype(np.float16) for a in x]
-    def fit(parts=0, **kw):
-        f = _core.Fit(2, 2, n_rows=n, n_threads=1, **kw)
+    few = list(rng.normal(size=(20, 12)))  # fewer rows than unknowns
+    twice = [x[0], x[0]]  # of missing rank
+    def fit(parts=0, x=x, y=y, **kw):
+        f = _core.Fit(len(x), len(y), n_rows=len(x[0]), n_threads=1, **kw)
         while f.needs_pass():
             f.accumulate(x, y, 0)
             if parts:
@@ -361,6 +363,9 @@ STARVE = """
         "squared": lambda: fit(loss="squared_error"),
         "parts": lambda: fit(parts=1, beta=1e-3, first_update=np.ones(1)),
         "squared parts": lambda: fit(parts=1, loss="squared_error"),
+        "few": lambda: fit(x=few, y=few[:2], loss="squared_error"),
+        "few parts": lambda: fit(parts=1, x=few, y=few[:2], loss="squared_error"),
+        "missing rank": lambda: fit(x=twice, loss="squared_error"),
         "apply": apply,
         "sums": lambda: _core.error_sums(half[0], half[1], 1),
     }
@@ -399,7 +404,8 @@ def test_failed_allocations_are_memory_errors(tmp_path):
         text=True,
     ).stdout
     failed = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
-    jobs = {"absolute", "hinge", "squared", "parts", "squared parts", "apply", "sums"}
+    squared = {"squared", "squared parts", "few", "few parts", "missing rank"}
+    jobs = {"absolute", "hinge", "parts", "apply", "sums"} | squared
     assert set(failed) == jobs
     assert all(int(count) >= 2 for count in failed.values()), failed
 

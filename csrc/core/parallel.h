@@ -4,8 +4,8 @@
 #define WF_CORE_PARALLEL_H
 
 /* Runs task(context, t) for t in 0..n_tasks-1; thread k takes k, k + n_threads, ... The calling
- * thread is thread 0. Where a thread can't be made, the calling thread does its share: it cannot
- * fail. */
+ * thread is thread 0. It cannot fail: where a thread can't be made, the calling one does its share.
+ */
 void wf_parallel(int n_tasks, int n_threads, void (*task)(void *context, int t), void *context);
 
 #endif

@@ -29,8 +29,8 @@ static void drop_dim(wf_table *table, int d)
     table->ndim--;
 }
 
-/* Dimension a belongs outside b when the first column that tells them apart strides further along
- * a. */
+/* Dimension a belongs outside b when the first column that tells them apart has the longer stride
+ * along a. */
 static int belongs_outside(const wf_table *table, int a, int b)
 {
     for (ptrdiff_t c = 0; c < table->n_columns; c++) {

@@ -1,5 +1,5 @@
-/* predict: blocks of rows through the apply kernels, over threads, with the finite checks around
- * them. */
+/* predict: blocks of rows through the apply kernels, over threads, with finite checks around them.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +15,11 @@
 #include "wfcast.h"
 
 enum {
-    ROWS_PER_THREAD = 1 << 15,
-    BLOCK_BYTES = 1 << 17,
-    MOST_BLOCK = 4096,
-    LEAST_BLOCK = 64,
-    LINE = 64
+    ROWS_PER_THREAD = 1 << 15, /* fewer are swept before a thread has started */
+    BLOCK_BYTES = 1 << 17,     /* of packed columns: a share of the second-level cache */
+    MOST_BLOCK = 4096,         /* rows; longer blocks save nothing more */
+    LEAST_BLOCK = 64,          /* rows, however many columns: a few vectors at least */
+    LINE = 64                  /* bytes of a cache line */
 };
 
 typedef struct {
@@ -29,18 +29,16 @@ typedef struct {
     int wide;                     /* compute in float64 */
     int fused; /* one dtype, contiguous: the kernel reads and writes the columns themselves */
     int stream, check;
-    int dry; /* compute and check, write nothing */
-    ptrdiff_t
-        block; /* rows at a time; the first block ends at `phase` so that outputs start on a line */
-    ptrdiff_t phase;
+    int dry;         /* compute and check, write nothing */
+    ptrdiff_t block; /* rows at a time */
+    ptrdiff_t phase; /* the first block ends here, so that outputs start on a line */
     ptrdiff_t n_blocks;
     int n_tasks;
     wf_apply_kernel *kernel;
     char *scratch; /* n_tasks x scratch_size: pointers, then packed columns */
     size_t scratch_size;
     wf_finite *finite; /* n_tasks */
-    wf_fault *fault;   /* n_tasks; the first output that does not fit in a dry run, row in coalesced
-                          order */
+    wf_fault *fault; /* n_tasks: the first output of a dry run that does not fit; rows coalesced */
 } apply_job;
 
 /* First output of the block in scratch that is not finite once rounded to its column's dtype. */
@@ -292,8 +290,8 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
     for (ptrdiff_t j = 0; j < m; j++) {
         single[m * p + j] = (float)intercept[j];
     }
-    for (int dry = shared && check_finite; dry >= 0;
-         dry--) { /* first look, where looking later would be too late */
+    /* A dry run comes first where an output is an input: to find out later would be too late. */
+    for (int dry = shared && check_finite; dry >= 0; dry--) {
         apply_job job = {.table = &flat, .p = p, .m = m, .dry = dry};
         job.check = check_finite && (dry || !shared);
         plan(&job, shared);

@@ -6,9 +6,9 @@
  * One look at the outputs sees the inputs too: whatever the coefficients, one NaN or infinity among
  * the terms of a sum makes the sum NaN or infinite. */
 
-/* `part` < W elements at `at`, through buffers: the unaligned head and the tail, with the
+/* `count` < W elements at `at`, through buffers: the unaligned head and the tail, with the
  * arithmetic of the rest. */
-static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T *const *x, int r,
+static inline void NAME(edge)(ptrdiff_t count, ptrdiff_t at, ptrdiff_t p, const T *const *x, int r,
                               const C *a, const C *b, T *const *y, wf_finite *finite)
 {
     T buffer[W] = {0};
@@ -17,7 +17,7 @@ static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T
         acc[j] = SET1(b[j]);
     }
     for (ptrdiff_t k = 0; k < p; k++) {
-        memcpy(buffer, x[k] + at, (size_t)part * sizeof(T));
+        memcpy(buffer, x[k] + at, (size_t)count * sizeof(T));
         const V v = LOAD(buffer);
         for (int j = 0; j < r; j++) {
             acc[j] = FMA(v, SET1(a[j * p + k]), acc[j]);
@@ -27,8 +27,8 @@ static inline void NAME(edge)(ptrdiff_t part, ptrdiff_t at, ptrdiff_t p, const T
     for (int j = 0; j < r; j++) {
         T out[W], used[W] = {0}; /* unused lanes hold b_j, which is nobody's result */
         STORE(out, ROUND(acc[j]));
-        memcpy(used, out, (size_t)part * sizeof(T));
-        memcpy(y[j] + at, used, (size_t)part * sizeof(T));
+        memcpy(used, out, (size_t)count * sizeof(T));
+        memcpy(y[j] + at, used, (size_t)count * sizeof(T));
         bad = NOTE(bad, RELOAD(used));
     }
     finite->bad |= ANY(bad);
@@ -123,8 +123,8 @@ NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r,
     }
 }
 
-/* Many inputs come in longer pieces of each of them, and each coefficient serves several vectors.
- */
+/* Many inputs come in longer pieces of each of them, so that each coefficient serves several
+ * vectors. */
 #define GROUP(P, R_)                                                                               \
     do {                                                                                           \
         const int u = few ? 1 : TILE / (R_);                                                       \

@@ -1,5 +1,5 @@
-/* The row loops of the interior point method (solve/ipm/newton.c, where the formulas come from), written
- * as plain loops over independent rows, which the compiler turns into vectors. */
+/* The row loops of the interior point method, written as plain loops over independent rows, which
+ * the compiler turns into vectors. Formulas and notation are those of solve/ipm/newton.c. */
 
 /* The larger of two, the second where the first is NaN. */
 static inline double larger(double a, double b)
@@ -42,19 +42,19 @@ static void ipm_weights(ptrdiff_t n, const wf_ipm_rows *rows, ptrdiff_t at, doub
 
 static double largest(ptrdiff_t n, const double *x)
 {
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
-            lane[l] = larger(x[i + l], lane[l]);
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            running[l] = larger(x[i + l], running[l]);
         }
     }
     double all = 0;
     for (; i < n; i++) {
         all = larger(x[i], all);
     }
-    for (int l = 0; l < WF_LANES; l++) {
-        all = larger(lane[l], all);
+    for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+        all = larger(running[l], all);
     }
     return all;
 }

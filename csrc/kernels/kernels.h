@@ -1,17 +1,17 @@
 /* The memory-bound loops, one table of them per instruction set. Kernels cannot fail, allocate or
- * lock. They work on contiguous runs; packing strided data into runs is the caller's part
+ * lock. They work on contiguous runs; packing strided data into runs is up to the caller
  * (core/table.h, kernels/pack.h).
  *
  * Every float kernel uses fused multiply-add, element by element in one fixed order, and every
- * float64 reduction uses WF_LANES running sums joined in one fixed order, so all instruction sets
- * give the same bits. */
+ * float64 reduction uses WF_RUNNING_SUMS running sums joined in one fixed order, so all instruction
+ * sets give the same bits. */
 #ifndef WF_KERNELS_H
 #define WF_KERNELS_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define WF_LANES 8
+#define WF_RUNNING_SUMS 8
 
 typedef struct {
     int check; /* look at all */
@@ -33,10 +33,11 @@ enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit 
 
 typedef struct {
     double *rp, *rm, *sp, *sm;
-    double *weight;         /* on the central path rp sp = rm sm = weight * mu */
-    double *rho;            /* what the row equation misses */
-    double *da, *drp, *drm; /* step; after the first direction drp and drm hold the second-order
-                               corrections of the two products, which the second one reads */
+    double *weight; /* on the central path rp sp = rm sm = weight * mu */
+    double *rho;    /* what the row equation misses */
+    /* The step. After the first direction drp and drm hold the second-order corrections of the two
+     * products, which the second direction reads. */
+    double *da, *drp, *drm;
 } wf_ipm_rows;
 
 typedef struct {

@@ -161,74 +161,73 @@ static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, flo
     }
 }
 
-/* -- float64 statistics: written as plain loops over WF_LANES, which the compiler turns into
- * vectors ---------- */
+/* -- float64 statistics: plain loops over running sums, which the compiler makes vectors of -- */
 
 /* The one order in which running sums are joined. */
-static double join(const double *lane)
+static double join(const double *running)
 {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    return ((running[0] + running[4]) + (running[2] + running[6])) +
+           ((running[1] + running[5]) + (running[3] + running[7]));
 }
 
 static double sum(ptrdiff_t n, const double *x)
 {
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
-            lane[l] += x[i + l];
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            running[l] += x[i + l];
         }
     }
     for (int l = 0; i < n; i++, l++) {
-        lane[l] += x[i];
+        running[l] += x[i];
     }
-    return join(lane);
+    return join(running);
 }
 
 static double sum_abs(ptrdiff_t n, const double *x)
 {
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
-            lane[l] += __builtin_fabs(x[i + l]);
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            running[l] += __builtin_fabs(x[i + l]);
         }
     }
     for (int l = 0; i < n; i++, l++) {
-        lane[l] += __builtin_fabs(x[i]);
+        running[l] += __builtin_fabs(x[i]);
     }
-    return join(lane);
+    return join(running);
 }
 
 static double dot(ptrdiff_t n, const double *x, const double *y)
 {
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
-            lane[l] += x[i + l] * y[i + l];
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            running[l] += x[i + l] * y[i + l];
         }
     }
     for (int l = 0; i < n; i++, l++) {
-        lane[l] += x[i] * y[i];
+        running[l] += x[i] * y[i];
     }
-    return join(lane);
+    return join(running);
 }
 
 static int nonfinite(ptrdiff_t n, const double *x)
 {
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
-            lane[l] += x[i + l] * 0.0;
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            running[l] += x[i + l] * 0.0;
         }
     }
     for (int l = 0; i < n; i++, l++) {
-        lane[l] += x[i] * 0.0;
+        running[l] += x[i] * 0.0;
     }
-    const double total = join(lane);
+    const double total = join(running);
     return total != total;
 }
 
@@ -289,12 +288,12 @@ static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restr
                       double kappa2, double *restrict s)
 {
     double kept = 0;
-    double lane[WF_LANES] = {0};
+    double running[WF_RUNNING_SUMS] = {0};
     ptrdiff_t i = 0;
-    for (; i + WF_LANES <= n; i += WF_LANES) {
-        for (int l = 0; l < WF_LANES; l++) {
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
             const double inside = r[i + l] * r[i + l] <= kappa2 * h2[i + l] ? 1.0 : 0.0;
-            lane[l] += inside;
+            running[l] += inside;
             s[i + l] = __builtin_copysign(1.0 - inside, r[i + l]);
         }
     }
@@ -303,7 +302,7 @@ static ptrdiff_t band(ptrdiff_t n, const double *restrict r, const double *restr
         kept += inside;
         s[i] = __builtin_copysign(1.0 - inside, r[i]);
     }
-    return (ptrdiff_t)(kept + join(lane));
+    return (ptrdiff_t)(kept + join(running));
 }
 
 #include "kernels/ipm_body.h"

@@ -41,8 +41,8 @@ void wf_setup(const char *disabled)
 #if defined(WF_X86)
     unsigned a, b, c, d;
     __builtin_cpu_init();
-    const int f16c =
-        __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); /* clang's builtin does not know it */
+    /* asked by hand, as clang's builtin does not know it */
+    const int f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* How often the calling thread looks for signals: often enough to seem to answer at once. And how
+ * long a worker has to come to a place where it reads `stop`: a few iterations of the solver. */
 enum { LOOK_MS = 50, PATIENCE_MS = 400 };
 
 typedef struct {
@@ -71,18 +73,51 @@ static void *work(void *argument)
     return NULL;
 }
 
-/* Waits for the worker, at most so long; nonzero when it is through. */
+/* Waits by a clock that nobody sets. macOS has none for conditions, but there one waits for a span
+ * of time instead of a point in it. */
+#if defined(__APPLE__)
+#define WAIT pthread_cond_timedwait_relative_np
+
+static struct timespec limit_of(int milliseconds)
+{
+    return (struct timespec){0, milliseconds * 1000000L};
+}
+
+static void init_condition(pthread_cond_t *condition)
+{
+    pthread_cond_init(condition, NULL);
+}
+#else
+#define WAIT pthread_cond_timedwait
+
+static struct timespec limit_of(int milliseconds)
+{
+    struct timespec limit;
+    clock_gettime(CLOCK_MONOTONIC, &limit);
+    limit.tv_nsec += milliseconds * 1000000L;
+    limit.tv_sec += limit.tv_nsec / 1000000000L;
+    limit.tv_nsec %= 1000000000L;
+    return limit;
+}
+
+static void init_condition(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+#endif
+
+/* Waits for the worker, at most so long (below a second); nonzero when it is through. */
 static int wait_for(advance_job *job, int milliseconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += milliseconds * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
+    const struct timespec limit = limit_of(milliseconds);
     pthread_mutex_lock(&job->lock);
     int late = 0;
     while (!job->done && !late) {
-        late = pthread_cond_timedwait(&job->changed, &job->lock, &until) != 0;
+        late = WAIT(&job->changed, &job->lock, &limit) != 0;
     }
     const int done = job->done;
     pthread_mutex_unlock(&job->lock);
@@ -110,13 +145,20 @@ static advance_job *new_job(wf_fit *fit)
     }
     job->fit = fit;
     atomic_init(&job->stop, 0);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_mutex_init(&job->lock, NULL);
-    pthread_cond_init(&job->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    init_condition(&job->changed);
     return job;
+}
+
+/* With room for LAPACK, whose arrays lie on the stack: musl gives a thread 128 KiB of it. */
+static int start_worker(pthread_t *thread, advance_job *job)
+{
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, (size_t)8 << 20);
+    const int status = pthread_create(thread, &attributes, work, job);
+    pthread_attr_destroy(&attributes);
+    return status;
 }
 
 wf_status wf_advance(wf_fit **fit)
@@ -126,7 +168,7 @@ wf_status wf_advance(wf_fit **fit)
         return WF_NO_MEMORY;
     }
     pthread_t thread;
-    if (pthread_create(&thread, NULL, work, job) != 0) { /* no thread to be had: without it */
+    if (start_worker(&thread, job) != 0) { /* no thread to be had: without it */
         work(job);
         const wf_status status = job->status;
         end_job(job);

@@ -66,8 +66,12 @@ static int add_array(wf_arrays *arrays, PyObject *object, const char *what, ptrd
                      int writable, int groups)
 {
     if (!PyArray_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%s %zd is a %s, expected a numpy.ndarray", what, index,
-                     Py_TYPE(object)->tp_name);
+        PyObject *name = PyType_GetName(Py_TYPE(object));
+        if (name) {
+            PyErr_Format(PyExc_TypeError, "%s %zd is a %U, expected a numpy.ndarray", what, index,
+                         name);
+            Py_DECREF(name);
+        }
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;
@@ -122,15 +126,15 @@ static int make_room(wf_arrays *arrays, Py_ssize_t more)
 
 int wf_arrays_add(wf_arrays *arrays, PyObject *columns, const char *what, int writable)
 {
-    PyObject *all =
-        PySequence_Tuple(columns); /* a copy: the list may change while the GIL is released */
+    /* a copy: the list may change while the GIL is released */
+    PyObject *all = PySequence_Tuple(columns);
     if (!all) {
         return -1;
     }
-    const Py_ssize_t count = PyTuple_GET_SIZE(all);
+    const Py_ssize_t count = PyTuple_Size(all);
     int status = make_room(arrays, count);
     for (Py_ssize_t i = 0; i < count && status == 0; i++) {
-        status = add_array(arrays, PyTuple_GET_ITEM(all, i), what, i, writable, 0);
+        status = add_array(arrays, PyTuple_GetItem(all, i), what, i, writable, 0);
     }
     Py_DECREF(all);
     return status;

@@ -89,7 +89,7 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     o.m = m;
     o.n_rows = n_rows;
     o.n_here = n_here < 0 ? n_rows : n_here;
-    fit_object *self = (fit_object *)type->tp_alloc(type, 0);
+    fit_object *self = (fit_object *)PyType_GenericAlloc(type, 0);
     if (!self) {
         return NULL;
     }
@@ -109,7 +109,7 @@ static void fit_dealloc(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
     wf_fit_free(((fit_object *)object)->fit);
-    type->tp_free(object);
+    PyObject_Free(object);
     Py_DECREF(type);
 }
 
@@ -236,12 +236,21 @@ static PyObject *fit_export(PyObject *object, PyObject *unused)
     return result;
 }
 
-/* The memory of the parts, in `views`, of which *n are to be released whatever comes of it. */
-static int view_parts(PyObject *parts, Py_buffer *views, Py_ssize_t *n)
+/* The memory of the messages, in `views`, of which *n are to be released whatever comes of it. */
+static int view_messages(PyObject *messages, Py_buffer *views, Py_ssize_t *n)
 {
-    const Py_ssize_t all = PySequence_Fast_GET_SIZE(parts);
+<<<<<<< HEAD
+    const Py_ssize_t all = PySequence_Size(parts);
     for (*n = 0; *n < all; ++*n) {
-        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(parts, *n), &views[*n], PyBUF_SIMPLE)) {
+        PyObject *part = PySequence_GetItem(parts, *n);
+        const int failed = !part || PyObject_GetBuffer(part, &views[*n], PyBUF_SIMPLE) != 0;
+        Py_XDECREF(part); /* which the view keeps */
+        if (failed) {
+=======
+    const Py_ssize_t all = PySequence_Fast_GET_SIZE(messages);
+    for (*n = 0; *n < all; ++*n) {
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(messages, *n), &views[*n], PyBUF_SIMPLE)) {
+>>>>>>> c
             return -1;
         }
     }
@@ -251,11 +260,15 @@ static int view_parts(PyObject *parts, Py_buffer *views, Py_ssize_t *n)
 static PyObject *fit_absorb(PyObject *object, PyObject *given)
 {
     fit_object *self = (fit_object *)object;
-    PyObject *parts = PySequence_Fast(given, "absorb needs a sequence of what export gave");
-    if (!parts) {
+    PyObject *messages = PySequence_Fast(given, "absorb needs a sequence of what export gave");
+    if (!messages) {
         return NULL;
     }
-    const size_t all = (size_t)PySequence_Fast_GET_SIZE(parts);
+<<<<<<< HEAD
+    const size_t all = (size_t)PySequence_Size(parts);
+=======
+    const size_t all = (size_t)PySequence_Fast_GET_SIZE(messages);
+>>>>>>> c
     PyObject *result = NULL;
     Py_ssize_t n = 0;
     Py_buffer *views = malloc((all + 1) * sizeof *views);
@@ -265,7 +278,7 @@ static PyObject *fit_absorb(PyObject *object, PyObject *given)
         PyErr_NoMemory();
         goto done;
     }
-    if (view_parts(parts, views, &n) != 0 || enter(self) != 0) {
+    if (view_messages(messages, views, &n) != 0 || enter(self) != 0) {
         goto done;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
@@ -286,7 +299,7 @@ done:
     free(views);
     free((void *)data);
     free(size);
-    Py_DECREF(parts);
+    Py_DECREF(messages);
     return result;
 }
 

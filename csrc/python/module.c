@@ -159,7 +159,8 @@ static PyObject *core_gram(PyObject *module, PyObject *args)
     status = wf_gram(&arrays.table, p, n_threads, out, &fault);
     Py_END_ALLOW_THREADS
     if (status != WF_OK) {
-        Py_SETREF(result, wf_raise(wf_state_of(module), status, &fault));
+        Py_DECREF(result);
+        result = wf_raise(wf_state_of(module), status, &fault);
     }
 done:
     wf_arrays_release(&arrays);
@@ -219,7 +220,7 @@ static PyObject *core_config(PyObject *module, PyObject *unused)
 static PyObject *core_set_isa(PyObject *module, PyObject *name)
 {
     (void)module;
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = PyUnicode_AsUTF8AndSize(name, NULL);
     if (!text) {
         return NULL;
     }
@@ -286,8 +287,11 @@ static void release(void *module)
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, start},
-#if PY_VERSION_HEX >= 0x030c0000
+#ifdef Py_mod_multiple_interpreters /* from 3.12 on, and not in the stable ABI of 3.11 */
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* as NumPy */
+#endif
+#ifdef Py_mod_gil                  /* from 3.13 on, likewise */
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* a Fit's `busy` is guarded by it */
 #endif
     {0, NULL},
 };

@@ -1,4 +1,5 @@
 /* Streaming error sums of one column against another. */
+#include <float.h>
 #include <math.h>
 
 #include "kernels/kernels.h"
@@ -14,7 +15,7 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     ptrdiff_t bad = 0;
     for (ptrdiff_t i = 0; i < rows->n; i++) {
         const double d = a[i] - b[i];
-        const int fine = fabs(d) <= 1.7976931348623157e308;
+        const int fine = fabs(d) <= DBL_MAX;
         difference[i] = fine ? d : 0;
         truth[i] = fine ? b[i] : 0;
         bad += !fine;

@@ -1,4 +1,4 @@
-/* Sums of products of columns, in float64. */
+/* Sums of products of columns, in float64: lanes by BLAS, joined in their order. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,7 @@
+/* Blocks, lanes and threads of a read; see scan.h. */
 #include "solve/scan.h"
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +100,8 @@ wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group,
                   int n_threads, wf_visitor *visit, void *context, ptrdiff_t room_size,
                   wf_fault *fault)
 {
+    assert(segment->n_columns >= n_columns + (n_groups > 0 && group == -1));
+    assert(n_threads > 0 && room_size >= 0);
     if (segment->n_rows == 0) {
         return WF_OK;
     }

@@ -8,9 +8,9 @@
 #include "wfcast.h"
 
 enum {
-    WF_SCAN_LANES = 32,
+    WF_SCAN_LANES = 32,       /* enough to keep many threads busy, few enough to join */
     WF_SCAN_LANE_ROWS = 8192, /* fewer lanes rather than shorter ones */
-    WF_SCAN_ROWS = 512
+    WF_SCAN_ROWS = 512        /* rows of a block: eight columns of them fit a first-level cache */
 };
 
 typedef struct {

@@ -2,8 +2,8 @@
  *
  * By duality F(z) >= -sum a y - sum lambda c for any multipliers with |a| <= 1, or lambda of their
  * hinge, 0 <= lambda <= eta, and zeta = g + sum E'(a x) + sum E'(lambda u) = 0 (newton.c has the
- * notation). Those of an iterate have zeta near 0 only; they are made to balance in a few rounds, of
- * which the best counts. An optimum lies at a vertex, where Q of the rows and hinges that are
+ * notation). Those of an iterate have zeta near 0 only; they are made to balance in a few rounds,
+ * of which the best counts. There is an optimum at a vertex, where Q rows and hinges that are
  * independent hold with equality. */
 #include "solve/ipm/finish.h"
 
@@ -113,8 +113,8 @@ static double doubt(const wf_ipm_state *s, double primal)
     return total;
 }
 
-/* Spreads what is missing over the rows whose multipliers have room, as the last Newton matrix
- * weighs them. */
+/* Spreads what is missing over the rows whose multipliers have room: a Newton step for zeta alone,
+ * with the last matrix. */
 static void rebalance_all(wf_ipm_state *s)
 {
     wf_hinges *h = &s->hinge;
@@ -184,11 +184,8 @@ static void rebalance_basis(wf_ipm_state *s, double *matrix, int *pivots)
 
 double wf_ipm_bound(wf_ipm_state *s, double primal)
 {
-    enum {
-        ROUNDS = 4,
-        BASIS_ROUNDS = 2
-    }; /* each makes zeta smaller, by orders at first; these
-                                            * take it to rounding size */
+    /* Each round makes zeta smaller, by orders at first; so many take it to rounding size. */
+    enum { ROUNDS = 4, BASIS_ROUNDS = 2 };
     wf_hinges *h = &s->hinge;
     for (ptrdiff_t j = 0; j < h->n; j++) {
         h->dt[j] = h->lambda[j];

@@ -1,10 +1,10 @@
-/* A primal-dual predictor-corrector method for the linear program behind problem.h: the iterations.
+/* A primal-dual predictor-corrector method for the linear program behind problem.h: its iterations.
  *
  * Mehrotra, On the implementation of a primal-dual interior point method, 1992,
  * doi:10.1137/0802028; for least absolute deviations Portnoy and Koenker, The Gaussian hare and the
- * Laplacian tortoise, 1997, doi:10.1214/ss/1030037960. Each iteration solves normal equations in the
- * parts * q unknowns only (newton.c, which has the notation and the system), twice with one factor.
- * The central path is weighted, rp sp = rm sm = mu weight, weight the size of the row (start.c). */
+ * Laplacian tortoise, 1997, doi:10.1214/ss/1030037960. Each iteration solves normal equations in
+ * the parts * q unknowns only, twice with one factor (newton.c has the notation and the system).
+ * The central path is weighted: rp sp = rm sm = mu weight, weight the size of the row (start.c). */
 #include "solve/ipm/ipm.h"
 
 #include <assert.h>
@@ -20,9 +20,8 @@
 #include "solve/ipm/state.h"
 
 enum {
-    MOST_ITERATIONS =
-        120,      /* 15 to 40 are usual; what takes more is close to what rounding allows */
-    PATIENCE = 12 /* iterations without a tenth less of the products: rounding has won */
+    MOST_ITERATIONS = 120, /* far more than it takes where rounding lets it */
+    PATIENCE = 12 /* iterations that do not lower the products by a tenth: rounding has won */
 };
 
 /* Of its share of mu, for a product of a row. Below it a row would leap from bound to bound; half
@@ -78,7 +77,10 @@ static double complementarity(const wf_ipm_state *s, double *value)
 }
 
 /* Whether the point is good enough, its bound kept where it is the best: at the end rounding may
- * spoil the multipliers. `size_g` is the largest |g_k|, at least 1. */
+ * spoil the multipliers. The bound costs a few reads of the rows, so it is asked for only where the
+ * products, which the gap comes to, promise a tenth of what is wanted. Good is that gap, or
+ * products that have come to their end while the bound has not: 1e-12 of it, or 0.01 with
+ * multipliers that balance. `size_g` is the largest |g_k|, at least 1. */
 static int is_good(wf_ipm_state *s, double products, double enough, double size_g)
 {
     if (!(products <= 0.1 * enough)) {

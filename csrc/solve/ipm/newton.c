@@ -1,6 +1,6 @@
 /* The Newton system of the interior point method.
  *
- * For rows i of each kind and hinges j, v = E_k z the unknowns of the kind (state.h), the problem is
+ * With rows i of each kind, v = E_k z their unknowns (state.h), and hinges j, the problem is
  *
  *   min  g'z + sum (rp_i + rm_i) + eta sum t_j
  *        x_i'v - y_i = rp_i - rm_i                                  multiplier a_i
@@ -36,8 +36,8 @@
  *   phi   = ks - kt + sum (kp + km - (alpha - gamma) e) + pi
  *   M     = sum E'(w x x')E + sum E'(uhat uhat'/omega)E
  *
- * The predictor aims at mu = 0 with no second-order terms: kp = -rp and so on. docs/solver.md derives
- * all this step by step, and the change of variables E with two coupled parts. */
+ * The predictor aims at mu = 0 with no second-order terms: kp = -rp and so on. docs/solver.md
+ * derives all this step by step, and the change of variables E with two coupled parts. */
 #include "solve/ipm/newton.h"
 
 #include <assert.h>

@@ -114,8 +114,8 @@ void wf_ipm_add_gram(const wf_ipm_state *s, const wf_block *b, ptrdiff_t i0, ptr
 
 /* Where rounding has left M without a factor, the diagonal grows: from 1e-15, what rounding itself
  * does to it, tenfold at a time, which 40 attempts take beyond any matrix of numbers. Each entry
- * grows relative to its own size first, as directions may differ by many orders; 1e-300 is for those
- * of size 0. */
+ * grows relative to its own size first, as directions may differ by many orders, and 1e-300 is for
+ * those of size 0. */
 void wf_ipm_factor(wf_ipm_state *s)
 {
     const int Q = s->Q;

@@ -17,7 +17,7 @@ static const double ROOM = 0.1, LEAST_ROOM = 1e-3;
 
 enum { ROW_FIELDS = 10, HINGE_FIELDS = 14 }; /* arrays of a row, and of a hinge */
 
-/* z by least squares, unless the problem comes with a linear term: then it is centred and 0 is
+/* z by least squares, unless the problem comes with a linear term: then it is centred, and 0 is
  * near. */
 static void start_z(wf_ipm_state *s, const wf_ipm_room *room)
 {

@@ -1,8 +1,8 @@
 /* The band pass: every row of every unit that takes part is kept or dropped.
  *
  * At the unit's centre a row has the residual r and the whitened row u, h = |u|. |r| <= kappa h: it
- * is in the band and kept. Else it is dropped: no step of a length up to kappa changes its sign, and
- * up to there it adds |r| - sign(r) u'z, which is linear. Rows that are zero add nothing. */
+ * is in the band and kept. Else it is dropped: no step of a length up to kappa changes its sign,
+ * and up to there it adds |r| - sign(r) u'z, which is linear. Rows that are zero add nothing. */
 #include "solve/lad/band.h"
 
 #include <assert.h>
@@ -13,19 +13,21 @@
 #include "kernels/kernels.h"
 #include "solve/lad/unit.h"
 
-/* The most rows that a lane keeps. Each has its own limit, so that what is kept does not depend on
- * threads. */
+/* The most rows that a lane keeps. Each lane has its own limit, so that what is kept does not
+ * depend on threads: twice its even share of what the unit may keep, and 16384 rows more, for lanes
+ * may be few or uneven. */
 static ptrdiff_t most_rows(const wf_fit *fit, const wf_unit *unit)
 {
     const double rows =
         fmin(unit->limit / (double)wf_band_row_bytes(fit), 3 * WF_LAD_SOLVER_ROWS / 2);
-    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384; /* few or uneven lanes */
+    const ptrdiff_t most = (ptrdiff_t)rows / (WF_SCAN_LANES / 2) + 16384;
     if (fit->options.n_here == fit->options.n_rows) {
         return most;
     }
     const double here = (double)fit->options.n_here, all = (double)fit->options.n_rows;
-    const double lanes = fmin(fmax(here / WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
-    return (ptrdiff_t)fmax(here / all * (double)most * WF_SCAN_LANES / lanes, 1024); /* its share */
+    const double lanes = fmin(fmax(here / (double)WF_SCAN_LANE_ROWS, 1), WF_SCAN_LANES);
+    /* the share of this process, over fewer lanes where it has few rows */
+    return (ptrdiff_t)fmax(here / all * (double)most * (double)WF_SCAN_LANES / lanes, 1024);
 }
 
 /* Room for one more row; 0 with the row to be taken by its sign, -1 out of memory. */
@@ -59,7 +61,8 @@ static int reserve(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *ba
 
 /* -- the pass -- */
 
-/* Cell of a row: sign, exponent and three bits of fraction of its first and last input. */
+/* Cell of a row: sign, exponent and three bits of fraction of its first and last input, scattered
+ * over 2^10 cells by the top bits of products with two odd numbers (those of splitmix64). */
 static ptrdiff_t cell_of(double first, double last)
 {
     uint64_t a, b;
@@ -211,7 +214,8 @@ ptrdiff_t wf_band_room(const wf_fit *fit)
     return (wf_lad_of(fit)->rank + 3) * WF_SCAN_ROWS + fit->options.p + 1;
 }
 
-/* Rows on which a combination of columns that vanished on the sample does not. */
+/* Rows on which a combination of columns that vanished on the sample does not: by more than 1e-10
+ * of its terms, far above rounding and far below what a column of its own brings. */
 static void find_strays(const wf_fit *fit, int lane, const wf_rows_block *rows)
 {
     wf_lad *s = fit->solver;

@@ -1,8 +1,8 @@
 /* The rows and sums of an absolute_error pass, of several processes.
  *
  * A message holds, in a sample pass, the number of sampled rows and for each its place, its group
- * where there is a hinge, and its columns. In a band pass: the rows outside the span, then for every
- * active unit and kind a head, the sums, the cells, the kept rows and their groups. */
+ * where there is a hinge, and its columns. In a band pass: the rows outside the span, then for
+ * every active unit and kind a head, the sums, the cells, the kept rows and their groups. */
 #include "solve/lad/exchange.h"
 
 #include <assert.h>

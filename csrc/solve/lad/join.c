@@ -8,7 +8,8 @@
 
 #include "solve/lad/unit.h"
 
-/* Cells become rows; those in which signs differ are remembered. */
+/* Cells become rows; those in which signs differ, by more than their share of the noise, are
+ * remembered. */
 static void join_cells(const wf_fit *fit, wf_unit *unit, int kind, wf_band *to, double *x,
                        double *y)
 {
@@ -65,12 +66,13 @@ static wf_status join(const wf_fit *fit, wf_unit *unit, int kind)
         from->group = NULL;
     }
     const ptrdiff_t rows = to->n;
+    assert(rows + (to->cell ? WF_LAD_CELLS : 0) == to->capacity);
     join_cells(fit, unit, kind, to, x, y);
     for (ptrdiff_t i = rows; i < to->n; i++) {
         to->group[i] = 0;
     }
-    for (ptrdiff_t t = 1; t <= rank;
-         t++) { /* columns close up where cells stayed empty; the last one is y */
+    /* columns close up where cells stayed empty; the last one is y */
+    for (ptrdiff_t t = 1; t <= rank; t++) {
         memmove(x + t * to->n, x + t * to->capacity, (size_t)to->n * sizeof *x);
     }
     to->capacity = to->n;

@@ -1,15 +1,16 @@
 /* absolute_error: the schedule of the passes.
  *
- *   F(A, b) = 1/(N m) sum_ij |r_ij|  +  beta/S sum_s max(0, sum_{i in s} |yhat_im - yhat_i,m-1| - c_s)
+ *   F(A, b) = 1/(N m) sum_ij |r_ij|
+ *           + beta/S sum_s max(0, sum_{i in s} |yhat_i,m - yhat_i,m-1|  -  c_s)
  *
- * (Shou et al., Less is More: Efficient Weight Farcasting with 1-Layer Neural Network,
- * arXiv:2505.02714), minimised exactly. Unknowns fall into units that share nothing: one per target,
- * but for the last two targets when the hinge couples them. Every unit goes through the same steps,
- * after Portnoy and Koenker, The Gaussian hare and the Laplacian tortoise, 1997,
- * doi:10.1214/ss/1030037960:
+ * (Shou, Bhattacharjya, Ding, Zhao, Li and Gao, Less is More: Efficient Weight Farcasting with
+ * 1-Layer Neural Network, 2025, arXiv:2505.02714) is minimised exactly. Unknowns fall into units
+ * that share nothing: one per target, but for the last two targets when the hinge couples them.
+ * Every unit goes through the same steps, after Portnoy and Koenker, The Gaussian hare and the
+ * Laplacian tortoise, 1997, doi:10.1214/ss/1030037960:
  *
- *   sample   one pass takes every D-th row, at a scattered offset. The unit is solved on the sample:
- *            its centre. Where D is 1 the sample is everything, and that is all.
+ *   sample   one pass takes every D-th row, at a scattered offset. The unit is solved on the
+ *            sample: its centre. Where D is 1 the sample is everything, and that is all.
  *   band     a pass sorts rows by their residual r at the centre. |r| <= kappa h: the row is kept.
  *            Else only its sign is: it enters a linear term. h is the size of the whitened row, so
  *            that |u'd| <= h |d| for any step d.
@@ -38,9 +39,9 @@
 #include "solve/lad/whiten.h"
 
 enum {
-    PATIENCE = 8,    /* passes; most fits take two to four. A problem that these do not settle is
-                      * loaded whole, where memory holds it */
-    MOST_PASSES = 40 /* where it does not: reading on for ever helps nobody */
+    PATIENCE = 8,    /* passes, of which most fits take two or three. A problem that these do not
+                      * settle is loaded whole, where memory holds it */
+    MOST_PASSES = 40 /* where it does not; the error then gives the gap that was reached */
 };
 
 /* -- life -- */
@@ -150,8 +151,8 @@ static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt
     for (ptrdiff_t i = 0; i < wf_lad_of(fit)->n_units; i++) {
         largest = wf_lad_of(fit)->unit[i].kept > largest ? wf_lad_of(fit)->unit[i].kept : largest;
     }
-    ptrdiff_t threads =
-        WF_LAD_SOLVER_ROWS / (largest + 1); /* solvers side by side need memory side by side */
+    /* solvers side by side need memory side by side */
+    ptrdiff_t threads = WF_LAD_SOLVER_ROWS / (largest + 1);
     threads = threads < 1 ? 1 : threads < fit->options.n_threads ? threads : fit->options.n_threads;
     wf_parallel((int)wf_lad_of(fit)->n_units, (int)threads, solve_task, &job);
     return (wf_status)atomic_load(&job.status);
@@ -159,6 +160,7 @@ static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt
 
 /* -- the end -- */
 
+/* Coefficients, F and gap of all units. */
 static void finish(wf_fit *fit)
 {
     const wf_lad *s = fit->solver;
@@ -213,6 +215,7 @@ static int should_load_whole(const wf_fit *fit)
            rows * columns * sizeof(double) <= (double)WF_LAD_SAMPLE_BYTES;
 }
 
+/* After a sample pass: every unit's centre, and what it shows. */
 static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
     wf_lad *s = fit->solver;
@@ -233,6 +236,7 @@ static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *con
     return status;
 }
 
+/* After a band pass: where every unit looks next, or that it is done. */
 static wf_status advance_band(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
     wf_lad *s = fit->solver;

@@ -18,8 +18,9 @@ enum { DIRECT_ROWS = 1 << 13 }; /* up to here a sample saves nothing over the wh
 
 /* -- its rows -- */
 
-/* Rows of the sample: about the size at which solving it and solving the band it leaves cost the
- * same. */
+/* n = (3 q N)^(2/3) makes the band that it leaves, 6 q N / sqrt(n) rows (wf_band_share), twice as
+ * large as itself: about where both cost the same, as the band starts centred. At least 50 rows for
+ * each unknown, for a centre worth the name, and at most what memory allows. */
 ptrdiff_t wf_sample_rows(const wf_fit *fit)
 {
     const double n = (double)fit->options.n_rows, q = (double)fit->options.p + 1;
@@ -31,11 +32,11 @@ ptrdiff_t wf_sample_rows(const wf_fit *fit)
                                                                 : (ptrdiff_t)rows;
 }
 
-/* The next pass takes one row of every `stride`. */
 wf_status wf_sample_begin(wf_fit *fit, ptrdiff_t stride)
 {
     wf_lad *s = fit->solver;
     const ptrdiff_t columns = fit->options.p + fit->options.m;
+    assert(stride > 0 && stride <= fit->options.n_rows && !s->sample);
     s->phase = WF_LAD_SAMPLE;
     s->stride = stride;
     s->n_sample = (fit->options.n_rows + stride - 1) / stride;
@@ -55,7 +56,9 @@ void wf_sample_end(wf_lad *s)
     s->taken = NULL;
 }
 
-static uint64_t scatter(uint64_t x) /* splitmix64 */
+/* splitmix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014,
+ * doi:10.1145/2660193.2660195). */
+static uint64_t scatter(uint64_t x)
 {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -136,9 +139,11 @@ static double value_at(const wf_fit *fit, const wf_unit *unit, const double *b, 
     return value;
 }
 
-/* The k-th smallest of n values, which it reorders. */
+/* The k-th smallest of n values, which it reorders (Hoare, Algorithm 65: Find, 1961,
+ * doi:10.1145/366622.366647, with the middle one as pivot). */
 static double select_kth(double *value, ptrdiff_t n, ptrdiff_t k)
 {
+    assert(k >= 0 && k < n);
     ptrdiff_t low = 0, high = n - 1;
     while (low < high) {
         const double pivot = value[low + (high - low) / 2];
@@ -167,7 +172,8 @@ static double select_kth(double *value, ptrdiff_t n, ptrdiff_t k)
     return value[k];
 }
 
-/* kappa: of the sample's |r| / h, the quantile that the next pass should keep. */
+/* kappa: of the sample's |r| / h, the quantile that the next pass should keep. r comes in `ratio`,
+ * infinite where a row is not to count. */
 static double band_width(const wf_fit *fit, const double *u, double *ratio)
 {
     const wf_lad *s = fit->solver;
@@ -186,32 +192,39 @@ static double band_width(const wf_fit *fit, const double *u, double *ratio)
     return used ? select_kth(ratio, used, (ptrdiff_t)(wf_band_share(fit) * (double)(used - 1))) : 0;
 }
 
-static void widths(wf_fit *fit, wf_unit *unit, const double *u, double *r)
+/* Residuals of one kind of rows at the unit's centre, over the sample. */
+static void residuals_of(const wf_fit *fit, const wf_unit *unit, int kind, double *r)
 {
     const wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p, n = s->n_sample;
-    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
-        if (kind >= unit->parts && !(kind == WF_LAD_DIFFERENCE && unit->parts == 2)) {
-            continue;
+    memset(r, 0, (size_t)n * sizeof *r);
+    for (int part = 0; part < unit->parts; part++) {
+        const double sign = kind != WF_LAD_DIFFERENCE ? kind == part : part ? -1 : 1;
+        const double *b = unit->centre + part * (p + 1);
+        for (ptrdiff_t k = 0; k < p; k++) {
+            wf_k->axpy(n, -sign * b[k], s->sample + k * n, r);
+        }
+        if (kind == part) {
+            wf_k->axpy(n, 1, s->sample + (p + unit->target + part) * n, r);
         }
         for (ptrdiff_t i = 0; i < n; i++) {
-            r[i] = 0;
+            r[i] -= sign * b[p];
         }
-        for (int part = 0; part < unit->parts; part++) {
-            const double sign = kind != WF_LAD_DIFFERENCE ? kind == part : part ? -1 : 1;
-            const double *b = unit->centre + part * (p + 1);
-            for (ptrdiff_t k = 0; k < p; k++) {
-                wf_k->axpy(n, -sign * b[k], s->sample + k * n, r);
-            }
-            if (kind == part) {
-                wf_k->axpy(n, 1, s->sample + (p + unit->target + part) * n, r);
-            }
-            for (ptrdiff_t i = 0; i < n; i++) {
-                r[i] -= sign * b[p];
-            }
+    }
+}
+
+/* The widths of the bands, and whether unmoved weights (y equal to the last input, inputs equal to
+ * each other) are gathered in cells. They have no place in the quantile: they may be most rows, all
+ * with r near 0. No band is narrower than a small share of what rounding does to a residual. */
+static void set_widths(const wf_fit *fit, wf_unit *unit, const double *u, double *r)
+{
+    const wf_lad *s = fit->solver;
+    const ptrdiff_t n = s->n_sample;
+    for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
+        if (!wf_unit_has(unit, kind)) {
+            continue;
         }
-        /* Unmoved weights (y equal to the last input, inputs equal to each other) have no place in
-         * the quantile: they may be most rows, all with r near 0, and are gathered in cells. */
+        residuals_of(fit, unit, kind, r);
         ptrdiff_t unmoved = 0;
         for (ptrdiff_t i = 0; i < n; i++) {
             if (wf_unmoved(fit, unit, kind, s->sample + i, n)) {
@@ -258,6 +271,8 @@ static wf_status solve_parts(const wf_fit *fit, const sample_problem *sample, in
     }
     problem.difference = (wf_rows){S ? n : 0, sample->u, sample->zero};
     problem.eta = s->eta;
+    /* A sample's own error is far above 1e-6 of F, so more digits of its solution are worth
+     * nothing. */
     problem.tol = s->stride == 1 ? fit->options.tol : 1e-6;
     problem.noise = wf_unit_noise(fit, unit, unit->centre);
     problem.polish = 1;
@@ -346,7 +361,7 @@ wf_status wf_sample_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void 
         unit->bound = bound;
         unit->state = WF_UNIT_DONE;
     } else {
-        widths(fit, unit, u, r);
+        set_widths(fit, unit, u, r);
     }
 done:
     free(u);

@@ -2,11 +2,11 @@
  *
  *   G(z) = sum over kept rows of |r - u'z|  +  sum over dropped rows of (|r| - sign(r) u'z)
  *
- * and the hinge is never above N m F at the centre and z steps from it, as |a| >= sign(r) a. So min G
- * bounds the unit's value from below, wherever it lies; and where no dropped row has changed its
- * sign on the way there, both are the same and this is the minimum (the idea of preprocessing in
- * Portnoy and Koenker, The Gaussian hare and the Laplacian tortoise, 1997,
- * doi:10.1214/ss/1030037960). */
+ * with the hinge in the same way, is the unit's value at a step z from the centre with dropped rows
+ * held to their signs. As |a| >= sign(r) a, G is nowhere above that value, and min G bounds its
+ * minimum from below; where no dropped row has changed its sign on the way there, both are the same
+ * and this is the minimum (preprocessing in Portnoy and Koenker, The Gaussian hare and the
+ * Laplacian tortoise, 1997, doi:10.1214/ss/1030037960). */
 #include "solve/lad/solve.h"
 
 #include <assert.h>
@@ -84,22 +84,26 @@ static int step_is_exact(const wf_fit *fit, const wf_unit *unit, const double *z
     return exact;
 }
 
-/* Where the next pass looks, and how wide. */
+/* Where the next pass looks, and how wide. A width grows fast where the band was too narrow to hold
+ * the problem (by 8) or its solution (by 2, or to half as much again as the step), since a pass
+ * costs more than rows do; it shrinks to what fits the memory, and after an exact step that was no
+ * proof yet to four times that step. */
 static void next_band(const wf_fit *fit, wf_unit *unit, double *z, const double *length, int exact,
                       double value_here, double bound_here)
 {
     const ptrdiff_t p = fit->options.p;
-    int narrow = !(bound_here > -value_here); /* the kept rows did not even hold the linear term */
+    const ptrdiff_t rank = wf_lad_of(fit)->rank;
+    const int narrow = !(bound_here > -value_here); /* kept rows did not hold the linear term */
     const double widest = fmax(fmax(unit->kappa[0], unit->kappa[1]), unit->kappa[2]);
-    double stretch =
-        1; /* a step far out of the band follows rows whose signs are no longer theirs */
+    /* A step far out of the band follows rows whose signs are no longer theirs. */
+    double stretch = 1;
     for (int part = 0; part < unit->parts; part++) {
         stretch = fmin(stretch, 3 * widest / fmax(length[part], 1e-300));
     }
     for (int part = 0; part < unit->parts && !narrow; part++) {
-        wf_k->axpy(wf_lad_of(fit)->rank, stretch - 1, z + part * wf_lad_of(fit)->rank,
-                   z + part * wf_lad_of(fit)->rank);
-        wf_unwhiten(fit, z + part * wf_lad_of(fit)->rank, unit->centre + part * (p + 1));
+        double *step = z + part * rank;
+        wf_k->axpy(rank, stretch - 1, step, step);
+        wf_unwhiten(fit, step, unit->centre + part * (p + 1));
     }
     for (int kind = 0; kind < WF_LAD_KINDS; kind++) {
         if (!wf_unit_has(unit, kind)) {

@@ -12,8 +12,8 @@
 #include "solve/scan.h"
 
 enum {
-    /* Rows that a lane keeps which lie outside the sample's span. Each pass that finds some adds at
-     * least one direction, and one lane in 32 with 8 rows each seldom leaves any for the next. */
+    /* Rows outside the sample's span that a lane keeps. A pass that finds some is made again, with
+     * at least one direction more; so many rows, from every lane, seldom leave any for a third. */
     WF_LAD_STRAYS = 8,
     /* Of the solvers that run at a time, and the most of one band. The interior point method takes
      * 10 numbers for a row beside the row itself: 80 MiB. */
@@ -29,8 +29,8 @@ enum { WF_LAD_KINDS = 3, WF_LAD_DIFFERENCE = 2 };
 
 /* Rows of unmoved weights may be a large share of all, with residuals that vanish together. In the
  * band they are summed up by cells of similar weights, |sum r_i| <= sum |r_i| keeping the bound;
- * cells in which signs differ are found out and kept row by row in the next pass. 1024 cells are few
- * beside the rows that they stand for (wf_use_cells), and many beside the q unknowns. */
+ * cells in which signs differ are found out and kept row by row in the next pass. 1024 cells are
+ * few beside the rows that they stand for (wf_use_cells), and many beside q. */
 enum {
     WF_LAD_CELLS = 1024,
     WF_LAD_CELL_EXTRA = 3 /* beside the row: sums of r and of |r|, count */
@@ -45,8 +45,8 @@ typedef struct {
     ptrdiff_t in_band; /* rows of the band, kept or not */
     double *cell;      /* WF_LAD_CELLS x (rank + WF_LAD_CELL_EXTRA), or NULL */
     double dropped;    /* sum of |r| over dropped rows */
-    double *g;         /* rank: - sum of sign(r) u over dropped rows. Of difference rows by hinge,
-                        * n_groups x rank */
+    double *g;         /* rank: - sum of sign(r) u over dropped rows; n_groups x rank of difference
+                        * rows, by hinge */
     double *total;     /* n_groups: sum of |r| over dropped difference rows */
     double *size;      /* n_groups: sum of h over all difference rows */
     double *whole;     /* n_groups: sum of |r| over all difference rows */
@@ -131,12 +131,10 @@ double wf_reach(double errors, double moved);
 double wf_band_share(const wf_fit *fit);
 ptrdiff_t wf_band_row_bytes(const wf_fit *fit);
 double wf_band_bytes(const wf_fit *fit, const wf_unit *unit);
-/* Row of a weight that did not move, as far as rows of this kind can tell; value_c = row[c * step].
- */
+/* Whether rows of this kind show a weight as unmoved; its column c is row[c * step]. */
 int wf_unmoved(const wf_fit *fit, const wf_unit *unit, int kind, const double *row, ptrdiff_t step);
 int wf_use_cells(const wf_fit *fit, const wf_unit *unit, double unmoved_share);
-/* An empty band of this unit and kind, and its end. What was made before it fails goes there, too.
- */
+/* An empty band of this unit and kind, and its end, which also takes what a failure has left. */
 wf_status wf_band_new(const wf_fit *fit, const wf_unit *unit, int kind, wf_band *band);
 void wf_band_release(wf_band *band);
 /* Empty bands of all lanes of all active units. */

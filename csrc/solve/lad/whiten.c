@@ -25,7 +25,8 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
 {
     wf_lad *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
-    const int q = (int)p + (fit->options.fit_intercept ? 1 : 0), lwork = 4 * (q + 1) * 32;
+    const int q = (int)p + (fit->options.fit_intercept ? 1 : 0);
+    const int lwork = 128 * (q + 1); /* above dgeqp3's best, 2 q + (q + 1) nb for blocks of nb */
     wf_status status = WF_NO_MEMORY;
     double *work = malloc((size_t)(lwork + 2 * q + q * q) * sizeof *work);
     int *pivot = calloc((size_t)q, sizeof *pivot);
@@ -49,8 +50,9 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
     }
     int info;
     WF_BLAS(dgeqp3_)(&rows, &q, A, &rows, pivot, tau, work, &lwork, &info);
-    const double least =
-        64 * DBL_EPSILON * sqrt((double)rows); /* of unit columns: what rounding leaves */
+    /* What rounding leaves of a column of unit norm that depends on others: some units in the last
+     * place for each row, at random. */
+    const double least = 64 * DBL_EPSILON * sqrt((double)rows);
     int rank = 0;
     while (rank < q && fabs(A[(ptrdiff_t)rank * rows + rank]) > least) {
         rank++;
