@@ -1,5 +1,4 @@
-/* The vector vocabulary (simd_scalar.h says what each word computes) in AVX-512 F, BW, DQ and VL.
- * */
+/* The vector vocabulary (simd_scalar.h says what each word computes) in AVX-512. */
 #include <immintrin.h>
 
 #define ISA avx512
