@@ -20,7 +20,7 @@ from ._history import FarcastingReport
 from ._loop import StepCounter, aside, check_horizon, check_numbers, evaluating
 from ._states import OptimizerSnapshot, Store, chosen, parameters_of, settled, soften
 from ._tensors import combine, local, reshard, select
-from ._trust import HARM, TrustRegion, Verdict, judge
+from ._trust import HARM, TrustRegion, Verdict, verdict_on
 
 __all__ = ["Farcasting", "check_names"]
 
@@ -673,7 +673,7 @@ class Farcasting:
             verdict = None
         else:
             horizon = self._pending["horizon"]
-            verdict = judge(self._pending["before"], after, self._recovery, horizon)
+            verdict = verdict_on(self._pending["before"], after, self._recovery, horizon)
             entry.update(
                 verdict=verdict.kind,
                 loss_after=verdict.after,
