@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
 from wfcast.torch import Farcasting  # noqa: E402
-from wfcast.torch._trust import TrustRegion, judge  # noqa: E402
+from wfcast.torch._trust import TrustRegion, verdict_on  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -152,7 +152,7 @@ JITTER = [(step, loss * (1 + 0.02 * s)) for (step, loss), s in zip(BEFORE, SIGNS
     ],
 )
 def test_verdicts(before, factor, kind):
-    verdict = judge(before, [(200, 200**-0.5 * factor)], 50, 100)
+    verdict = verdict_on(before, [(200, 200**-0.5 * factor)], 50, 100)
     assert verdict.kind == kind
     assert verdict.expected == pytest.approx(200**-0.5, rel=0.05)
     assert -50 <= verdict.steps_saved <= 100
@@ -160,14 +160,14 @@ def test_verdicts(before, factor, kind):
 
 def test_steps_saved_is_what_the_line_takes():
     (_, loss), later = (None, 230**-0.5), [(200, 230**-0.5)]
-    verdict = judge(BEFORE, later, 50, 100)
+    verdict = verdict_on(BEFORE, later, 50, 100)
     assert loss == verdict.after
     assert verdict.steps_saved == pytest.approx(30, rel=0.2)  # by the progress at step 200
 
 
 def test_what_falls_behind_is_paid_for():
     region = TrustRegion(10, 1, 100, adaptive=True, window=50, stop=None, max_loss=0.03, patience=4)
-    verdict = judge(JITTER, [(200, 200**-0.5 * 1.015)], 50, 100)
+    verdict = verdict_on(JITTER, [(200, 200**-0.5 * 1.015)], 50, 100)
     region.learn(verdict, 50)
     assert verdict.kind == "worse"
     assert 0 < region.lost == -verdict.steps_saved < 25

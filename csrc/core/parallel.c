@@ -1,8 +1,10 @@
+/* Threads for one call, joined at its end; see parallel.h. */
 #include "core/parallel.h"
 
+#include <assert.h>
 #include <pthread.h>
 
-#define MAX_THREADS 256
+#define MAX_THREADS 256 /* their bookkeeping is on the stack; more share nothing worth having */
 
 typedef struct {
     void (*task)(void *, int);
@@ -21,6 +23,7 @@ static void *run_share(void *argument)
 
 void wf_parallel(int n_tasks, int n_threads, void (*task)(void *context, int t), void *context)
 {
+    assert(n_tasks >= 0 && task);
     if (n_threads > n_tasks) {
         n_threads = n_tasks;
     }

@@ -1,5 +1,7 @@
+/* Orders of rows, runs of constant stride and shared memory; see table.h. */
 #include "core/table.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -97,6 +99,8 @@ int wf_table_contiguous(const wf_table *table)
 void wf_runs_begin(wf_runs *runs, const wf_table *table, ptrdiff_t column, ptrdiff_t start,
                    ptrdiff_t n)
 {
+    assert(column >= 0 && column < table->n_columns);
+    assert(start >= 0 && n >= 0 && n <= table->n_rows - start);
     runs->table = table;
     runs->column = &table->columns[column];
     runs->left = n;

@@ -1,5 +1,6 @@
 /* predict: blocks of rows through the apply kernels, over threads, with finite checks around them.
  */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -264,6 +265,7 @@ static wf_status locate(wf_status status, const apply_job *job, const wf_table *
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
                    int check_finite, int n_threads, wf_fault *fault)
 {
+    assert(p >= 0 && p <= table->n_columns && n_threads > 0);
     if (table->n_rows == 0) {
         return WF_OK;
     }

@@ -25,7 +25,7 @@ static inline void NAME(edge)(ptrdiff_t count, ptrdiff_t at, ptrdiff_t p, const 
     }
     BAD bad = {0};
     for (int j = 0; j < r; j++) {
-        T out[W], used[W] = {0}; /* unused lanes hold b_j, which is nobody's result */
+        T out[W], used[W] = {0}; /* unused ones hold b_j, which is nobody's result */
         STORE(out, ROUND(acc[j]));
         memcpy(used, out, (size_t)count * sizeof(T));
         memcpy(y[j] + at, used, (size_t)count * sizeof(T));

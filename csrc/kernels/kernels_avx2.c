@@ -1,4 +1,5 @@
-/* A target region instead of per-file flags: any build line compiles this file. */
+/* The kernels in AVX2. A target region instead of per-file flags: any build line compiles this
+ * file. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <stdint.h>

@@ -1,3 +1,4 @@
+/* The kernels in NEON, which every ARM64 processor has: no target region is needed. */
 #if defined(__aarch64__)
 #include <stdint.h>
 

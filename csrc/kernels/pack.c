@@ -1,5 +1,7 @@
+/* Strided columns to contiguous runs and back; see pack.h. */
 #include "kernels/pack.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -93,6 +95,7 @@ void wf_pack_f32(const wf_table *table, ptrdiff_t column, ptrdiff_t start, ptrdi
     wf_runs runs;
     char *src;
     ptrdiff_t stride, count;
+    assert(table->columns[column].dtype != WF_F64 && table->columns[column].dtype != WF_I64);
     wf_runs_begin(&runs, table, column, start, n);
     for (; (count = wf_runs_next(&runs, &src, &stride)) > 0; dst += count) {
         run_to_f32(count, src, stride, table->columns[column].dtype, dst);

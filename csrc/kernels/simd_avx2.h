@@ -1,3 +1,4 @@
+/* The vector vocabulary (simd_scalar.h says what each word computes) in AVX2 with FMA and F16C. */
 #include <immintrin.h>
 
 #define ISA avx2
@@ -10,11 +11,11 @@ typedef __m256 vf_bad;
 typedef __m256d vd_bad;
 typedef __m128i vh; /* float16, FW of them */
 typedef __m128i vh_bad;
-typedef __m256i vb; /* bfloat16, two in each 32-bit lane */
+typedef __m256i vb; /* bfloat16, two in each 32-bit word */
 typedef __m256i vb_bad;
 typedef struct {
     vf even, odd;
-} vp; /* what two bfloat16 of a lane are in float32 */
+} vp; /* what two bfloat16 of a word are in float32 */
 
 static inline vf vf_set1(float x)
 {
@@ -92,7 +93,7 @@ static inline vp vp_load_bf16(const uint16_t *p)
     const __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000));
     return (vp){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(odd)};
 }
-/* The upper half of each lane is the bfloat16. Right for NaN of no payload in the lower half. */
+/* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline __m256i round_bf16(vf x)
 {
     const __m256i bits = _mm256_castps_si256(x);

@@ -1,3 +1,4 @@
+/* The vector vocabulary (simd_scalar.h says what each word computes) in AVX-512. */
 #include <immintrin.h>
 
 #define ISA avx512
@@ -10,11 +11,11 @@ typedef __m512 vf_bad;
 typedef __m512d vd_bad;
 typedef __m256i vh; /* float16, FW of them */
 typedef __m256i vh_bad;
-typedef __m512i vb; /* bfloat16, two in each 32-bit lane */
+typedef __m512i vb; /* bfloat16, two in each 32-bit word */
 typedef __m512i vb_bad;
 typedef struct {
     vf even, odd;
-} vp; /* what two bfloat16 of a lane are in float32 */
+} vp; /* what two bfloat16 of a word are in float32 */
 
 static inline vf vf_set1(float x)
 {
@@ -92,7 +93,7 @@ static inline vp vp_load_bf16(const uint16_t *p)
     const __m512i odd = _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));
     return (vp){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_castsi512_ps(odd)};
 }
-/* The upper half of each lane is the bfloat16. Right for NaN of no payload in the lower half. */
+/* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline __m512i round_bf16(vf x)
 {
     const __m512i bits = _mm512_castps_si512(x);

@@ -1,3 +1,4 @@
+/* The vector vocabulary (simd_scalar.h says what each word computes) in NEON of ARM64. */
 #include <arm_neon.h>
 
 #define ISA neon
@@ -10,11 +11,11 @@ typedef float32x4_t vf_bad;
 typedef float64x2_t vd_bad;
 typedef uint16x4_t vh; /* float16, FW of them */
 typedef uint16x4_t vh_bad;
-typedef uint16x8_t vb; /* bfloat16, two in each 32-bit lane */
+typedef uint16x8_t vb; /* bfloat16, two in each 32-bit word */
 typedef uint16x8_t vb_bad;
 typedef struct {
     vf even, odd;
-} vp; /* what two bfloat16 of a lane are in float32 */
+} vp; /* what two bfloat16 of a word are in float32 */
 
 static inline vf vf_set1(float x)
 {
@@ -92,7 +93,7 @@ static inline vp vp_load_bf16(const uint16_t *p)
     const uint32x4_t odd = vandq_u32(both, vdupq_n_u32(0xffff0000));
     return (vp){vreinterpretq_f32_u32(vshlq_n_u32(both, 16)), vreinterpretq_f32_u32(odd)};
 }
-/* The upper half of each lane is the bfloat16. Right for NaN of no payload in the lower half. */
+/* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline uint32x4_t round_bf16(vf x)
 {
     const uint32x4_t bits = vreinterpretq_u32_f32(x);

@@ -1,4 +1,4 @@
-/* One lane, plain C: runs anywhere and says what the vector files must compute. */
+/* One number at a time, plain C: runs anywhere and says what the vector files must compute. */
 #include <math.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ typedef float vf;
 typedef double vd;
 typedef int vf_bad, vd_bad, vh_bad, vb_bad;
 typedef uint16_t vh, vb;
-typedef float vp; /* elsewhere two: what two bfloat16 of a lane are in float32 */
+typedef float vp; /* elsewhere two: what two bfloat16 of a word are in float32 */
 
 static inline vf vf_set1(float x)
 {

@@ -1,3 +1,4 @@
+/* NumPy arrays as tables of columns, numbers of threads, and statuses as exceptions. */
 #include "python/common.h"
 
 #include <string.h>

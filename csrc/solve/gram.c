@@ -1,4 +1,5 @@
 /* Sums of products of columns, in float64: lanes by BLAS, joined in their order. */
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,6 +42,7 @@ static wf_status visit_symmetric(void *context, int lane, const wf_rows_block *r
 
 wf_status wf_gram(const wf_table *table, ptrdiff_t p, int n_threads, double *out, wf_fault *fault)
 {
+    assert(p > 0 && p <= table->n_columns);
     const int symmetric = p == table->n_columns;
     gram_job job = {.p = p, .m = symmetric ? p : table->n_columns - p};
     const ptrdiff_t size = job.p * job.m;

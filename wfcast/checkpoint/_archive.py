@@ -222,7 +222,7 @@ def read_pickle(data: bytes, find: Callable[[str, str], Any]) -> Any:
 # ---- looking ------------------------------------------------------------------------------------
 
 
-def look(file: BinaryIO, start: int, length: int, what: str) -> Any:
+def examine(file: BinaryIO, start: int, length: int, what: str) -> Any:
     """What ``torch.save`` wrote at a place of a file, with stand-ins for what is no plain value.
 
     Raises
@@ -232,7 +232,7 @@ def look(file: BinaryIO, start: int, length: int, what: str) -> Any:
         than there is.
     """
     try:
-        return _look(file, start, length)
+        return _examine(file, start, length)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{what} is refused, it holds {error}") from error
     except Exception as error:  # of many kinds, as the bytes may be anything
@@ -242,7 +242,7 @@ def look(file: BinaryIO, start: int, length: int, what: str) -> Any:
         ) from error
 
 
-def _look(file: BinaryIO, start: int, length: int) -> Any:
+def _examine(file: BinaryIO, start: int, length: int) -> Any:
     window = Window(file, start, length)
     with zipfile.ZipFile(window) as archive:
         records = archive.infolist()

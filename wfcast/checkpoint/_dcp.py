@@ -24,7 +24,7 @@ import numpy as np
 
 from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
-from ._archive import MAX_PICKLE, StoredTensor, look, read_pickle
+from ._archive import MAX_PICKLE, StoredTensor, examine, read_pickle
 from ._base import PROVENANCE, FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
 from ._torch import (
     Stage,
@@ -184,7 +184,7 @@ class DistributedCheckpoint(FileCheckpoint):
             try:
                 place = self._place(info, (), (), 0)
                 with open(self.path / place.file, "rb") as file:
-                    note = look(file, place.offset, place.length, what)
+                    note = examine(file, place.offset, place.length, what)
             except (ValueError, OSError) as error:
                 raise CheckpointError(f"{what} cannot be read: {METADATA} {error}") from error
             if isinstance(note, str):
@@ -227,7 +227,7 @@ class DistributedCheckpoint(FileCheckpoint):
         tensor = self.tensors[name]
         try:
             for place in self._places[name]:
-                self._look(name, place)
+                self._examine(name, place)
             whole = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
             into = {self._stored_as[name]: whole}
             with warnings.catch_warnings():
@@ -251,7 +251,7 @@ class DistributedCheckpoint(FileCheckpoint):
         if not tensor.nbytes or quantized:
             return None
         try:
-            held = [self._look(name, place) for place in places]
+            held = [self._examine(name, place) for place in places]
             if not all(one.contiguous for one in held):
                 return None
             pieces = (self._mapped(p, h) for p, h in zip(places, held, strict=True))
@@ -287,10 +287,10 @@ class DistributedCheckpoint(FileCheckpoint):
         if self._identify() != self._identity:
             raise CheckpointError(f"{self.what} changed while it was being read")
 
-    def _look(self, name: str, place: _Place) -> StoredTensor:
+    def _examine(self, name: str, place: _Place) -> StoredTensor:
         what = f"{self.label(name)}, in {place.file!r},"
         with open(self.path / place.file, "rb") as file:
-            held = look(file, place.offset, place.length, what)
+            held = examine(file, place.offset, place.length, what)
         dtype, sizes = self.tensors[name].dtype, place.sizes
         if not isinstance(held, StoredTensor) or (held.dtype, held.shape) != (dtype, sizes):
             raise CheckpointError(f"{what} cannot be read: no {dtype} tensor of {list(sizes)}")

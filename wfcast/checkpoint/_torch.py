@@ -26,7 +26,7 @@ import numpy as np
 
 from .._columns import Array, is_tensor
 from .._errors import CheckpointError
-from ._archive import look
+from ._archive import examine
 from ._base import PROVENANCE, FileCheckpoint, Layout, Tensor, TensorCheckpoint
 
 KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
@@ -75,7 +75,7 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
             with open(self.path, "rb") as file:
                 is_zip = file.read(2) == b"PK"
                 if is_zip:
-                    look(file, 0, os.fstat(file.fileno()).st_size, self.what)
+                    examine(file, 0, os.fstat(file.fileno()).st_size, self.what)
         except OSError as error:
             raise CheckpointError(f"{self.what} cannot be read: {error}") from error
         try:

@@ -42,7 +42,9 @@ class Verdict:
     steps_saved: float
 
 
-def judge(before: Sequence[Point], after: Sequence[Point], window: int, horizon: float) -> Verdict:
+def verdict_on(
+    before: Sequence[Point], after: Sequence[Point], window: int, horizon: float
+) -> Verdict:
     """Compare losses after a jump with the line through those before it.
 
     Parameters

@@ -27,7 +27,7 @@ from ._settings import Settings, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._trust import HARM, Verdict, blew_up, judge
+from ._trust import HARM, Verdict, blew_up, verdict_on
 
 __all__ = ["Farcasting"]
 
@@ -357,7 +357,7 @@ class Farcasting:
         after = self._losses.between(pending.clock + half, self._clock)
         verdict = None
         if after:  # else losses are no longer handed over
-            verdict = judge(pending.before, after, window, jump.horizon)
+            verdict = verdict_on(pending.before, after, window, jump.horizon)
             jump.verdict, jump.steps_saved = verdict.kind, verdict.steps_saved
             jump.loss_after, jump.loss_expected = verdict.after, verdict.expected
         if verdict is None or verdict.kind == HARM:

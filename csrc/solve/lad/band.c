@@ -248,6 +248,7 @@ wf_status wf_band_visit(void *context, int lane, const wf_rows_block *rows, doub
     double *u = room, *h2 = u + s->rank * WF_SCAN_ROWS, *r = h2 + WF_SCAN_ROWS,
            *sign = r + WF_SCAN_ROWS;
     double *difference = sign + WF_SCAN_ROWS;
+    assert(s->phase == WF_LAD_BAND && lane >= 0 && lane < WF_SCAN_LANES);
     find_strays(fit, lane, rows);
     wf_k->whiten(rows->n, p, rows->column, s->rank, s->L, u, WF_SCAN_ROWS, h2);
     for (ptrdiff_t i = 0; i < s->n_units; i++) {

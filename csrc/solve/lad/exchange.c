@@ -103,6 +103,7 @@ static wf_status put_band(const wf_fit *fit, const wf_unit *unit, int kind, wf_w
 {
     const size_t width = (size_t)(wf_lad_of(fit)->rank + 1);
     wf_band sum = {0};
+    assert(unit->lane);
     const wf_status status = wf_band_new(fit, unit, kind, &sum);
     if (status == WF_OK) {
         for (int lane = 0; lane < WF_SCAN_LANES; lane++) {

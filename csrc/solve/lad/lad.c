@@ -112,6 +112,7 @@ static wf_status lad_accumulate(wf_fit *fit, const wf_table *segment, ptrdiff_t 
     wf_lad *s = fit->solver;
     const ptrdiff_t columns = fit->options.p + fit->options.m,
                     groups = s->hinged ? fit->options.n_groups : 0;
+    assert(start >= 0 && segment->n_columns >= columns);
     s->segment_start = start;
     return s->phase == WF_LAD_SAMPLE
                ? wf_scan(segment, columns, group, groups, fit->options.n_threads, wf_sample_visit,
@@ -146,6 +147,7 @@ static wf_status solve_units(wf_fit *fit, wf_unit_solver *solve, int (*interrupt
                              void *context)
 {
     solve_job job = {.fit = fit, .solve = solve, .interrupt = interrupt, .context = context};
+    assert(fit->options.n_threads > 0);
     atomic_init(&job.status, WF_OK);
     ptrdiff_t largest = wf_lad_of(fit)->phase == WF_LAD_SAMPLE ? wf_lad_of(fit)->n_sample : 0;
     for (ptrdiff_t i = 0; i < wf_lad_of(fit)->n_units; i++) {

@@ -181,6 +181,7 @@ static wf_status solve_parts(const wf_fit *fit, const wf_unit *unit, int first, 
 wf_status wf_band_solve(wf_fit *fit, wf_unit *unit, int (*stop)(void *), void *context)
 {
     const ptrdiff_t p = fit->options.p;
+    assert(wf_lad_of(fit)->phase == WF_LAD_BAND && unit->state == WF_UNIT_ACTIVE);
     double *z = calloc((size_t)(unit->parts * wf_lad_of(fit)->rank + 1), sizeof *z);
     if (!z) {
         return WF_NO_MEMORY;

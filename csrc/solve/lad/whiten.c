@@ -18,24 +18,10 @@
 #include "solve/blas.h"
 #include "solve/lad/unit.h"
 
-/* L, null and span from a matrix A of [x, 1] rows (column-major, `rows` >= q of them; overwritten):
- * columns [x, 1] times L' have mean square 1 over n rows and are independent. Rank-revealing QR; a
- * column that depends on others to the last bits is left out and gets the coefficient 0. */
-static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
+/* Columns of unit norm, without overflow on the way; `size` is what they had. */
+static void scale_columns(double *A, int rows, int q, double *size)
 {
-    wf_lad *s = fit->solver;
-    const ptrdiff_t p = fit->options.p;
-    const int q = (int)p + (fit->options.fit_intercept ? 1 : 0);
-    const int lwork = 128 * (q + 1); /* above dgeqp3's best, 2 q + (q + 1) nb for blocks of nb */
-    wf_status status = WF_NO_MEMORY;
-    double *work = malloc((size_t)(lwork + 2 * q + q * q) * sizeof *work);
-    int *pivot = calloc((size_t)q, sizeof *pivot);
-    if (!work || !pivot) {
-        goto done;
-    }
-    status = WF_OK;
-    double *tau = work + lwork, *size = tau + q, *R = size + q;
-    for (int k = 0; k < q; k++) { /* columns of unit norm, without overflow on the way */
+    for (int k = 0; k < q; k++) {
         double *column = A + (ptrdiff_t)k * rows, most = 0, sum = 0;
         for (int i = 0; i < rows; i++) {
             most = fmax(most, fabs(column[i]));
@@ -48,8 +34,15 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
             column[i] /= size[k];
         }
     }
-    int info;
-    WF_BLAS(dgeqp3_)(&rows, &q, A, &rows, pivot, tau, work, &lwork, &info);
+}
+
+/* span, rank, L and null from R in the upper triangle of A, whose columns have pivots and sizes;
+ * `inverse` (q x q) is for R^-1. */
+static void read_factor(wf_fit *fit, const double *A, int rows, int q, const int *pivot,
+                        const double *size, double n, double *inverse)
+{
+    wf_lad *s = fit->solver;
+    const ptrdiff_t p = fit->options.p;
     /* What rounding leaves of a column of unit norm that depends on others: some units in the last
      * place for each row, at random. */
     const double least = 64 * DBL_EPSILON * sqrt((double)rows);
@@ -58,23 +51,25 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
         rank++;
     }
     for (int k = 0; k < q; k++) {
+        const int at = pivot[k] - 1;
         for (int l = 0; l < q; l++) {
-            s->span[(pivot[k] - 1) * q + l] =
-                l <= k ? A[(ptrdiff_t)k * rows + l] * size[pivot[k] - 1] : 0;
+            s->span[at * q + l] = l <= k ? A[(ptrdiff_t)k * rows + l] * size[at] : 0;
         }
     }
     for (int k = 0; k < rank; k++) {
         for (int l = 0; l < rank; l++) {
-            R[k * rank + l] = l <= k ? A[(ptrdiff_t)k * rows + l] : 0;
+            inverse[k * rank + l] = l <= k ? A[(ptrdiff_t)k * rows + l] : 0;
         }
     }
     if (rank) {
-        WF_BLAS(dtrtri_)("U", "N", &rank, R, &rank, &info, 1, 1);
+        int info;
+        WF_BLAS(dtrtri_)("U", "N", &rank, inverse, &rank, &info, 1, 1);
     }
     memset(s->L, 0, (size_t)((p + 1) * (p + 1)) * sizeof *s->L);
     for (int t = 0; t < rank; t++) { /* u = R^-T x: row t of L is column t of R^-1 */
         for (int k = 0; k <= t; k++) {
-            s->L[t * (p + 1) + pivot[k] - 1] = R[t * rank + k] / size[pivot[k] - 1] * sqrt(n);
+            const int at = pivot[k] - 1;
+            s->L[t * (p + 1) + at] = inverse[t * rank + k] / size[at] * sqrt(n);
         }
     }
     memset(s->null, 0, (size_t)((p + 1) * (p + 1)) * sizeof *s->null);
@@ -84,13 +79,35 @@ static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
         for (int k = 0; k < rank; k++) {
             double weight = 0;
             for (int l = k; l < rank; l++) {
-                weight += R[l * rank + k] * A[(ptrdiff_t)d * rows + l];
+                weight += inverse[l * rank + k] * A[(ptrdiff_t)d * rows + l];
             }
             null[pivot[k] - 1] = -weight / size[pivot[k] - 1];
         }
     }
     s->rank = rank;
     fit->info.rank = rank < p ? rank : p;
+}
+
+/* L, null, span and rank from a matrix A of [x, 1] rows (column-major, `rows` >= q of them;
+ * overwritten): columns [x, 1] times L' have mean square 1 over n rows and are independent. A
+ * column that depends on others to the last bits is left out and gets the coefficient 0. */
+static wf_status whiten_matrix(wf_fit *fit, double *A, int rows, double n)
+{
+    const int q = (int)fit->options.p + (fit->options.fit_intercept ? 1 : 0);
+    const int lwork = 128 * (q + 1); /* above dgeqp3's best, 2 q + (q + 1) nb for blocks of nb */
+    assert(rows >= q && n > 0);
+    wf_status status = WF_NO_MEMORY;
+    double *work = malloc((size_t)(lwork + 2 * q + q * q) * sizeof *work);
+    int *pivot = calloc((size_t)q, sizeof *pivot);
+    if (!work || !pivot) {
+        goto done;
+    }
+    status = WF_OK;
+    double *tau = work + lwork, *size = tau + q, *inverse = size + q;
+    int info;
+    scale_columns(A, rows, q, size);
+    WF_BLAS(dgeqp3_)(&rows, &q, A, &rows, pivot, tau, work, &lwork, &info);
+    read_factor(fit, A, rows, q, pivot, size, n, inverse);
 done:
     free(work);
     free(pivot);

@@ -97,6 +97,7 @@ wf_status wf_least_squares_absorb(wf_fit *fit, ptrdiff_t n_messages, wf_message 
     }
     double *shift = total + s->width;
     wf_status status = WF_OK;
+    assert(n_messages >= 0 && s->lanes > 0);
     memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
     int first = !s->refining; /* all take the shift of the first process that has rows */
     for (ptrdiff_t i = 0; i < n_messages && status == WF_OK; i++) {
