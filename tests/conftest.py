@@ -9,10 +9,20 @@ from hypothesis import settings
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything
 
+from portable import forget_linux
+
 from wfcast import _core
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(params=["here", "portable"])
+def system(request, monkeypatch):
+    """This system, and then what it would be without what only Linux has."""
+    if request.param == "portable":
+        forget_linux(monkeypatch)
+    return request.param
 
 
 @pytest.fixture(params=_core.config()["available"])

@@ -16,14 +16,14 @@ KINDS = ("file", "shards", "torch", "dcp", "farcaster")
 DRIVER = Path(__file__).with_name("crashes.py")
 
 
-def driven(mode, kind, folder, count, **environment):
+def driven(mode, kind, folder, count, *words, **environment):
     if kind in ("torch", "dcp"):
         pytest.importorskip("torch")  # an extra
-    package = str(Path(wfcast.__file__).parents[1])
+    package = os.pathsep.join((str(Path(wfcast.__file__).parents[1]), str(DRIVER.parent)))
     temporary = folder / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": package, "TMPDIR": str(temporary), **environment}
-    command = [sys.executable, str(DRIVER), mode, kind, str(folder), str(count)]
+    command = [sys.executable, str(DRIVER), mode, kind, str(folder), str(count), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(temporary.iterdir()) == []
@@ -48,6 +48,11 @@ def test_interrupted_at_random_moments(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_racing_processes(tmp_path, kind):
     assert sum(driven("race", kind, tmp_path, 10).values()) == 10
+
+
+@pytest.mark.parametrize("kind", ["shards", "dcp"])  # folders
+def test_racing_processes_elsewhere_than_on_linux(tmp_path, kind):
+    assert sum(driven("race", kind, tmp_path, 5, "portable").values()) == 5
 
 
 SHIM = r"""
@@ -124,9 +129,11 @@ def shim(tmp_path_factory):
 
 @pytest.mark.skipif("WFCAST_SANITIZED" in os.environ, reason="preloads a library of its own")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_call_fails_once(tmp_path, kind, code, shim):
+@pytest.mark.parametrize(
+    ("kind", "words"), [*((kind, ()) for kind in KINDS), ("shards", ("portable",))]
+)
+def test_every_call_fails_once(tmp_path, kind, words, code, shim):
     """Each write, sync, rename and creation below the output's folder, one after the other."""
     places = {"LD_PRELOAD": str(shim), "WFCAST_SHIM_FOLDER": str(tmp_path / "outputs")}
-    found = driven("fail", kind, tmp_path, int(code), **places)
+    found = driven("fail", kind, tmp_path, int(code), *words, **places)
     assert found["errors"] == found["calls"] > 3

@@ -693,7 +693,7 @@ def test_adapters_of_different_bases(tmp_path):
 # ---- appearing complete or not at all -----------------------------------------------------------
 
 
-def test_leftovers_go_and_living_ones_stay(tmp_path):
+def test_leftovers_go_and_living_ones_stay(tmp_path, system):
     target = tmp_path / "out"
     (tmp_path / ".out.0123456789ab.tmp").mkdir()
     (tmp_path / ".other.0123456789ab.tmp").touch()
@@ -714,7 +714,24 @@ def test_leftovers_go_and_living_ones_stay(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_a_folder_that_came_meanwhile_is_kept(tmp_path):
+def test_a_folder_that_another_process_sweeps_at_once_is_made_again(tmp_path, monkeypatch):
+    """Between its making and its opening it has no lock, as what a killed process left."""
+    swept, open_ = [], os.open
+
+    def sweep_first(path, flags, *mode):
+        if path != tmp_path and not swept:
+            swept.append(path)
+            os.rmdir(path)
+        return open_(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", sweep_first)
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert len(swept) == 1
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_folder_that_came_meanwhile_is_kept(tmp_path, system):
     run = {step: {"w": np.full(3, step, np.float32)} for step in STEPS}
     out = tmp_path / "checkpoint-1500"
 

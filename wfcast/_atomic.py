@@ -21,6 +21,8 @@ from typing import BinaryIO
 
 from ._errors import CheckpointError
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what rename says of a folder with something in it
+
 
 def check_target(target: Path, *, folder: bool = False) -> None:
     """Raise CheckpointError where `target` cannot be written: to know before long work."""
@@ -61,7 +63,7 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "w+b", closefd=False) as file:
             yield file
             file.flush()
-            os.fsync(descriptor)
+            _sync(descriptor)
         os.replace(temporary, target)
     sync_folder(target.parent)
 
@@ -100,16 +102,26 @@ def synced_file(path: Path) -> Iterator[BinaryIO]:
     with open(path, "xb") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Put a file on the disk, not only into the disk's own memory, as ``fsync`` does on macOS."""
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        with suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, full_sync)
+            return
+    os.fsync(descriptor)
 
 
 # ---- temporary names ----------------------------------------------------------------------------
@@ -119,13 +131,16 @@ def _new_file(path: Path) -> int:
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
 
 
-def _new_folder(path: Path) -> int:
+def _new_folder(path: Path) -> int | None:
     os.mkdir(path)
-    return os.open(path, os.O_RDONLY)
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # someone has taken it for left behind
+        return None
 
 
 @contextmanager
-def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+def _temporary(target: Path, create: Callable[[Path], int | None]) -> Iterator[tuple[Path, int]]:
     """A new, locked temporary beside `target`, and what was left behind there removed.
 
     Yields its path and its descriptor. At the end whatever has that name is removed: the new one
@@ -141,6 +156,8 @@ def _temporary(target: Path, create: Callable[[Path], int]) -> Iterator[tuple[Pa
         try:
             descriptor = create(path)
             # someone may take it for left behind, between its making and its lock: then once more
+            if descriptor is None:
+                continue
             if _lock(descriptor) is not False and _is_at(descriptor, path):
                 done = True
                 yield path, descriptor
@@ -213,13 +230,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _replace_folder(new: Path, target: Path, replace: bool) -> None:
-    """Give `new` the name of `target`, and what was there, if anything, the name of `new`."""
+    """Give `new` the name of `target`; what was there has that of `new`, or is gone."""
     while True:
         try:
             os.rename(new, target)
             return
         except OSError as error:  # something is there
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _TAKEN:
                 raise
         if not replace:
             raise CheckpointError(
@@ -228,19 +245,38 @@ def _replace_folder(new: Path, target: Path, replace: bool) -> None:
         try:
             _exchange(new, target)
             return
-        except FileNotFoundError:
-            continue  # no longer
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EINVAL):
+        except OSError as error:  # it went, or another came, meanwhile
+            if error.errno not in (errno.ENOENT, *_TAKEN):
                 raise
-        aside = new.with_name(f".{_short(target)}.{secrets.token_hex(6)}.tmp")
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Swap two names in one step; where the system cannot, `new` takes the place of `target`."""
+    try:
+        _exchange_at_once(new, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        _exchange_by_renames(new, target)
+
+
+def _exchange_by_renames(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`, which goes by a name that is never swept meanwhile."""
+    aside = new.with_name(f".{_short(target)}.{secrets.token_hex(6)}.old")
+    try:
         os.rename(target, aside)
         os.rename(new, target)
-        os.rename(aside, new)
-        return
+    finally:
+        if os.path.lexists(target) and os.path.lexists(aside):  # the new one, or another process's
+            try:
+                sync_folder(target.parent)  # before the old folder goes
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        elif os.path.lexists(aside):
+            os.rename(aside, target)
 
 
-def _exchange(a: Path, b: Path) -> None:
+def _exchange_at_once(a: Path, b: Path) -> None:
     """Swap two names in one step (Linux: renameat2 with RENAME_EXCHANGE)."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

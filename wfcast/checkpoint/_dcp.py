@@ -318,7 +318,7 @@ class DistributedCheckpoint(FileCheckpoint):
 
 def _room(nbytes: int) -> Array:
     """Bytes of memory; many of them are those of a nameless file, which can be written out."""
-    if nbytes >= LARGE:
+    if nbytes >= LARGE and hasattr(os, "posix_fallocate"):  # macOS lacks it
         with suppress(OSError), tempfile.TemporaryFile() as file:  # the disk may be full
             os.posix_fallocate(file.fileno(), 0, nbytes)
             return np.frombuffer(mmap.mmap(file.fileno(), nbytes), np.uint8)
