@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wfcast.checkpoint import _atomic
+from wfcast import _atomic
 
 
 def _no_such_call(a: Path, b: Path) -> None:

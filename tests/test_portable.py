@@ -12,7 +12,8 @@ import pytest
 from portable import forget_linux
 
 import wfcast
-from wfcast.checkpoint import _atomic, _dcp, open_checkpoint
+from wfcast import _atomic
+from wfcast.checkpoint import _dcp, open_checkpoint
 
 LINE = wfcast.linear_trend((0, 500), (1000, 1500))
 RUN = {step: {"w": np.full((40, 3), step, np.float32)} for step in (0, 500)}
@@ -72,7 +73,7 @@ DIES = """
 import os, pathlib, sys
 import pytest
 from portable import forget_linux
-from wfcast.checkpoint import _atomic
+from wfcast import _atomic
 forget_linux(pytest.MonkeyPatch())
 rename, target = os.rename, pathlib.Path(sys.argv[1])
 def dies(a, b):
