@@ -72,6 +72,18 @@ def test_null_space_of_columns_of_many_scales():
     np.testing.assert_allclose(got["objective"], np.mean(best**2), rtol=1e-9)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+@pytest.mark.parametrize("n", [4, 12, 30])
+def test_few_rows_with_columns_of_many_scales(n, alpha):
+    rng = np.random.default_rng(n)
+    X = rng.normal(size=(n, 40)) * 10.0 ** rng.uniform(-5, 5, 40)
+    got = fits.fit(X, Y := rng.normal(size=(n, 2)), loss="squared_error", alpha=alpha)
+    assert got["converged"]
+    assert got["rank"] == (40 if alpha else n - 1)
+    if not alpha:  # explained by what n - 1 directions can
+        assert got["objective"] <= 1e-12 * np.mean(Y**2)
+
+
 @pytest.mark.parametrize("n", [25, 41, 70])
 def test_segments_and_threads_change_no_bit(n):
     rng = np.random.default_rng(n)

@@ -312,18 +312,18 @@ def test_the_method_as_written_finds_what_the_core_finds(share):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_gap_of_few_rows(alpha):
-    """N m (F - F*) of squared_error from X X' and what D misses, at any D."""
+    """N m (F - F*) of squared_error from singular values and residuals, at any c."""
     rng = RNG(1)
-    X, Y, D = rng.normal(size=(5, 9)), rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
-    values, U = np.linalg.eigh(X @ X.T)
+    X, Y, c = rng.normal(size=(5, 9)), rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+    U, s, Wt = np.linalg.svd(X, full_matrices=False)
 
     def total(A):
         return ((Y - X @ A) ** 2).sum() + alpha * (A**2).sum()
 
     best = X.T @ np.linalg.solve(X @ X.T + alpha * np.eye(5), Y)
-    E = Y - X @ X.T @ D - alpha * D
-    gap = (values / (values + alpha)) @ ((U.T @ E) ** 2).sum(1)
-    np.testing.assert_allclose(gap, total(X.T @ D) - total(best), rtol=1e-10)
+    h = s[:, None] * (U.T @ (Y - X @ Wt.T @ c)) - alpha * c
+    gap = (1 / (s**2 + alpha)) @ (h**2).sum(1)
+    np.testing.assert_allclose(gap, total(Wt.T @ c) - total(best), rtol=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -37,6 +37,9 @@ void WF_BLAS(dtrtri_)(const char *uplo, const char *diag, const int *n, double *
 void WF_BLAS(dsyevd_)(const char *jobz, const char *uplo, const int *n, double *a, const int *lda,
                       double *w, double *work, const int *lwork, int *iwork, const int *liwork,
                       int *info, size_t, size_t);
+void WF_BLAS(dgesdd_)(const char *jobz, const int *m, const int *n, double *a, const int *lda,
+                      double *s, double *u, const int *ldu, double *vt, const int *ldvt,
+                      double *work, const int *lwork, int *iwork, int *info, size_t);
 void WF_BLAS(dgeqrf_)(const int *m, const int *n, double *a, const int *lda, double *tau,
                       double *work, const int *lwork, int *info);
 void WF_BLAS(dorgqr_)(const int *m, const int *n, const int *k, double *a, const int *lda,

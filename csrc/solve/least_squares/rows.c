@@ -1,17 +1,19 @@
 /* squared_error with fewer rows than unknowns: the rows themselves are less than their Gram matrix.
  *
- * With X (n x p) and Y (n x m) the centred rows and K = X X' = U diag(l) U', the solution of least
- * norm lies in the span of the rows,
+ * X (n x p, n <= p) and Y (n x m) are the centred rows, C the sizes of X's columns (or, with a
+ * ridge, whose units are the columns' own, 1), and X C^-1 = U S W' its singular value
+ * decomposition, without the directions that rounding cannot tell from zero. Then
  *
- *   A = X'D,  (K + alpha I) D = Y  on the eigenvectors with l + alpha beyond rounding,
+ *   A = P C^-1 W c,   (S^2 + alpha) c = S U'Y,
  *
- * and is refined against the residuals R = Y - X A of the rows: E = R - alpha D is what is missed.
- * Since X'E is (half) the negative gradient of F, a quadratic with the matrix X'X + alpha I,
+ * with P the projector on the span of C W, which are the rows of X: the solution of least norm.
+ * Refined against the residuals R = Y - X A of the rows: h = S U'R - alpha c is (half) the negative
+ * gradient of F, a quadratic, so that
  *
- *   N m (F - F*) = tr(E'X (X'X + alpha I)^-1 X'E) = sum_tj l_t / (l_t + alpha) (U'E)_tj^2.
+ *   c += h / (S^2 + alpha),   N m (F - F*) = sum_tj h_tj^2 / (s_t^2 + alpha).
  *
- * Source: the dual form of ridge regression, Saunders, Gammerman and Vovk, "Ridge Regression
- * Learning Algorithm in Dual Variables", ICML 1998. */
+ * Source: G. Golub, W. Kahan, "Calculating the Singular Values and Pseudo-Inverse of a Matrix",
+ * 1965, doi:10.1137/0702016. */
 #include "solve/least_squares/rows.h"
 
 #include <float.h>
@@ -23,6 +25,12 @@
 #include "kernels/kernels.h"
 #include "solve/blas.h"
 #include "solve/least_squares/state.h"
+
+static double *rows_of(const wf_fit *fit)
+{
+    const wf_least_squares *s = fit->solver;
+    return s->rows;
+}
 
 /* Columns less their first value, which leaves a constant column exactly zero, then less their
  * mean. What was taken off goes into `shift` and `mean`. */
@@ -43,76 +51,123 @@ static void centre(wf_fit *fit)
     }
 }
 
-/* Eigenvectors (over `matrix`) and eigenvalues of X X'; 0, or nonzero where there are none to be
- * had. */
-static int decompose(const wf_fit *fit, double *matrix, double *values, double *work, int lwork,
-                     int *integers, int liwork)
+/* What the solution is made from. */
+typedef struct {
+    double *size;   /* p: C */
+    double *U;      /* n x n */
+    double *s;      /* n: singular values, falling */
+    double *Wt;     /* n x p: W' */
+    double *Q;      /* p x kept: orthonormal, the rows' span; not with a ridge */
+    double *c, *h;  /* kept x m */
+    double *R;      /* n x m */
+    double *scaled; /* n x p: X C^-1 */
+    int n, p, m, kept;
+} decomposition;
+
+/* 0, or nonzero where products leave the range of float64. */
+static int scale_columns(const wf_fit *fit, decomposition *d)
 {
-    const int n = (int)fit->options.n_rows, p = (int)fit->options.p;
-    const wf_least_squares *s = fit->solver;
-    const double one = 1, zero = 0;
-    int info;
-    WF_BLAS(dsyrk_)
-    ("U", "N", &n, &p, &one, s->rows, &n, &zero, matrix, &n, 1, 1);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        if (wf_k->nonfinite(i + 1, matrix + i * n)) {
+    const double *x = rows_of(fit);
+    for (ptrdiff_t k = 0; k < d->p; k++) {
+        const double square = wf_k->dot(d->n, x + k * d->n, x + k * d->n);
+        if (!isfinite(square)) {
             return 1;
         }
+        d->size[k] = fit->options.alpha > 0 || square == 0 ? 1 : sqrt(square);
+        for (ptrdiff_t i = 0; i < d->n; i++) {
+            d->scaled[k * d->n + i] = x[k * d->n + i] / d->size[k];
+        }
     }
-    WF_BLAS(dsyevd_)
-    ("V", "U", &n, matrix, &n, values, work, &lwork, integers, &liwork, &info, 1, 1);
+    return 0;
+}
+
+/* How many directions are kept, and the rank. Without a ridge the limit is that of the Gram
+ * matrix's eigenvalues (least_squares.c); with one, small singular values do no harm. */
+static int count_kept(wf_fit *fit, const decomposition *d)
+{
+    const double p = (double)d->p, alpha = fit->options.alpha;
+    const double limit = alpha > 0 ? 256 * p * p * DBL_EPSILON * DBL_EPSILON : 16 * p * DBL_EPSILON;
+    const double least = limit * (d->s[0] * d->s[0] + alpha);
+    int kept = 0;
+    while (kept < d->n && d->s[kept] * d->s[kept] + alpha > least) {
+        kept++;
+    }
+    fit->info.rank = kept + (alpha > least ? d->p - d->n : 0); /* these have the ridge alone */
+    return kept;
+}
+
+/* An orthonormal basis of the kept rows in the columns' own scale. */
+static int span_rows(decomposition *d, double *work, int lwork)
+{
+    for (ptrdiff_t t = 0; t < d->kept; t++) {
+        for (ptrdiff_t k = 0; k < d->p; k++) {
+            d->Q[t * d->p + k] = d->Wt[k * d->n + t] * d->size[k];
+        }
+    }
+    double *tau = d->scaled; /* free by now */
+    int info = 0;
+    if (d->kept) {
+        WF_BLAS(dgeqrf_)(&d->p, &d->kept, d->Q, &d->p, tau, work, &lwork, &info);
+        WF_BLAS(dorgqr_)(&d->p, &d->kept, &d->kept, d->Q, &d->p, tau, work, &lwork, &info);
+    }
     return info;
 }
 
-/* From D to A and to the residuals R. */
-static void evaluate(wf_fit *fit, const double *dual, double *residual)
+/* From c to A and to the residuals R. */
+static void evaluate(wf_fit *fit, const decomposition *d)
 {
-    const int n = (int)fit->options.n_rows, p = (int)fit->options.p, m = (int)fit->options.m;
-    const wf_least_squares *s = fit->solver;
-    const double *x = s->rows, *y = x + (ptrdiff_t)p * n;
+    const double *x = rows_of(fit), *y = x + (ptrdiff_t)d->p * d->n;
     const double one = 1, zero = 0, minus = -1;
+    const int n = d->n, p = d->p, m = d->m, kept = d->kept;
     WF_BLAS(dgemm_)
-    ("T", "N", &p, &m, &n, &one, x, &n, dual, &n, &zero, fit->coef, &p, 1, 1);
-    memcpy(residual, y, (size_t)n * (size_t)m * sizeof *residual);
+    ("T", "N", &p, &m, &kept, &one, d->Wt, &n, d->c, &kept, &zero, fit->coef, &p, 1, 1);
+    for (ptrdiff_t j = 0; j < m; j++) {
+        for (ptrdiff_t k = 0; k < p; k++) {
+            fit->coef[j * p + k] /= d->size[k];
+        }
+    }
+    if (d->Q) {
+        WF_BLAS(dgemm_)
+        ("T", "N", &kept, &m, &p, &one, d->Q, &p, fit->coef, &p, &zero, d->h, &kept, 1, 1);
+        WF_BLAS(dgemm_)
+        ("N", "N", &p, &m, &kept, &one, d->Q, &p, d->h, &kept, &zero, fit->coef, &p, 1, 1);
+    }
+    memcpy(d->R, y, (size_t)n * (size_t)m * sizeof *d->R);
     WF_BLAS(dgemm_)
-    ("N", "N", &n, &m, &p, &minus, x, &n, fit->coef, &p, &one, residual, &n, 1, 1);
+    ("N", "N", &n, &m, &p, &minus, x, &n, fit->coef, &p, &one, d->R, &n, 1, 1);
 }
 
-/* Steps on D until what is missed falls no further; returns N m (F - F*). `first` is the first
- * eigenvalue in use. */
-static double refine(wf_fit *fit, const double *vectors, const double *values, ptrdiff_t first,
-                     double *dual, double *residual, double *missed, double *along)
+/* Steps on c until the gap falls no further; returns it, N m (F - F*). */
+static double refine(wf_fit *fit, decomposition *d)
 {
     enum { MOST_ROUNDS = 6 };
-    const int n = (int)fit->options.n_rows, m = (int)fit->options.m, kept = n - (int)first;
     const double one = 1, zero = 0, alpha = fit->options.alpha;
-    const double *basis = vectors + first * n;
+    if (d->kept == 0) {
+        memcpy(d->R, rows_of(fit) + (ptrdiff_t)d->p * d->n,
+               (size_t)d->n * (size_t)d->m * sizeof *d->R);
+        return 0;
+    }
     double last = INFINITY;
     for (int round = 0;; round++) {
-        evaluate(fit, dual, residual);
-        for (ptrdiff_t i = 0; i < (ptrdiff_t)n * m; i++) {
-            missed[i] = residual[i] - alpha * dual[i];
-        }
-        if (kept == 0) {
-            return 0;
-        }
+        evaluate(fit, d);
         WF_BLAS(dgemm_)
-        ("T", "N", &kept, &m, &n, &one, basis, &n, missed, &n, &zero, along, &kept, 1, 1);
+        ("T", "N", &d->kept, &d->m, &d->n, &one, d->U, &d->n, d->R, &d->n, &zero, d->h, &d->kept, 1,
+         1);
         double above = 0;
-        for (ptrdiff_t j = 0; j < m; j++) {
-            for (ptrdiff_t t = 0; t < kept; t++) {
-                double *step = along + j * kept + t;
-                const double value = fmax(values[first + t], 0);
-                above += value / (value + alpha) * *step * *step;
-                *step /= value + alpha;
+        for (ptrdiff_t j = 0; j < d->m; j++) {
+            for (ptrdiff_t t = 0; t < d->kept; t++) {
+                const ptrdiff_t at = j * d->kept + t;
+                const double s = d->s[t], root = hypot(s, sqrt(alpha));
+                d->h[at] = s / root * d->h[at] - alpha / root * d->c[at]; /* h / root, in range */
+                above += d->h[at] * d->h[at];
+                d->h[at] /= root;
             }
         }
         if (round == MOST_ROUNDS || !(above < 0.25 * last)) {
             return above;
         }
         last = above;
-        WF_BLAS(dgemm_)
-        ("N", "N", &n, &m, &kept, &one, basis, &n, along, &kept, &one, dual, &n, 1, 1);
+        wf_k->axpy((ptrdiff_t)d->kept * d->m, 1, d->h, d->c);
     }
 }
 
@@ -136,40 +191,59 @@ static void conclude(wf_fit *fit, const double *residual, double *total, double 
     }
 }
 
+/* The decomposition, and the solution from it; NaN where there is none to be had. */
+static double solve(wf_fit *fit, decomposition *d, double *work, int lwork, int *integers)
+{
+    const int n = d->n, p = d->p;
+    int info;
+    if (scale_columns(fit, d) != 0) {
+        return NAN;
+    }
+    WF_BLAS(dgesdd_)
+    ("S", &n, &p, d->scaled, &n, d->s, d->U, &n, d->Wt, &n, work, &lwork, integers, &info, 1);
+    if (info != 0) {
+        return NAN;
+    }
+    d->kept = count_kept(fit, d);
+    if (d->Q && span_rows(d, work, lwork) != 0) {
+        return NAN;
+    }
+    return refine(fit, d);
+}
+
 wf_status wf_least_squares_solve_rows(wf_fit *fit, double *total, double *above, double *size)
 {
     const ptrdiff_t n = fit->options.n_rows, p = fit->options.p, m = fit->options.m;
-    const ptrdiff_t lwork = 1 + 6 * n + 2 * n * n, liwork = 3 + 5 * n;
-    if (lwork > INT_MAX) { /* more than LAPACK's counts can name */
-        return WF_NO_MEMORY;
-    }
-    double *dual = calloc((size_t)(4 * n * m + n * n + n + lwork), sizeof *dual);
-    int *integers = malloc((size_t)liwork * sizeof *integers);
+    decomposition d = {.n = (int)n, .p = (int)p, .m = (int)m};
+    double best, *work = NULL;
+    int info, lwork = -1, *integers = malloc((size_t)(8 * n) * sizeof *integers);
+    WF_BLAS(dgesdd_)
+    ("S", &d.n, &d.p, NULL, &d.n, NULL, NULL, &d.n, NULL, &d.n, &best, &lwork, NULL, &info, 1);
     wf_status status = WF_NO_MEMORY;
-    if (!dual || !integers) {
+    if (!integers || !(best < INT_MAX)) { /* more than LAPACK's counts can name */
         goto done;
     }
-    double *residual = dual + n * m, *missed = residual + n * m, *along = missed + n * m;
-    double *vectors = along + n * m, *values = vectors + n * n, *work = values + n;
+    lwork = (int)best;
+    d.size = calloc((size_t)(p + n + n * n + 3 * n * p + 3 * n * m + lwork), sizeof *d.size);
+    if (!d.size) {
+        goto done;
+    }
+    d.s = d.size + p;
+    d.U = d.s + n;
+    d.Wt = d.U + n * n;
+    d.scaled = d.Wt + n * p;
+    d.Q = fit->options.alpha > 0 ? NULL : d.scaled + n * p;
+    d.c = d.scaled + 2 * n * p;
+    d.h = d.c + n * m;
+    d.R = d.h + n * m;
+    work = d.R + n * m;
     status = WF_OK;
     *total = *size = 0;
     centre(fit);
-    if (decompose(fit, vectors, values, work, (int)lwork, integers, (int)liwork) != 0) {
-        *above = NAN;
-        goto done;
-    }
-    /* the p - n eigenvalues of X'X + alpha I that K has not are alpha */
-    const double alpha = fit->options.alpha;
-    const double least = (fmax(values[n - 1], 0) + alpha) * 16 * (double)p * DBL_EPSILON;
-    ptrdiff_t first = 0;
-    while (first < n && !(values[first] + alpha > least)) {
-        first++;
-    }
-    fit->info.rank = n - first + (alpha > least ? p - n : 0);
-    *above = refine(fit, vectors, values, first, dual, residual, missed, along);
-    conclude(fit, residual, total, size);
+    *above = solve(fit, &d, work, lwork, integers);
+    conclude(fit, d.R, total, size);
 done:
-    free(dual);
+    free(d.size);
     free(integers);
     return status;
 }
