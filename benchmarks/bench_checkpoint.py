@@ -156,7 +156,8 @@ def wfcast_line(inputs: list[Path], out: Path, threads: int) -> None:
     """The forecast."""
     import wfcast
 
-    line = wfcast.linear_trend((0, 2), (5,)).set_params(n_threads=threads)
+    line = wfcast.linear_trend((0, 2), (5,))
+    line.n_threads = threads
     wfcast.forecast_checkpoint(line, dict(zip((0, 2), inputs, strict=True)), 5, out)
 
 

@@ -43,7 +43,7 @@ LARGEST = 64 << 20  # bytes of a file that a mutant may write
 SECONDS = 20  # that a mutant may take
 
 LINE = wfcast.linear_trend((0, 4), (8,))
-LINE.set_params(n_threads=1)
+LINE.n_threads = 1
 
 
 # ---- what is mutated ----------------------------------------------------------------------------

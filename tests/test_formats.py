@@ -822,7 +822,7 @@ def test_arguments_of_another_kind(tmp_path):
     for wrong, message in [
         ({"format": "pt"}, "format is 'pt', expected 'safetensors', 'torch' or 'dcp'"),
         ({"shard_size": "5GB"}, "shard_size is '5GB', expected a number of bytes"),
-        ({"mf": "fc.safetensors"}, "mf is a str, expected a ModelFarcaster"),
+        ({"mf": "fc.safetensors"}, "mf is a str, expected an Operator or a fitted ModelFarcaster"),
     ]:
         with pytest.raises(wfcast.WfcastError, match=message):
             wfcast.forecast_checkpoint(**{"mf": mf, "run": run, "step": 2, "out": out, **wrong})

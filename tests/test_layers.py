@@ -20,6 +20,7 @@ LAYERS = (
     ("solve/least_squares/least_squares.*", "solve/lad/lad.*"),
     (
         "solve/least_squares/exchange.*",
+        "solve/least_squares/inverse.*",
         "solve/least_squares/rows.*",
         *(f"solve/lad/{name}.*" for name in ("sample", "band", "join", "solve", "exchange")),
     ),
