@@ -25,6 +25,7 @@ import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def openblas_choice() -> str:
             "set WFCAST_OPENBLAS=system to link an installed one"
         )
     return choice
+
+
+def openblas_folder() -> Path:
+    """Where scipy-openblas32 is. Its import would load its library, which a cross build cannot."""
+    spec = find_spec("scipy_openblas32")
+    if spec is None or spec.origin is None:
+        raise SystemExit("scipy-openblas32 is not installed; or set WFCAST_OPENBLAS=system")
+    return Path(spec.origin).parent
 
 
 def pkg_config(option: str, package: str) -> list[str]:
@@ -97,13 +106,11 @@ def make_extension() -> Extension:
         compile_args += pkg_config("--cflags", "openblas")
         link_args += pkg_config("--libs", "openblas") or ["-lopenblas"]
     else:
-        import scipy_openblas32
-
         macros.append(("WF_BLAS_PREFIX", "scipy_"))
         macros.append(("BLAS_SYMBOL_PREFIX", "scipy_"))  # what the package's own cblas.h asks for
-        compile_args += system_headers(scipy_openblas32.get_include_dir())
-        libraries.insert(0, scipy_openblas32.get_library())
-        library_dirs.append(scipy_openblas32.get_lib_dir())
+        compile_args += system_headers(str(openblas_folder() / "include"))
+        libraries.insert(0, "scipy_openblas")
+        library_dirs.append(str(openblas_folder() / "lib"))
         runtime_library_dirs.append(f"{ORIGIN}/{LIB_DIR}")
 
     if sanitizers := os.environ.get("WFCAST_SANITIZE", ""):
@@ -211,10 +218,8 @@ class BuildExt(build_ext):
         """The files of OpenBLAS that the package carries: where they are and where they go."""
         if openblas_choice() == "system":
             return {}
-        import scipy_openblas32
-
         package = Path(self.get_ext_fullpath("wfcast._core")).parent
-        lib_dir = Path(scipy_openblas32.get_lib_dir())
+        lib_dir = openblas_folder() / "lib"
         # OpenBLAS finds the Fortran run-time libraries by where they lie from it: beside it, or on
         # macOS in ../.dylibs. They keep that place, for a changed name would end their signature.
         files = {path: package / LIB_DIR / path.name for path in lib_dir.glob("*.so*")}

@@ -89,6 +89,22 @@ def test_the_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
     assert str(tmp_path) in last
 
 
+def test_a_build_without_a_compiler_ends_with_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(
+        [*command, "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "CC": "/nonexistent/cc", "WFCAST_OPENBLAS": "system"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    what = "wfcast needs a C compiler: /nonexistent/cc not found"
+    assert done.stderr == f"error: {what}; install one, or name it in CC\n"
+
+
 def test_import_is_light() -> None:
     heavy = ("torch", "transformers", "tokenizers", "matplotlib", "ml_dtypes")
     code = f"import sys, wfcast; print([name for name in {heavy} if name in sys.modules])"
