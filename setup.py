@@ -88,7 +88,7 @@ def make_extension() -> Extension:
         raise SystemExit("no C source found under csrc/: the source tree is incomplete")
 
     compile_args = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
-    compile_args += ["-Wall", "-Wextra", "-Wconversion"]
+    compile_args += ["-Wall", "-Wextra", "-Wconversion", "-Wvla"]
     compile_args += system_headers(np.get_include(), sysconfig.get_path("include"))
     link_args = ["-pthread"]
     macros: list[tuple[str, str | None]] = [

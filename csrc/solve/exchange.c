@@ -17,6 +17,17 @@ typedef struct {
     int64_t rows; /* the only one that may differ */
 } header;
 
+/* Of all that two processes must have alike: what is fitted, and where the fit stands. */
+static uint64_t state_of(const wf_fit *fit)
+{
+    const wf_fit_options *o = &fit->options;
+    const double settings[] = {(double)o->loss, (double)o->fit_intercept, o->beta, o->alpha,
+                               o->tol};
+    uint64_t seed = fit->method->state(fit);
+    seed = wf_digest(seed, settings, sizeof settings / sizeof *settings);
+    return wf_digest(seed, o->first_update, o->n_groups);
+}
+
 static header header_of(const wf_fit *fit)
 {
     const wf_fit_options *o = &fit->options;
@@ -26,7 +37,7 @@ static header header_of(const wf_fit *fit)
                     .n_rows = o->n_rows,
                     .n_groups = o->n_groups,
                     .n_passes = fit->info.n_passes,
-                    .state = fit->method->state(fit),
+                    .state = state_of(fit),
                     .rows = fit->rows_seen};
 }
 

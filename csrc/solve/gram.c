@@ -23,7 +23,7 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     }
     double *sums = job->lane + lane * job->p * job->m;
     WF_BLAS(dgemm_)
-    ("T", "N", &m, &p, &n, &one, room + p * ld, &ld, room, &ld, &one, sums, &m, 1, 1);
+    ("T", "N", &m, &p, &n, &one, room + job->p * ld, &ld, room, &ld, &one, sums, &m, 1, 1);
     return WF_OK;
 }
 

@@ -131,10 +131,14 @@ wf_status wf_scan(const wf_table *segment, ptrdiff_t n_columns, ptrdiff_t group,
     }
     free(job.scratch);
     free(flat.columns);
-    if (status == WF_NONFINITE_IN) {
-        wf_table_find_nonfinite(segment, 0, n_columns, fault);
-    } else if (status == WF_BAD_GROUP && group < 0) {
-        find_bad_group(segment, n_columns, n_groups, fault);
+    if (status == WF_NONFINITE_IN || status == WF_BAD_GROUP) {
+        /* lanes may have met both: the one that is looked for first is told, whoever was faster */
+        if (wf_table_find_nonfinite(segment, 0, n_columns, fault) == 0) {
+            return WF_NONFINITE_IN;
+        }
+        if (group < 0) {
+            find_bad_group(segment, n_columns, n_groups, fault);
+        }
     }
     return status;
 }

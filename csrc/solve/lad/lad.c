@@ -218,9 +218,24 @@ static int should_load_whole(const wf_fit *fit)
 }
 
 /* After a sample pass: every unit's centre, and what it shows. */
+/* Whether a pass brought every row of the sample: segments may say where they start, and only their
+ * rows were counted. */
+static int sample_is_whole(const wf_lad *s)
+{
+    for (ptrdiff_t k = 0; k < s->n_sample; k++) {
+        if (!s->taken[k]) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 static wf_status advance_sample(wf_fit *fit, int (*interrupt)(void *), void *context)
 {
     wf_lad *s = fit->solver;
+    if (!sample_is_whole(s)) {
+        return WF_BAD_SEGMENTS;
+    }
     wf_status status = wf_whiten_sample(fit);
     if (status == WF_OK) {
         wf_sample_sums(fit);

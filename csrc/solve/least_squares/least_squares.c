@@ -70,7 +70,7 @@ enum { MOST_PASSES = 6 }; /* each gains the digits that a factor of the matrix i
 
 /* Of a target's squares explained, above which the residual, a difference of sums, has lost so many
  * digits that it is looked at itself. */
-static const double UNRESOLVED = 1 - 1e-6;
+static const double RESOLVED = 1 - 1e-6;
 
 static wf_status find_shift(void *context, int lane, const wf_rows_block *rows, double *room)
 {
@@ -365,28 +365,30 @@ static wf_status advance_sums(wf_fit *fit)
     double *rss = gradient + m * p;
     const double *total = join_lanes(s, p);
     wf_status status = WF_OK;
-    int again;
-    if (!s->refining) {
+    int resolved = 1;
+    if (s->refining) {
+        exact_gradient(fit, total, rss, gradient);
+    } else {
         first_solution(fit, total);
         status = wf_least_squares_invert(fit);
         if (status != WF_OK) {
             goto done;
         }
-        again = solve_from_sums(fit, rss, gradient) > UNRESOLVED;
-        s->refining = again;
-    } else {
-        exact_gradient(fit, total, rss, gradient);
-        again = 0;
+        resolved = solve_from_sums(fit, rss, gradient) <= RESOLVED;
     }
-    if (!again) {
+    if (resolved) {
         measure(fit, rss, gradient);
-        if (s->refining && !fit->info.converged && fit->info.n_passes < MOST_PASSES) {
+        const int better =
+            !fit->info.converged && !isnan(fit->info.dual_gap) && fit->info.n_passes < MOST_PASSES;
+        if (better && s->refining) {
             newton_step(fit, gradient);
-            fit->needs_pass = again = 1;
         }
+        resolved = !better;
     }
-    if (again) {
+    if (!resolved) { /* another pass, over the residuals */
         memset(s->lane, 0, (size_t)(s->lanes * s->width) * sizeof *s->lane);
+        s->refining = 1;
+        fit->needs_pass = 1;
     }
 done:
     free(gradient);

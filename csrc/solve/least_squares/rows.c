@@ -81,18 +81,19 @@ static int scale_columns(const wf_fit *fit, decomposition *d)
     return 0;
 }
 
-/* How many directions are kept, and the rank. Without a ridge the limit is that of the Gram
- * matrix's eigenvalues (least_squares.c); with one, small singular values do no harm. */
+/* How many directions are kept, and the rank. A singular value is known to p epsilons of the
+ * largest; what is below that is rounding. (A Gram matrix, whose eigenvalues are their squares,
+ * tells less: inverse.c.) */
 static int count_kept(wf_fit *fit, const decomposition *d)
 {
-    const double p = (double)d->p, alpha = fit->options.alpha;
-    const double limit = alpha > 0 ? 256 * p * p * DBL_EPSILON * DBL_EPSILON : 16 * p * DBL_EPSILON;
-    const double least = limit * (d->s[0] * d->s[0] + alpha);
+    const double alpha = fit->options.alpha, largest = hypot(d->s[0], sqrt(alpha));
+    const double least = (double)d->p * DBL_EPSILON * largest;
     int kept = 0;
-    while (kept < d->n && d->s[kept] * d->s[kept] + alpha > least) {
+    while (kept < d->n && hypot(d->s[kept], sqrt(alpha)) > least) {
         kept++;
     }
-    fit->info.rank = kept + (alpha > least ? d->p - d->n : 0); /* these have the ridge alone */
+    /* the p - n directions that no row has are left to the ridge */
+    fit->info.rank = kept + (sqrt(alpha) > least ? d->p - d->n : 0);
     return kept;
 }
 
@@ -171,6 +172,24 @@ static double refine(wf_fit *fit, decomposition *d)
     }
 }
 
+/* mean y - mean x'coef. Its terms may be many times its size, and residuals were taken without it:
+ * so it is summed with the rounding of every product and sum (T. Ogita, S. M. Rump, S. Oishi,
+ * Accurate Sum and Dot Product, 2005, doi:10.1137/030601818). */
+static double intercept_of(const wf_least_squares *s, ptrdiff_t p, const double *coef, ptrdiff_t j)
+{
+    double sum = s->shift[p + j], rest = s->mean[p + j];
+    for (ptrdiff_t k = 0; k < p; k++) {
+        const double terms[] = {s->shift[k], s->mean[k]};
+        for (int t = 0; t < 2; t++) {
+            const double product = -coef[k] * terms[t], low = fma(-coef[k], terms[t], -product);
+            const double next = sum + product, back = next - sum;
+            rest += (sum - (next - back)) + (product - back) + low;
+            sum = next;
+        }
+    }
+    return sum + rest;
+}
+
 /* The intercept, F times N m, and the targets' sum of squares, which its rounding is measured by.
  */
 static void conclude(wf_fit *fit, const double *residual, double *total, double *size)
@@ -181,10 +200,7 @@ static void conclude(wf_fit *fit, const double *residual, double *total, double 
         const double *y = s->rows + (p + j) * n, *r = residual + j * n, *coef = fit->coef + j * p;
         const double mean = s->shift[p + j] + s->mean[p + j];
         if (fit->options.fit_intercept) {
-            fit->intercept[j] = mean;
-            for (ptrdiff_t k = 0; k < p; k++) {
-                fit->intercept[j] -= coef[k] * (s->shift[k] + s->mean[k]);
-            }
+            fit->intercept[j] = intercept_of(s, p, coef, j);
         }
         *total += wf_k->dot(n, r, r) + fit->options.alpha * wf_k->dot(p, coef, coef);
         *size += wf_k->dot(n, y, y) + (double)n * mean * mean;
