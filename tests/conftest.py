@@ -1,12 +1,16 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
 
 # Subprocesses that tests start must import the installed package, not the checkout they run in.
 os.environ["PYTHONSAFEPATH"] = "1"
+# A shell starts what it runs in the background deaf to Ctrl-C, and so the processes of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything
 
 from portable import forget_linux

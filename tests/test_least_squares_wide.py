@@ -1,5 +1,8 @@
 """squared_error with as many unknowns as rows, fewer and more, held to numpy.linalg.lstsq."""
 
+import operator
+from fractions import Fraction
+
 import fits
 import numpy as np
 import pytest
@@ -177,3 +180,66 @@ def test_a_thousand_columns_and_more():
         for fit_intercept in (False, True):
             got = fits.fit(X, Y, loss="squared_error", fit_intercept=fit_intercept)
             hold(got, X, Y, fit_intercept=fit_intercept, rtol=1e-6)
+
+
+def spectrum(n, p, values, seed=0):
+    """A matrix with these singular values."""
+    rng = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(rng.normal(size=(size, len(values))))[0] for size in (n, p))
+    return np.asfortranarray((u * values) @ v.T)
+
+
+@pytest.mark.parametrize(("n", "p"), [(40, 60), (40, 300)])
+@pytest.mark.parametrize("least", [1e-5, 1e-7, 1e-9])
+def test_small_singular_values_of_few_rows_are_no_rounding(n, p, least):
+    """As numpy.linalg.lstsq tells rank; squares of them would be lost."""
+    X = spectrum(n, p, [1.0] * (n - 1) + [least])
+    y = np.random.default_rng(1).normal(size=(n, 1))
+    got = fits.fit(X, y, loss="squared_error", fit_intercept=False)
+    assert got["rank"] == n
+    assert got["converged"]
+    assert ((X @ got["coef"].T - y) ** 2).mean() <= 1e-14 * (y**2).mean() / least
+
+
+def test_few_rows_of_columns_of_many_scales():
+    rng = np.random.default_rng(2)
+    X = np.asfortranarray(rng.normal(size=(40, 60)) * np.where(np.arange(60) < 40, 1e-8, 1))
+    y = rng.normal(size=(40, 1))
+    got = fits.fit(X, y, loss="squared_error", fit_intercept=False)
+    assert got["rank"] == 40
+    assert ((X @ got["coef"].T - y) ** 2).mean() < 1e-20
+
+
+def test_a_ridge_on_a_large_singular_value_keeps_the_small_ones():
+    X = spectrum(20, 60, [1e8] + [1.0] * 19)
+    y = np.random.default_rng(3).normal(size=(20, 1))
+    got = fits.fit(X, y, loss="squared_error", fit_intercept=False, alpha=1.0)
+    coef = np.linalg.lstsq(np.vstack([X, np.eye(60)]), np.vstack([y, np.zeros((60, 1))]))[0]
+    best = ((X @ coef - y) ** 2).sum() + (coef**2).sum()
+    np.testing.assert_allclose(got["objective"], best / 20, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "p"), [(61, 60), (400, 40)])
+def test_what_sums_do_not_certify_is_looked_at_by_row(n, p):
+    """A second pass, as where the residual is small."""
+    X = spectrum(n, p, [1.0] * (p - 1) + [1e-6])
+    y = np.random.default_rng(4).normal(size=(n, 1))
+    got = fits.fit(X, y, loss="squared_error", fit_intercept=False)
+    assert got["converged"]
+    coef = np.linalg.lstsq(X, y, rcond=None)[0]
+    np.testing.assert_allclose(got["objective"], ((X @ coef - y) ** 2).mean(), rtol=1e-8)
+
+
+def test_the_intercept_is_exact_where_its_terms_are_large():
+    rng = np.random.default_rng(5)
+    X = 1e3 + 1e-6 * rng.normal(size=(30, 60))
+    y = rng.normal(size=(30, 1))
+    got = fits.fit(X, y, loss="squared_error")
+    a, b = got["coef"][0], got["intercept"][0]
+    exact = [
+        float(
+            Fraction(v) - Fraction(b) - sum(map(operator.mul, map(Fraction, x), map(Fraction, a)))
+        )
+        for x, v in zip(X, y[:, 0], strict=True)
+    ]
+    assert np.square(exact).mean() < 1e-17

@@ -95,7 +95,7 @@ def test_the_trainer(runs, tmp_path):
     )
     assert any(name.startswith("rng_state") for name in done["left"])
     assert {p.name for p in out.iterdir()} == {"model.safetensors", *done["carried"]}
-    mf = wfcast.load(saved)
+    op = wfcast.load(saved)
     a, b = (state(fresh / f"checkpoint-{step}") for step in (2, 4))
     model, loading = transformers.AutoModelForMaskedLM.from_pretrained(
         out, output_loading_info=True
@@ -103,8 +103,8 @@ def test_the_trainer(runs, tmp_path):
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     for name in a:
-        c = mf.coef_[name][-1]
-        expected = c[0] * a[name] + c[1] * b[name] + mf.intercept_[name][-1]
+        c = op.coef[name][-1]
+        expected = c[0] * a[name] + c[1] * b[name] + op.intercept[name][-1]
         got = model.state_dict()[name].double().numpy()
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
     words = model.get_input_embeddings().weight

@@ -97,10 +97,21 @@ def test_every_public_name_is_there():
     assert not hasattr(wfcast, "forcast")
 
 
+INSPECT = ["inspect", "step-0.safetensors"]
+COMPARE = ["compare", "step-0.safetensors", "step-20.safetensors"]
+EARLY = ["wfcast.cli", "argparse", "wfcast._terminal"]
+LATE = ["numpy", "numpy.linalg", "safetensors", "wfcast._operator"]
+
+
 @pytest.mark.parametrize(
-    "module", ["wfcast.cli", "argparse", "wfcast._terminal", "numpy", "safetensors", "wfcast._plan"]
+    ("arguments", "module"),
+    [
+        *(([*FORECAST, "x.safetensors"], module) for module in (*EARLY, *LATE)),
+        *((INSPECT, module) for module in LATE),
+        *((COMPARE, module) for module in LATE[:3]),
+    ],
 )
-def test_ctrl_c_during_start_up(module, pair):
+def test_ctrl_c_during_start_up(arguments, module, pair):
     """A real signal, at the moment at which `module` is about to be imported."""
     code = f"""
 import os, signal, sys
@@ -111,7 +122,7 @@ class Finder:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Finder())
-sys.argv = ["wfcast", *{FORECAST!r}, "x.safetensors"]
+sys.argv = ["wfcast", *{arguments!r}]
 from wfcast.__main__ import main
 sys.exit(main())
 """
@@ -119,3 +130,19 @@ sys.exit(main())
     assert done.returncode == 128 + signal.SIGINT, (done.stdout, done.stderr)
     assert done.stderr == "wfcast: interrupted\n"
     assert not (pair / "x.safetensors").exists()
+
+
+def test_help_where_torch_is_not_installed(pair):
+    code = """
+import importlib.util, inspect, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *where: None if name == "torch" else found(name, *where)
+sys.modules["torch"] = None
+import wfcast
+assert "torch" not in dir(wfcast)
+assert {"load", "Operator"} < dict(inspect.getmembers(wfcast)).keys()
+help(wfcast)
+"""
+    done = python(code, pair)
+    assert done.returncode == 0, done.stderr
+    assert "forecast_checkpoint" in done.stdout

@@ -1,11 +1,13 @@
 """Operator: one value for every strategy, without scikit-learn."""
 
 import copy
+import json
 import pickle
 import warnings
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from sklearn.exceptions import NotFittedError
 
 import wfcast
@@ -41,7 +43,10 @@ def test_any_coefficients_by_hand(run):
         (((0, 1), (2,), {}), r"names \[\]"),
         (((0, 1), (2,), {3: [[1.0, 1.0]]}), r"names \[3\], expected those of tensors"),
         (((0, 1), (2,), {"*": [[1.0, 1.0]], "a": [[1.0, 1.0]]}), "stands beside"),
-        (((0, 1), (2,), [["a", "b"]]), "no array of numbers"),
+        (((0, 1), (2,), [["a", "b"]]), "expected real numbers"),
+        (((0, 1), (2,), [["1", "2"]]), "expected real numbers"),
+        (((0, 1), (2,), [[1j, 2]]), "dtype complex128, expected real numbers"),
+        (((0, 1), (2,), [[1.0], [1.0, 2.0]]), "no array of numbers"),
         (((0, 1), (2,), {"a": [[1.0, 1.0]]}, {"b": [0.0]}), "intercept has the names"),
         (((0, 1), (2,), [[1.0, 1.0]], [0.0, 0.0]), r"intercept of '\*' has shape \(2,\)"),
     ],
@@ -121,7 +126,7 @@ def test_what_is_kept_of_its_making_comes_back(tmp_path):
     back = wfcast.load(tmp_path / "op")
     assert (back.info, back.strategy, back.n_threads) == (info, "mine", 2)
     op.info["model"] = object()
-    with pytest.raises(TypeError, match="info holds a object"):
+    with pytest.raises(wfcast.WfcastError, match=r"info\['model'\] is a object"):
         op.save(tmp_path / "other")
     assert [p.name for p in tmp_path.iterdir()] == ["op"]
 
@@ -146,3 +151,62 @@ def test_a_warning_points_at_the_line_of_the_user(run, tmp_path):
             warnings.simplefilter("always")
             use()
         assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"loss": 0.25},
+        {"tol": 1e-3, "by": "hand", "n_threads": 4},
+        {"dual_gap": {"*": 0.0}},
+        {"objective": 0.5},
+        {"loss": "mine", "beta": "none", "objective": {"*": "?"}},
+        {"loss": "x", "beta": 0.0, "objective": 1, "dual_gap": 3, "n_passes": None},
+    ],
+)
+def test_info_may_hold_anything(info, tmp_path):
+    op = wfcast.Operator((0, 1), (2,), [[0.0, 1.0]], info=info)
+    op.save(tmp_path / "op")
+    assert wfcast.load(tmp_path / "op").info == info
+    report = wfcast.inspect(tmp_path / "op")
+    assert "custom, from steps 0, 1 to 2" in str(report)
+    assert report.to_dict()["loss"] is None
+
+
+def test_what_cannot_be_loaded_is_not_made():
+    for wrong, message in (
+        ({"n_threads": 0}, "n_threads is 0"),
+        ({"strategy": 3}, "strategy is a int, expected text"),
+        ({"base": 3}, "base is a int, expected text"),
+    ):
+        with pytest.raises(wfcast.WfcastError, match=message):
+            wfcast.Operator((0, 1), (2,), [[0.0, 1.0]], **wrong)
+
+
+def test_forecasting_leaves_the_operator_of_an_estimator_alone(run, tmp_path):
+    mf = wfcast.ModelFarcaster((0, 10), (20,)).fit([run])
+    mf.operator_.n_threads = 1
+    mf.predict(run)
+    mf.save(tmp_path / "f")
+    assert mf.operator_.n_threads == 1
+    mf.set_params(n_threads=0)
+    with pytest.raises(wfcast.WfcastError, match="n_threads is 0"):
+        mf.save(tmp_path / "g")
+
+
+def test_a_file_of_the_first_version(tmp_path):
+    """Its numbers are tensors, and it says nothing of a strategy."""
+    params = {"by": "tensor", "loss": "absolute_error", "beta": 1e-6, "alpha": 0.0}
+    params |= {"fit_intercept": True, "tol": 1e-9, "n_threads": None}
+    document = {"format": "wfcast.farcaster", "version": 1, "names": ["w"], "base": None}
+    document |= {"inputs": [0, 1], "targets": [2, 3], "tensors": {"w": [[5], "float32"]}}
+    tensors = {"coef": np.ones((1, 2, 2)), "intercept": np.zeros((1, 2))}
+    numbers = {"objective": 0.5, "dual_gap": 1e-10, "n_passes": 2.0}
+    tensors |= {name: np.array([value]) for name, value in numbers.items()}
+    metadata = {"wfcast": json.dumps(document | {"params": params})}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=metadata)
+    op = wfcast.load(tmp_path / "old.safetensors")
+    assert op.strategy == "ModelFarcaster"
+    assert op.info["n_passes"] == {"w": 2}
+    assert (op.info["objective"], op.info["beta"]) == ({"w": 0.5}, 1e-6)
+    assert "loss absolute_error, beta 1e-06" in str(wfcast.inspect(op))

@@ -119,6 +119,40 @@ def test_parts_of_another_fit_are_refused(loss):
     assert len(x) == 1
 
 
+@pytest.mark.parametrize(
+    ("loss", "one", "other"),
+    [
+        ("squared_error", {"alpha": 0.0}, {"alpha": 5.0}),
+        ("squared_error", {"fit_intercept": True}, {"fit_intercept": False}),
+        ("absolute_error", {"fit_intercept": True}, {"fit_intercept": False}),
+        ("absolute_error", {"tol": 1e-9}, {"tol": 1e-6}),
+    ],
+)
+def test_parts_of_a_fit_with_other_settings_are_refused(loss, one, other):
+    (a, _), _ = two(loss, **one)
+    (_, b), _ = two(loss, **other)
+    with pytest.raises(ValueError, match="parts are not those of one pass"):
+        a.absorb([a.export(), b.export()])
+
+
+def test_parts_with_other_limits_of_the_hinge_are_refused():
+    made = []
+    for first in ([1.0], [2.0]):
+        solver = _core.Fit(1, 2, n_rows=4, n_here=2, beta=0.1, first_update=np.array(first))
+        solver.accumulate([np.arange(2.0)], [np.ones(2), np.zeros(2)], 0, 2 * len(made))
+        made.append(solver)
+    with pytest.raises(ValueError, match="parts are not those of one pass"):
+        made[0].absorb([solver.export() for solver in made])
+
+
+def test_a_pass_that_brings_rows_twice_is_refused():
+    solver = _core.Fit(1, 1, n_rows=6)
+    for _ in range(2):
+        solver.accumulate([np.arange(3.0)], [np.arange(3.0)], None, 0)
+    with pytest.raises(ValueError, match="do not add up to n_rows"):
+        solver.advance()
+
+
 def test_parts_of_another_pass_are_refused():
     X, Y, options = problem("plain", 60_000)
     columns = list(X.T), list(Y.T)

@@ -49,3 +49,17 @@ def test_no_names():
     assert chosen({}, None, None, "tensors") == set()
     with pytest.raises(WfcastError, match=r"matches none of the 0 tensors; \* stands for anything"):
         chosen({}, "*", None, "tensors")
+
+
+def test_patterns_may_come_one_by_one():
+    names = {name: [name] for name in ("a", "b")}
+    assert chosen(names, (p for p in ["a"]), None, "tensors") == {"a"}
+    assert chosen(names, None, map(str, ["a"]), "tensors") == {"b"}
+    with pytest.raises(WfcastError, match="the pattern 'c' matches none"):
+        chosen(names, None, iter(["c"]), "tensors")
+
+
+def test_a_name_matches_itself_whatever_is_in_it():
+    names = {name: [name] for name in ("layers[0].w", "layers0.w")}
+    assert chosen(names, "layers[0].w", None, "tensors") == set(names)
+    assert chosen({"layers[0].w": ["layers[0].w"]}, "layers[0].w", None, "t") == {"layers[0].w"}

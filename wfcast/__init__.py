@@ -1,10 +1,10 @@
 """wfcast forecasts the weights of a neural network in the middle of its training."""
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING
 
-if find_spec("._core", __name__) is None:
+if _find_spec("._core", __name__) is None:
     raise ImportError(
         f"the C core of wfcast is not in {__path__[0]!r}: that is its source folder, which hides "
         "an installed wfcast while Python runs beside it. Start Python in another folder, or build "
@@ -76,14 +76,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    return value
+if not TYPE_CHECKING:  # a type checker is to find what is misspelt
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return _import_module(f".{name}", __name__)
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(_import_module(f".{_HOME[name]}", __name__), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    special = [name for name in globals() if name.startswith("__")]
+    return sorted({*special, *__all__, *(["torch"] if _find_spec("torch") else [])})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,11 +15,11 @@ import numpy.typing as npt
 from . import _persist, _plot
 from ._columns import new_like
 from ._errors import DtypeError, WfcastError
-from ._parameters import ALL
+from ._parameters import ALL, threads
 from ._plan import Plan, plan
 from ._runs import steps
 
-__all__ = ["Operator", "is_operator", "load", "operator_of"]
+__all__ = ["Learner", "Operator", "load", "operator_of"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -114,6 +115,10 @@ class Operator:
                 f"intercept has the names {sorted(self.intercept)}, coef has {sorted(self.coef)}: "
                 "expected the same"
             )
+        threads(n_threads)
+        for name, value in (("strategy", strategy), ("base", base or "")):
+            if not isinstance(value, str):
+                raise DtypeError(f"{name} is a {type(value).__name__}, expected text")
         self.strategy = strategy
         self.tensors = dict(tensors or {})
         self.base = base
@@ -194,7 +199,7 @@ class Operator:
         WfcastError
             A step that is no target, or a value at fault; tensor and step are named.
         """
-        made = self.plan(run, step)
+        made = self._plan(run, step)
         forecast = {t.name for t in made.forecast}
         result: dict[str, Any] = {}
         for name in made.latest.tensors:
@@ -245,7 +250,7 @@ class Operator:
         names = None if ALL in self.coef else self.coef.keys()
         return applied(model, run, self.inputs, names, coefficients)
 
-    def plan(self, run: Any, step: int | None = None, partial: bool = False) -> Plan:
+    def _plan(self, run: Any, step: int | None = None, *, partial: bool = False) -> Plan:
         """The inputs opened and checked, nothing computed: what `forecast_checkpoint` goes by."""
         return plan(self, run, step, partial)
 
@@ -281,6 +286,16 @@ class Operator:
         return ax
 
 
+class Learner(ABC):
+    """An estimator that learns an operator."""
+
+    operator_: Operator
+
+    @abstractmethod
+    def _learned(self) -> Operator:
+        """What it has learned, or a NotFittedError."""
+
+
 def load(path: str | os.PathLike[str]) -> Operator:
     """Read an operator that `Operator.save` or `ModelFarcaster.save` wrote.
 
@@ -292,7 +307,8 @@ def load(path: str | os.PathLike[str]) -> Operator:
     Returns
     -------
     Operator
-        As it was saved.
+        As it was saved. Files of wfcast 0.1 do not say which strategy they are of: with the numbers
+        of a fit it is taken for "ModelFarcaster", else for "custom".
 
     Raises
     ------
@@ -315,13 +331,6 @@ def load(path: str | os.PathLike[str]) -> Operator:
     return _persist.load(path, Operator)
 
 
-def is_operator(given: object) -> bool:
-    """Whether `given` is an operator, or an estimator that learns one."""
-    return isinstance(given, Operator) or (
-        hasattr(given, "_learned") and not isinstance(given, type)
-    )
-
-
 def operator_of(given: Any, name: str) -> Operator:
     """The operator that an argument is, or has learned: `given` is an Operator or an estimator.
 
@@ -332,13 +341,14 @@ def operator_of(given: Any, name: str) -> Operator:
     NotFittedError
         An estimator that has not learned one yet.
     """
-    if not is_operator(given):
+    if isinstance(given, Learner):
+        return given._learned()
+    if not isinstance(given, Operator):
         raise DtypeError(
             f"{name} is a {type(given).__name__}, expected an Operator or a fitted ModelFarcaster: "
             "wfcast.load(path) reads one"
         )
-    operator: Operator = given if isinstance(given, Operator) else given._learned()
-    return operator
+    return given
 
 
 def _by_name(given: Any, what: str, shape: tuple[int, ...]) -> dict[str, Vector]:
@@ -349,9 +359,12 @@ def _by_name(given: Any, what: str, shape: tuple[int, ...]) -> dict[str, Vector]
         raise WfcastError(f"{ALL!r} stands beside names of tensors in {what}")
     for name, value in found.items():
         try:
-            array = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+            given = np.asarray(value)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise WfcastError(f"{what} of {name!r} is no array of numbers: {error}") from error
+        if given.dtype.kind not in "fiu":
+            raise DtypeError(f"{what} of {name!r} has dtype {given.dtype}, expected real numbers")
+        array = given.astype(np.float64)
         if array.shape != shape:
             raise WfcastError(
                 f"{what} of {name!r} has shape {array.shape}, expected {shape}: one row per target"

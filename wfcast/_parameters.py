@@ -33,12 +33,10 @@ def check_parameters(
     """Raise WfcastError for the first parameter of a fit that has no meaning."""
     if loss not in LOSSES:
         raise WfcastError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
-    for name, value, low in (("beta", beta, "0"), ("alpha", alpha, "0"), ("tol", tol, "above 0")):
+    for name, value in (("beta", beta), ("alpha", alpha), ("tol", tol)):
         if not _is_finite(value) or value < 0 or (name == "tol" and value == 0):
-            raise WfcastError(
-                f"{name} is {value!r}, expected a finite number "
-                f"{low if name == 'tol' else 'not below 0'}"
-            )
+            least = "above 0" if name == "tol" else "not below 0"
+            raise WfcastError(f"{name} is {value!r}, expected a finite number {least}")
     if tol < EPS:
         raise WfcastError(f"tol is {tol!r}, expected at least {EPS:.3g}: float64 resolves no more")
     if not isinstance(fit_intercept, bool | np.bool_):

@@ -52,9 +52,11 @@ def chosen(
 
 def _listed(given: Patterns, argument: str, known: Sequence[str], what: str) -> list[str]:
     """The patterns of an argument, each of which matches a known name."""
-    patterns = [given] if isinstance(given, str) else given
-    if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
+    if not isinstance(given, Iterable):
         raise DtypeError(f"{argument} is {given!r}, expected a pattern or a list of patterns")
+    patterns = [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise DtypeError(f"{argument} is {patterns!r}, expected a pattern or a list of patterns")
     for pattern in patterns:
         if not _match(known, [pattern]):
             example = f", such as {known[0]!r}" if known else ""
@@ -62,9 +64,11 @@ def _listed(given: Patterns, argument: str, known: Sequence[str], what: str) -> 
                 f"{argument}: the pattern {pattern!r} matches none of the {len(known)} {what}"
                 f"{example}; * stands for anything"
             )
-    return list(patterns)
+    return patterns
 
 
 def _match(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns matches one of the names."""
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    """Whether one of the patterns matches one of the names; a name matches itself."""
+    return any(
+        name == pattern or fnmatchcase(name, pattern) for name in names for pattern in patterns
+    )

@@ -25,33 +25,26 @@ __all__ = ["KEY", "load", "save"]
 KEY = "wfcast"
 FORMAT = "wfcast.farcaster"
 VERSION = 1
-_NUMBERS = ("objective", "dual_gap", "n_passes")  # of a fit, by coefficient set
-_UNFITTED = {
+_NUMBERS = ("objective", "dual_gap", "n_passes")  # tensors in the files of wfcast 0.1
+_UNREAD = {
     "loss": "absolute_error",
     "beta": 0.0,
     "alpha": 0.0,
     "fit_intercept": True,
     "tol": 1e-9,
-}  # what wfcast 0.1 expects of an operator that nothing was fitted for
+}  # wfcast 0.1 looks for these; what is known of a fit stands in "info"
 
 T = TypeVar("T")
 
 
 def save(operator: Operator, path: str | os.PathLike[str]) -> None:
     """Write an operator."""
-    names, info = list(operator.coef), operator.info
+    names = list(operator.coef)
     tensors = {
         "coef": np.stack([operator.coef[n] for n in names]),
         "intercept": np.stack([operator.intercept[n] for n in names]),
     }
-    for key in _NUMBERS:
-        if key in info:
-            tensors[key] = np.array([info[key][n] for n in names], dtype=np.float64)
-    params = {
-        "by": "all" if ALL in operator.coef else "tensor",
-        **{k: info.get(k, default) for k, default in _UNFITTED.items()},
-        "n_threads": operator.n_threads,
-    }
+    by = "all" if ALL in operator.coef else "tensor"
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -62,18 +55,28 @@ def save(operator: Operator, path: str | os.PathLike[str]) -> None:
         "targets": list(operator.targets),
         "tensors": {n: [list(shape), dtype] for n, (shape, dtype) in operator.tensors.items()},
         "base": operator.base,
-        "params": params,
-        "info": {k: v for k, v in info.items() if k not in _NUMBERS and k not in params},
+        "info": {name: _plain(value, name) for name, value in operator.info.items()},
+        "params": {"by": by, "n_threads": operator.n_threads, **_UNREAD},
     }
-    data = serialize(tensors, metadata={KEY: json.dumps(document, default=_plain)})
+    data = serialize(tensors, metadata={KEY: json.dumps(document)})
     with atomic_file(Path(path)) as file:
         file.write(data)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str) -> Any:
+    """`value` as JSON gives it back."""
+    try:
+        return json.loads(json.dumps(value, default=_scalar))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WfcastError(
+            f"info[{name!r}] is a {type(value).__name__}, expected what JSON can hold"
+        ) from error
+
+
+def _scalar(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"info holds a {type(value).__name__}, expected what JSON can hold")
+    raise TypeError(type(value).__name__)
 
 
 def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
@@ -142,6 +145,8 @@ def _check(document: dict[str, Any], tensors: dict[str, Any]) -> None:
     for key in ("base", "strategy"):  # which the first files do not have
         if not isinstance(document.get(key), str | None):
             raise WfcastError(f"{key} is no text")
+    if not isinstance(document.get("info", {}), dict):
+        raise WfcastError("info is no mapping")
     params = dict(document["params"])
     unknown = params.keys() - {"by", *PARAMETERS}
     if unknown:
@@ -155,13 +160,13 @@ def _arguments(document: dict[str, Any], tensors: dict[str, Any]) -> dict[str, A
     names = document["names"]
     params = dict(document["params"])
     n_threads = params.pop("n_threads")
-    info = dict(document.get("info", {}))
     numbers = [key for key in _NUMBERS if key in tensors]
-    if numbers:
-        info |= params
-    for key in numbers:
-        kind = int if key == "n_passes" else float
-        info[key] = {n: kind(v) for n, v in zip(names, tensors[key], strict=True)}
+    info = document.get("info")
+    if info is None:  # written by wfcast 0.1
+        info = params if numbers else {}
+        for key in numbers:
+            kind = int if key == "n_passes" else float
+            info[key] = {n: kind(v) for n, v in zip(names, tensors[key], strict=True)}
     return {
         "inputs": document["inputs"],
         "targets": document["targets"],

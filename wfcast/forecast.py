@@ -252,7 +252,7 @@ def forecast_checkpoint(
         raise WfcastError(f"format is {format!r}, expected 'safetensors', 'torch' or 'dcp'")
     if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
         raise WfcastError(f"shard_size is {shard_size!r}, expected a number of bytes")
-    plan = operator_of(mf, "mf").plan(run, step, partial)
+    plan = operator_of(mf, "mf")._plan(run, step, partial=partial)
     latest = plan.latest
     among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
     copied = _copied(plan, among, norms == "copy", nonfinite == "copy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from ._apply import Progress
 from ._columns import Label
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import Segment, Solving, set_fitted, solve_all, solving
-from ._operator import Operator
+from ._operator import Learner, Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._process import Ranks
 from ._ranks import Survey, ranks_of, survey
@@ -31,7 +32,7 @@ PAPERS_BETA = 1e-6
 Vector = npt.NDArray[np.float64]
 
 
-class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
+class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
     r"""Forecast a model's weights: ``what_{step} = sum_k A_k w_{inputs[k]} + b`` for every weight.
 
     A *run* is ``{step: checkpoint}``, or the path of a folder of checkpoints whose names end in
@@ -191,7 +192,9 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
                 raise CheckpointError(f"{what} holds no floating tensors to fit")
             parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
             fits = {
-                key: self._solving(key, members, opened, firsts, found, ranks, params, progress)
+                key: self._solving(
+                    key, members, opened, firsts, found, ranks, inputs, targets, params, progress
+                )
                 for key, members in parts.items()
             }
             results = solve_all(fits, self.n_threads)
@@ -222,11 +225,12 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
         firsts: list[tuple[Checkpoint, Checkpoint, int]],
         found: Survey,
         ranks: Ranks,
+        inputs: tuple[int, ...],
+        targets: tuple[int, ...],
         params: Mapping[str, Any],
         progress: Progress | None,
     ) -> Solving:
         """One coefficient set, for the tensors `members`."""
-        inputs, targets = steps(self.inputs, "inputs"), steps(self.targets, "targets")
         norms = None
         hinge = params["beta"] > 0
         if hinge:
@@ -325,8 +329,10 @@ class ModelFarcaster(BaseEstimator):  # type: ignore[misc]
     def _learned(self) -> Operator:
         """The operator, to be computed with this estimator's threads."""
         check_is_fitted(self)
-        self.operator_.n_threads = self.n_threads
-        return self.operator_
+        threads(self.n_threads)
+        operator = copy.copy(self.operator_)
+        operator.n_threads = self.n_threads
+        return operator
 
     @property
     def inputs_(self) -> tuple[int, ...]:

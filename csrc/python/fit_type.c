@@ -55,8 +55,8 @@ static PyObject *fit_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if (n_here < -1 || n_here > n_rows) {
-        PyErr_Format(PyExc_ValueError, "n_here must be -1 or from 0 to n_rows, got %zd of %zd",
-                     n_here, n_rows);
+        PyErr_Format(PyExc_ValueError, "n_here must be at most n_rows, got %zd of %zd", n_here,
+                     n_rows);
         return NULL;
     }
     if (read_loss(loss, &o.loss) != 0 || (o.n_threads = wf_threads(o.n_threads)) < 0) {

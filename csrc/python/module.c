@@ -245,7 +245,9 @@ static PyMethodDef functions[] = {
 
 static int start(PyObject *module)
 {
-    import_array1(-1);
+    if (_import_array() < 0) { /* import_array1 would turn Ctrl-C into an ImportError */
+        return -1;
+    }
     const char *disabled = getenv("WFCAST_DISABLE_CPU_FEATURES");
     wf_setup(disabled);
     wf_module_state *state = wf_state_of(module);

@@ -180,7 +180,7 @@ def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluati
     for step in targets:
         true = opened[step]
         check_alike(opened[operator.inputs[-1]], true)
-        plans = {name: method.plan(opened, step) for name, method in methods.items()}
+        plans = {name: method._plan(opened, step) for name, method in methods.items()}
         errors: dict[str, dict[str, Errors]] = {name: {} for name in methods}
         for tensor in plans["forecast"].forecast:
             name = tensor.name

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .._apply import Progress
 from .._columns import value_at
 from .._errors import CheckpointError
 from .._kinds import kind_of
-from .._operator import Operator, is_operator, load, operator_of
+from .._operator import Learner, Operator, load, operator_of
 from .._parameters import ALL, threads
 from .._persist import KEY
 from .._runs import check_run, forecastable, has
@@ -92,7 +92,8 @@ def inspect(
     checkpoint: safetensors, 1 tensors, 6 parameters
     """
     found = look(source)
-    what = {Operator: "farcaster", dict: "run"}.get(type(found), "checkpoint")
+    kinds = ((Operator, "farcaster"), (Checkpoint, "checkpoint"), (dict, "run"))
+    what = next(name for kind, name in kinds if isinstance(found, kind))
     if isinstance(source, str | os.PathLike):
         what = os.fspath(source)
     return report_on(found, what, n_threads=n_threads, progress=progress)
@@ -103,7 +104,7 @@ Found = Operator | Checkpoint | dict[int, Checkpoint]
 
 def look(source: Any) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
-    if is_operator(source):
+    if isinstance(source, Operator | Learner):
         return operator_of(source, "source")
     if _is_run(source):
         run = check_run(source, (), "the run")
@@ -170,10 +171,10 @@ class FarcasterReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it; what was not fitted is None."""
-        op = self.operator
+        op, fit = self.operator, _fit_of(self.operator)
 
         def of(number: str, name: str) -> Any:
-            return op.info[number][name] if number in op.info else None
+            return fit[number][name] if fit else None
 
         return {
             "path": self.path,
@@ -182,8 +183,8 @@ class FarcasterReport(Report):
             "inputs": list(op.inputs),
             "targets": list(op.targets),
             "by": "all" if ALL in op.coef else "tensor",
-            "loss": op.info.get("loss"),
-            "beta": op.info.get("beta"),
+            "loss": fit["loss"] if fit else None,
+            "beta": fit["beta"] if fit else None,
             "coefficients": {
                 name: {
                     "coef": coef.tolist(),
@@ -198,13 +199,12 @@ class FarcasterReport(Report):
         }
 
     def _parts(self) -> Iterable[str | Grid]:
-        op = self.operator
-        gaps = op.info.get("dual_gap")
-        fit = f", loss {op.info['loss']}, beta {op.info['beta']:g}" if "loss" in op.info else ""
+        op, fit = self.operator, _fit_of(self.operator)
+        how = f", loss {fit['loss']}, beta {fit['beta']:g}" if fit else ""
         yield (
             f"{self.path}: {op.strategy}, from steps {', '.join(map(str, op.inputs))} to "
             f"{', '.join(map(str, op.targets))}; "
-            f"by {'all' if ALL in op.coef else 'tensor'}{fit}\n"
+            f"by {'all' if ALL in op.coef else 'tensor'}{how}\n"
             f"coefficients for step {op.targets[-1]}:"
         )
         rows = [
@@ -212,7 +212,7 @@ class FarcasterReport(Report):
                 name,
                 *(f"{value:.5f}" for value in coef[-1]),
                 f"{op.intercept[name][-1]:.3g}",
-                "-" if gaps is None else f"{gaps[name]:.1e}",
+                f"{fit['dual_gap'][name]:.1e}" if fit else "-",
             )
             for name, coef in op.coef.items()
         ]
@@ -220,6 +220,19 @@ class FarcasterReport(Report):
 
     def _draw(self, ax: Any) -> None:
         self.operator.plot(ax)
+
+
+def _fit_of(operator: Operator) -> dict[str, Any] | None:
+    """What `info` says of a fit; None where it says less, or something else."""
+    info = operator.info
+    numbers = [info.get(name) for name in ("objective", "dual_gap", "n_passes")]
+    whole = (
+        isinstance(info.get("loss"), str)
+        and isinstance(info.get("beta"), Real)
+        and all(isinstance(of, Mapping) and of.keys() == operator.coef.keys() for of in numbers)
+        and all(isinstance(value, Real) for of in numbers for value in of.values())  # type: ignore[union-attr]
+    )
+    return info if whole else None
 
 
 class CheckpointReport(Report):

@@ -17,7 +17,7 @@ import torch
 from .._errors import WfcastError
 from .._live.distributed import add_up, together
 from .._live.tensors import Slot, Vector, movements, share
-from .._operator import Operator, is_operator, operator_of
+from .._operator import Learner, Operator, operator_of
 from .._parameters import ALL
 
 Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
@@ -119,7 +119,7 @@ class ReadyMade(Source):
     def _at(self, horizon: int) -> Operator:
         steps = [self.offsets[0] - o for o in self.offsets]
         made = self._make(steps, [steps[-1] + horizon])
-        if not is_operator(made):
+        if not isinstance(made, Operator | Learner):
             raise WfcastError(
                 f"the forecaster returned a {type(made).__name__}, expected an Operator as "
                 "wfcast.linear_trend(inputs, targets) gives"
@@ -202,7 +202,7 @@ def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) 
     names = [s.name for s in slots]
     if forecaster is None:
         return Drift(spacing, n_states, names)
-    if is_operator(forecaster):
+    if isinstance(forecaster, Operator | Learner):
         fitted = Fitted(operator_of(forecaster, "forecaster"), names)
         fitted.check(slots)
         return fitted

@@ -190,20 +190,25 @@ static double intercept_of(const wf_least_squares *s, ptrdiff_t p, const double 
     return sum + rest;
 }
 
-/* The intercept, F times N m, and the targets' sum of squares, which its rounding is measured by.
- */
+/* The intercept, F times N m, and what its rounding is measured by: the targets' squares, and the
+ * squares of |x||a|, an epsilon of which residuals are off by. */
 static void conclude(wf_fit *fit, const double *residual, double *total, double *size)
 {
     const wf_least_squares *s = fit->solver;
     const ptrdiff_t n = fit->options.n_rows, p = fit->options.p, m = fit->options.m;
+    double inputs = 0;
+    for (ptrdiff_t k = 0; k < p; k++) {
+        inputs += wf_k->dot(n, s->rows + k * n, s->rows + k * n);
+    }
     for (ptrdiff_t j = 0; j < m; j++) {
         const double *y = s->rows + (p + j) * n, *r = residual + j * n, *coef = fit->coef + j * p;
         const double mean = s->shift[p + j] + s->mean[p + j];
         if (fit->options.fit_intercept) {
             fit->intercept[j] = intercept_of(s, p, coef, j);
         }
-        *total += wf_k->dot(n, r, r) + fit->options.alpha * wf_k->dot(p, coef, coef);
-        *size += wf_k->dot(n, y, y) + (double)n * mean * mean;
+        const double norm = wf_k->dot(p, coef, coef);
+        *total += wf_k->dot(n, r, r) + fit->options.alpha * norm;
+        *size += wf_k->dot(n, y, y) + (double)n * mean * mean + DBL_EPSILON * inputs * norm;
     }
 }
 
