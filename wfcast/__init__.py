@@ -22,21 +22,35 @@ if TYPE_CHECKING:
     from .forecast import ForecastReport, forecast_checkpoint
     from .model import ModelFarcaster
     from .operators import average, linear_trend, persistence
-    from .report import Comparison, Evaluation, compare_checkpoints, evaluate, inspect
+    from .report import (
+        CheckpointReport,
+        Comparison,
+        Errors,
+        Evaluation,
+        FarcasterReport,
+        RunReport,
+        compare_checkpoints,
+        evaluate,
+        inspect,
+    )
 
 # Each name is imported when it is first asked for: the estimators bring scikit-learn and SciPy,
 # which take ten times as long as all the rest, and most uses of wfcast need neither.
 _HOME = {
     "CheckpointError": "_errors",
+    "CheckpointReport": "report",
     "Comparison": "report",
     "ConvergenceError": "_errors",
     "DtypeError": "_errors",
+    "Errors": "report",
     "Evaluation": "report",
     "Farcaster": "farcaster",
+    "FarcasterReport": "report",
     "ForecastReport": "forecast",
     "ModelFarcaster": "model",
     "Operator": "_operator",
     "RankWarning": "_errors",
+    "RunReport": "report",
     "WfcastError": "_errors",
     "average": "operators",
     "compare_checkpoints": "report",
@@ -53,15 +67,19 @@ _MODULES = ("checkpoint", "farcaster", "forecast", "model", "operators", "report
 
 __all__ = [
     "CheckpointError",
+    "CheckpointReport",
     "Comparison",
     "ConvergenceError",
     "DtypeError",
+    "Errors",
     "Evaluation",
     "Farcaster",
+    "FarcasterReport",
     "ForecastReport",
     "ModelFarcaster",
     "Operator",
     "RankWarning",
+    "RunReport",
     "WfcastError",
     "__version__",
     "average",

@@ -37,6 +37,17 @@ class Errors:
         Of t.
     n_nonfinite : int
         Pairs with NaN or infinity, which the sums leave out.
+
+    See Also
+    --------
+    Comparison : Holds one for each tensor.
+
+    Examples
+    --------
+    >>> import wfcast
+    >>> both = wfcast.Errors(n=2, sum_abs=3.0) + wfcast.Errors(n=4, sum_abs=1.5)
+    >>> both.n, both.mae
+    (6, 0.75)
     """
 
     n: int = 0

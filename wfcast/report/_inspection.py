@@ -164,6 +164,22 @@ class FarcasterReport(Report):
     operator : Operator
     path : str
         What it is called.
+
+    See Also
+    --------
+    inspect : Returns one.
+    Operator : What is shown.
+
+    Examples
+    --------
+    >>> import wfcast
+    >>> print(wfcast.inspect(wfcast.linear_trend((0, 500), (1000,))))
+    farcaster: linear_trend, from steps 0, 500 to 1000; by all
+    coefficients for step 1000:
+    <BLANKLINE>
+    tensor       w_0    w_500  intercept  gap
+    ------  --------  -------  ---------  ---
+    *       -1.00000  2.00000          0    -
     """
 
     def __init__(self, operator: Operator, path: str) -> None:
@@ -245,6 +261,18 @@ class CheckpointReport(Report):
     checkpoint : Checkpoint
     sums : dict of str to Errors
         Of each floating tensor's values.
+
+    See Also
+    --------
+    inspect : Returns one.
+    RunReport : Several checkpoints of a run.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> found = wfcast.inspect({"fc.weight": np.array([[3.0, 4.0]]), "steps": np.array(7)})
+    >>> found.to_dict()["parameters"], found.sums["fc.weight"].sum_true
+    (3, 7.0)
     """
 
     def __init__(
@@ -327,6 +355,19 @@ class RunReport(Report):
         forecast and in both.
     samples : dict of (str, int) to list of float
         (Tensor name, position in C order) -> values at the steps; NaN where there is none.
+
+    See Also
+    --------
+    inspect : Returns one.
+    evaluate : How well a farcaster forecasts a run.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> run = {t: {"w": np.array([1.0, 1.0 + t])} for t in (0, 1)}
+    >>> found = wfcast.inspect(run)
+    >>> found.steps, [c["move"] for c in found.checkpoints]
+    ((0, 1), [None, 0.7071067811865476])
     """
 
     def __init__(
