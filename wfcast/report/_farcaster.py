@@ -1,0 +1,108 @@
+"""What an operator holds, and what is known of the fit that it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from .._operator import Operator
+from .._parameters import ALL
+from ._base import Grid, Report
+
+__all__ = ["FarcasterReport"]
+
+
+class FarcasterReport(Report):
+    """An operator: what made it, its coefficients and, of a fit, its certificates.
+
+    Attributes
+    ----------
+    operator : Operator
+    path : str
+        What it is called.
+
+    See Also
+    --------
+    inspect : Returns one.
+    Operator : What is shown.
+
+    Examples
+    --------
+    >>> import wfcast
+    >>> print(wfcast.inspect(wfcast.linear_trend((0, 500), (1000,))))
+    farcaster: linear_trend, from steps 0, 500 to 1000; by all
+    coefficients for step 1000:
+    <BLANKLINE>
+    tensor       w_0    w_500  intercept  gap
+    ------  --------  -------  ---------  ---
+    *       -1.00000  2.00000          0    -
+    """
+
+    def __init__(self, operator: Operator, path: str) -> None:
+        self.operator, self.path = operator, path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it; what was not fitted is None."""
+        op, fit = self.operator, _fit_of(self.operator)
+
+        def of(number: str, name: str) -> Any:
+            return fit[number][name] if fit else None
+
+        return {
+            "path": self.path,
+            "what": "farcaster",
+            "strategy": op.strategy,
+            "inputs": list(op.inputs),
+            "targets": list(op.targets),
+            "by": "all" if ALL in op.coef else "tensor",
+            "loss": fit["loss"] if fit else None,
+            "beta": fit["beta"] if fit else None,
+            "coefficients": {
+                name: {
+                    "coef": coef.tolist(),
+                    "intercept": op.intercept[name].tolist(),
+                    "objective": of("objective", name),
+                    "dual_gap": of("dual_gap", name),
+                    "n_passes": of("n_passes", name),
+                }
+                for name, coef in op.coef.items()
+            },
+            "fingerprint": op.fingerprint(),
+        }
+
+    def _parts(self) -> Iterable[str | Grid]:
+        op, fit = self.operator, _fit_of(self.operator)
+        how = f", loss {fit['loss']}, beta {fit['beta']:g}" if fit else ""
+        yield (
+            f"{self.path}: {op.strategy}, from steps {', '.join(map(str, op.inputs))} to "
+            f"{', '.join(map(str, op.targets))}; "
+            f"by {'all' if ALL in op.coef else 'tensor'}{how}\n"
+            f"coefficients for step {op.targets[-1]}:"
+        )
+        rows = [
+            (
+                name,
+                *(f"{value:.5f}" for value in coef[-1]),
+                f"{op.intercept[name][-1]:.3g}",
+                f"{fit['dual_gap'][name]:.1e}" if fit else "-",
+            )
+            for name, coef in op.coef.items()
+        ]
+        yield Grid(("tensor", *(f"w_{step}" for step in op.inputs), "intercept", "gap"), rows)
+
+    def _draw(self, ax: Any) -> None:
+        self.operator.plot(ax)
+
+
+def _fit_of(operator: Operator) -> dict[str, Any] | None:
+    """What `info` says of a fit; None where it says less, or something else."""
+    info = operator.info
+    numbers = [info.get(name) for name in ("objective", "dual_gap", "n_passes")]
+    whole = (
+        isinstance(info.get("loss"), str)
+        and isinstance(info.get("beta"), Real)
+        and all(isinstance(of, Mapping) and of.keys() == operator.coef.keys() for of in numbers)
+        and all(isinstance(value, Real) for of in numbers for value in of.values())  # type: ignore[union-attr]
+    )
+    return info if whole else None
