@@ -98,8 +98,8 @@ static double balance(wf_ipm_state *s)
 }
 
 /* What the imbalance zeta, which is of rounding size, can take from the bound, |zeta'z*|. How far a
- * minimiser z* can be is an estimate with much room, no proof: no further than z is, or than the
- * whole of F goes when every (whitened) row moves by a twentieth of it on average. */
+ * minimiser z* can be is an estimate, no proof: no further than z is, or than the whole of F goes
+ * when every (whitened) row moves by a twentieth of it on average (docs/solver.md, section 5). */
 static double doubt(const wf_ipm_state *s, double primal)
 {
     double rows = 1, total = 0;
