@@ -741,11 +741,53 @@ def test_a_state_that_an_older_version_saved():
     assert scheduler.state_dict() == then["scheduler"]
 
 
-def test_a_jump_under_way_that_was_saved_without_the_scheduler():
-    (*_, farcasting), saved = stored_run()
-    del saved[3]["pending"]["scheduler"]
-    with pytest.raises(WfcastError, match="without a scheduler"):
-        farcasting.load_state_dict(saved[3])
+def refused(farcasting, state, message):
+    """Whether a state is refused, and the controller is afterwards what it was."""
+    before = farcasting.state_dict()
+    with pytest.raises(WfcastError, match=message):
+        farcasting.load_state_dict(state)
+    return loops.equal(farcasting.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state["pending"].pop("scheduler"), "without a scheduler"),
+        (lambda state: state["history"].clear(), "jump of step 20 under way, .* empty history"),
+        (lambda state: state["history"].pop(), "jump of step 20 under way, .*: kept at step 10"),
+        (lambda state: state["pending"].update(step=19), "jump of step 19 .*: pending at step 20"),
+        (lambda state: state["pending"]["optimizer"]["state"].pop(), "steps 1 .*, expected 2"),
+        (
+            lambda state: state["pending"]["weights"].reverse(),
+            r"'weight' is \[1\], expected \[1, 3\]",
+        ),
+        (lambda state: state["source"].clear(), "saved with a forecaster, expected one saved with"),
+        (
+            lambda state: state["source"].update(gram=torch.zeros(2, 3, 3)),
+            "saved for 2 tensors and 3 states, expected 2 and 2",
+        ),
+    ],
+)
+def test_a_refused_state_changes_nothing(spoil, message):
+    (model, optimizer, _, farcasting), saved = stored_run()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    farcasting.step(1.0)  # a step further than the state, and the jump is still under way
+    assert farcasting.history[-1]["outcome"] == "pending"
+    spoil(saved[3])
+    assert refused(farcasting, saved[3], message)
+
+
+def test_a_state_saved_with_another_forecaster():
+    model, optimizer, learning = setup()
+    loops.run(learning, model, optimizer, range(1, 8))
+    state = learning.state_dict()
+    assert len(state["states"]) == 2
+    model, optimizer, farcasting = setup(forecaster=wfcast.linear_trend)
+    loops.run(farcasting, model, optimizer, range(1, 7))
+    assert refused(farcasting, state, "saved with forecaster=None, expected one saved with the")
+    assert refused(learning, farcasting.state_dict(), "saved with a forecaster, expected one")
 
 
 # ---- bad use ------------------------------------------------------------------------------------
@@ -771,6 +813,7 @@ def test_bad_parameters():
         ({"max_loss": 1.0}, r"max_loss is 1\.0"),
         ({"forecaster": "line"}, "forecaster is a str"),
         ({"forecaster": lambda inputs, targets: 3}, "returned a int"),
+        ({"forecaster": wfcast.ModelFarcaster}, "is the class ModelFarcaster, expected an "),
         ({"include": ["nothing*"]}, "include: the pattern 'nothing\\*' matches none of the 4 "),
         ({"exclude": "typo"}, r"exclude: .* parameters of the model, such as '0\.weight'; \*"),
         ({"exclude": "*"}, "no parameter is left"),
@@ -934,6 +977,7 @@ def test_history_is_shown():
         ("torch", "wfcast.torch", "wfcast.torch needs torch, which is not installed (the extra "),
         ("torch", "wfcast.average([0, 1]).applied(None, {})", "live models need torch, which is "),
         ("transformers", "wfcast.torch.FarcastingCallback", "FarcastingCallback needs transfor"),
+        ("lightning", "import wfcast.torch.lightning", "wfcast.torch.lightning needs lightning, "),
     ],
 )
 def test_what_is_missing_is_named_with_its_extra(missing, use, message):
@@ -950,6 +994,21 @@ except ModuleNotFoundError as error:
     assert f"(the extra '{missing}' of wfcast)" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["wfcast.torch", "wfcast._live"])
+def test_a_broken_torch_is_not_reported_as_missing(module, tmp_path):
+    (tmp_path / "torch.py").write_text("import what_torch_needs\n", encoding="utf-8")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import {module}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "No module named 'what_torch_needs'\n", done.stderr
+
+
 def test_wfcast_alone_does_not_import_torch():
     code = """
 import sys, wfcast
@@ -957,3 +1016,21 @@ print("torch" in sys.modules, wfcast.torch.Farcasting.__name__, "torch" in sys.m
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "Farcasting", "True"], done.stderr
+
+
+def test_a_misspelt_name_does_not_type_check(tmp_path):
+    pytest.importorskip("mypy")  # of the extra "lint"
+    use = tmp_path / "use.py"
+    use.write_text("from wfcast.torch import FarcastingCallback, Farcating\n", encoding="utf-8")
+    package = Path(wfcast.torch.__file__)
+    # nothing else is followed: torch itself takes mypy a minute
+    options = ["--follow-imports=skip", "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(use), str(package)],
+        cwd=package.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    found = [line for line in done.stdout.splitlines() if "use.py" in line]
+    assert len(found) == 1, done.stdout + done.stderr
+    assert 'Module "wfcast.torch" has no attribute "Farcating"' in found[0]

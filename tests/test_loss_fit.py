@@ -1,5 +1,6 @@
 """Coefficients fitted to the loss, and weights that are put into a model for a while."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -80,6 +81,31 @@ def test_average_has_the_same_interface():
         for name, value in model.state_dict().items():
             mean = torch.stack([s[name].double() for s in states.values()]).mean(0)
             torch.testing.assert_close(value, mean.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_applied_knows_a_tied_parameter_by_any_of_its_names(name, stored, tmp_path):
+    model = torch.nn.ModuleDict(
+        {
+            "embedding": torch.nn.Embedding(5, 3),
+            "other": torch.nn.Linear(3, 3, bias=False),
+            "head": torch.nn.Linear(3, 5, bias=False),
+        }
+    )
+    model["head"].weight = model["embedding"].weight
+    run = {}
+    for step in (0, 10):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, step)
+        run[step] = copy.deepcopy(model.state_dict())
+        if stored:
+            torch.save(run[step], tmp_path / f"{step}.pt")
+            run[step] = tmp_path / f"{step}.pt"
+    operator = wfcast.Operator((0, 10), (20,), {name: [[-1, 2]], "other.weight": [[-1, 2]]})
+    with operator.applied(model, run):
+        assert all(bool((p == 20).all()) for p in model.parameters())
+    assert all(bool((p == 10).all()) for p in model.parameters())
 
 
 def led_astray(n=8):

@@ -8,6 +8,8 @@ on use.
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     raise ModuleNotFoundError(
         "live models need torch, which is not installed (the extra 'torch' of wfcast)",
         name="torch",

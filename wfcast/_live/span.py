@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
 from .._runs import check_run
 from ..checkpoint import open_checkpoint
-from .tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
+from .tensors import Slot, Vector, all_names, bare, check_slot, combine, known, local, reshard
 
 
 def parameters(model: torch.nn.Module) -> list[Slot]:
@@ -157,7 +158,7 @@ def applied(
     inputs : sequence of int
         The steps k.
     names : container of str or None
-        The parameters to replace; None stands for all of them.
+        The parameters to replace, a tied one by any of its names; None stands for all of them.
     coefficients : callable
         ``coefficients(name) -> (a, b)``.
 
@@ -170,10 +171,20 @@ def applied(
     """
     if not isinstance(model, torch.nn.Module):
         raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    slots = [s for s in parameters(model) if names is None or s.name in names]
+    slots = parameters(model)
+    if names is not None:
+        slots = _by_names(slots, names, all_names(model))
     if not slots:
         raise WfcastError("the forecaster has coefficients for none of the model's parameters")
     states = States(run, inputs, slots)
     with restored(model, states.slots):
         write(model, states.slots, states, coefficients)
         yield model
+
+
+def _by_names(
+    slots: Sequence[Slot], names: Container[str], known_as: Mapping[str, Sequence[str]]
+) -> list[Slot]:
+    """The parameters among `names`, each under the first of its own names that is there."""
+    found = ((s, next((n for n in known_as[s.name] if n in names), None)) for s in slots)
+    return [replace(slot, name=name) for slot, name in found if name is not None]

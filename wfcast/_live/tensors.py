@@ -77,6 +77,15 @@ def bare(name: str) -> str:
     return ".".join(p for p in name.split(".") if p not in _WRAPPERS).removeprefix("module.")
 
 
+def all_names(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Every parameter's bare names by its first one; a tied parameter has several."""
+    names: dict[str, list[str]] = {}
+    first: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(p), bare(name)), []).append(bare(name))
+    return names
+
+
 def share(tensor: torch.Tensor) -> float:
     """One over the number of processes that hold the same elements: sums count them once."""
     if not distributed.active():
@@ -104,11 +113,7 @@ def select(
     DtypeError
         A parameter without values, sparse, quantized, or of an unknown dtype.
     """
-    names: dict[str, list[str]] = {}  # a tied parameter comes once, with all of its names
-    first: dict[int, str] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(first.setdefault(id(p), bare(name)), []).append(bare(name))
-    allowed = chosen(names, include, exclude, "parameters of the model")
+    allowed = chosen(all_names(model), include, exclude, "parameters of the model")
     named = {bare(name): p for name, p in model.named_parameters() if p.requires_grad}
     stepped = [p for group in optimizer.param_groups for p in group["params"]]
     ids = {id(p) for p in stepped}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
     raise ModuleNotFoundError(
         "wfcast.torch needs torch, which is not installed (the extra 'torch' of wfcast)",
         name="torch",
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["Farcasting", "FarcastingCallback", "FarcastingReport", "fit_to_loss"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "FarcastingCallback":  # transformers is imported on use
-        from .transformers import FarcastingCallback
+if not TYPE_CHECKING:  # else every misspelling would pass for a name of this module
 
-        return FarcastingCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "FarcastingCallback":  # transformers is imported on use
+            from .transformers import FarcastingCallback
+
+            return FarcastingCallback
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

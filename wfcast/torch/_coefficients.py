@@ -52,8 +52,16 @@ class Source(ABC):
         """What was learned."""
         return {}
 
+    def check_saved(self, state: dict[str, Any]) -> None:
+        """Raise WfcastError where what was learned was learned by another kind of source."""
+        if state:
+            raise WfcastError(
+                "the state was saved with forecaster=None, expected one saved with the forecaster "
+                "of this Farcasting"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; the state is one that `check_saved` lets pass."""
         assert not state
 
 
@@ -180,14 +188,21 @@ class Drift(Source):
     def state_dict(self) -> dict[str, Any]:
         return {"gram": torch.from_numpy(self._gram.copy())}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        gram = state["gram"].numpy()
-        if gram.shape != self._gram.shape:
+    def check_saved(self, state: dict[str, Any]) -> None:
+        if "gram" not in state:
             raise WfcastError(
-                f"the state was saved for {gram.shape[0]} tensors and {gram.shape[1]} states, "
-                f"expected {self._gram.shape[0]} and {self._gram.shape[1]}"
+                "the state was saved with a forecaster, expected one saved with forecaster=None, "
+                "as this Farcasting has"
             )
-        self._gram = gram.copy()
+        shape = tuple(state["gram"].shape)
+        if shape != self._gram.shape:
+            raise WfcastError(
+                f"the state was saved for {shape[0]} tensors and {shape[1]} states, expected "
+                f"{self._gram.shape[0]} and {self._gram.shape[1]}"
+            )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._gram = state["gram"].numpy().copy()
         self._slopes = self._fitted()
 
 
@@ -206,9 +221,11 @@ def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) 
         fitted = Fitted(operator_of(forecaster, "forecaster"), names)
         fitted.check(slots)
         return fitted
-    if callable(forecaster):
+    is_class = isinstance(forecaster, type)  # which is callable, but forecasts nothing
+    if callable(forecaster) and not is_class:
         return ReadyMade(forecaster, spacing, n_states, names)
+    found = f"the class {forecaster.__name__}" if is_class else f"a {type(forecaster).__name__}"
     raise WfcastError(
-        f"forecaster is a {type(forecaster).__name__}, expected an Operator, a fitted "
-        "ModelFarcaster, a function such as wfcast.linear_trend, or None"
+        f"forecaster is {found}, expected an Operator, a fitted ModelFarcaster, a function such "
+        "as wfcast.linear_trend, or None"
     )

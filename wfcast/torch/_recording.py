@@ -133,7 +133,7 @@ class Recording:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; the state is one that the source's `check_saved` lets pass."""
         self.forget()
         self.source.load_state_dict(state["source"])
         self.since = state["since"]

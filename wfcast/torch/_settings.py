@@ -40,15 +40,7 @@ class Settings:
     patience: int
 
     def __post_init__(self) -> None:
-        lowest = {
-            "spacing": 1,
-            "n_states": 2,
-            "period": 1,
-            "recovery": 0,
-            "start": 0,
-            "patience": 1,
-        }
-        for name, least in lowest.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if not _is_integer(value) or value < least:
                 raise WfcastError(f"{name} is {value!r}, expected an integer not below {least}")

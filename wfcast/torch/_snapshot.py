@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from .._errors import WfcastError
 from .._live.tensors import local
 from ._history import Jump
-from ._optimizer import OptimizerSnapshot
+from ._optimizer import OptimizerSnapshot, parameters_of
 from ._store import Kept, Store
 from ._training import Training
 from ._trust import Point
@@ -133,20 +134,38 @@ class Pending:
         }
         return state if then.scheduler is None else {**state, "scheduler": then.scheduler}
 
-    @classmethod
-    def load(cls, state: dict[str, Any], jump: Jump, training: Training, store: Store) -> Pending:
-        """From what `state_dict` gave, and the row of the history that goes with it.
+    @staticmethod
+    def check_saved(state: dict[str, Any], jumps: Sequence[Jump], training: Training) -> None:
+        """Raise WfcastError where what `state_dict` gave does not go with the rest of a run.
 
-        Raises
-        ------
-        WfcastError
-            The state lacks the scheduler's.
+        Parameters
+        ----------
+        state : dict
+        jumps : sequence of Jump
+            The history that was saved with it: the jump under way is its last row.
+        training : Training
         """
+        last = jumps[-1] if jumps else None
+        if last is None or (last.outcome, last.step) != ("pending", state["step"]):
+            found = "an empty history" if last is None else f"{last.outcome} at step {last.step}"
+            raise WfcastError(
+                f"the state has the jump of step {state['step']} under way, expected that as the "
+                f"last row of its history: {found}"
+            )
         if training.scheduler is not None and "scheduler" not in state:
             raise WfcastError(
                 "the state was saved in the middle of a jump and without a scheduler, which is "
                 "needed to take that back: expected one saved with a scheduler"
             )
+        saved, own = len(state["optimizer"]["state"]), len(parameters_of(training.optimizer))
+        if saved != own:
+            raise WfcastError(
+                f"the optimizer of the saved state steps {saved} parameters, expected {own}"
+            )
+
+    @classmethod
+    def load(cls, state: dict[str, Any], jump: Jump, training: Training, store: Store) -> Pending:
+        """From what `state_dict` gave and `check_saved` let pass, and its row of the history."""
         snapshot = Snapshot(
             store.keep_beside(state["weights"], training.parameters),
             False,

@@ -509,20 +509,25 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The state of other parameters.
+            The state of other parameters or another kind of forecaster, or one that lacks what
+            taking back its jump needs; nothing has changed then.
         """
         then = state["pending"]
         saved = [*state["states"].values(), *([then["weights"]] if then else [])]
         self._training.check_saved(state["names"], saved)
+        self._recording.source.check_saved(state["source"])
+        jumps = [Jump(**row) for row in state["history"]]
+        if then is not None:
+            Pending.check_saved(then, jumps, self._training)
         self._recording.load_state_dict(state)
         self._losses.load_state_dict(state["losses"])
         self._trust.load_state_dict(state["trust"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
         self._harms, self._said, self.seconds = state["harms"], state["said"], state["seconds"]
-        self._jumps = [Jump(**row) for row in state["history"]]
+        self._jumps = jumps
         self._pending = None
         if then is not None:
-            self._pending = Pending.load(then, self._jumps[-1], self._training, self._store)
+            self._pending = Pending.load(then, jumps[-1], self._training, self._store)
         self._steps.catch_up()
 
 

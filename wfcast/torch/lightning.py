@@ -6,7 +6,17 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+
+try:
+    from lightning import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    if error.name != "lightning":
+        raise
+    raise ModuleNotFoundError(
+        "wfcast.torch.lightning needs lightning, which is not installed (the extra 'lightning' of "
+        "wfcast)",
+        name="lightning",
+    ) from error
 
 from .._errors import WfcastError
 from ._callback import check_names
