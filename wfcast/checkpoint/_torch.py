@@ -176,7 +176,9 @@ def import_torch(what: str) -> Any:
     """The module torch, or an error that says what needs it."""
     try:
         import torch
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise CheckpointError(
             f"{what} needs torch, which is not installed (the extra 'torch' of wfcast)"
         ) from None
