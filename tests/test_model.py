@@ -288,6 +288,8 @@ def test_load_refuses_other_files(tmp_path):
     save_file({"w": np.ones(2)}, tmp_path / "w.safetensors")
     with pytest.raises(wfcast.CheckpointError, match="holds no forecaster"):
         wfcast.load(tmp_path / "w.safetensors")
+    with pytest.raises(wfcast.CheckpointError, match="is a folder, expected the file"):
+        wfcast.load(tmp_path)
     (tmp_path / "bad").write_bytes(b"short")
     with pytest.raises(wfcast.CheckpointError, match="cannot be read"):
         wfcast.load(tmp_path / "bad")

@@ -252,3 +252,9 @@ def test_steps_in_names(name, step):
     from wfcast.checkpoint import step_named
 
     assert step_named(Path(name)) == step
+
+
+def test_a_session_shows_what_print_does(folder, mf):
+    for report in (wfcast.evaluate(mf, folder), wfcast.inspect(mf)):
+        assert repr(report) == str(report)
+        assert "<wfcast" not in repr(report)

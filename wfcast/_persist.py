@@ -82,6 +82,8 @@ def _scalar(value: Any) -> Any:
 def load(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
     """Read what `save` wrote; `make` is called as the constructor of `Operator` is."""
     where = repr(str(path))
+    if Path(path).is_dir():
+        raise CheckpointError(f"{where} is a folder, expected the file of a forecaster")
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(KEY)

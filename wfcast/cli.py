@@ -448,7 +448,6 @@ def _compare(args: argparse.Namespace) -> _Result:
 def _demo(args: argparse.Namespace) -> _Result:
     from .demo import run_demo
 
-    log("loading torch and transformers, and training a tokenizer on Python's own text")
     return run_demo(
         args.size,
         args.out,

@@ -48,7 +48,7 @@ SHOWN = 8
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ForecastReport(Report):
     """What `forecast_checkpoint` did.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import WfcastError
+from .._progress import log
 
 __all__ = ["run_demo"]
 
@@ -75,6 +76,7 @@ def run_demo(
             f"the demo needs {', '.join(missing)}, which this Python cannot import "
             "(the extra 'demo' of wfcast)"
         )
+    log("loading torch and transformers, and training a tokenizer on Python's own text")
     from .run import run
 
     return run(size, Path(out), steps=steps, seed=seed, threads=threads, overwrite=overwrite)

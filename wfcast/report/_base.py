@@ -67,6 +67,8 @@ class Report(ABC):
             for part in self._parts()
         )
 
+    __repr__ = __str__  # as a DataFrame: a session shows what print does
+
     def _repr_html_(self) -> str:
         shown = (
             f"<p>{html.escape(part).replace(chr(10), '<br>')}</p>"
