@@ -214,7 +214,8 @@ def test_a_ridge_on_a_large_singular_value_keeps_the_small_ones():
     X = spectrum(20, 60, [1e8] + [1.0] * 19)
     y = np.random.default_rng(3).normal(size=(20, 1))
     got = fits.fit(X, y, loss="squared_error", fit_intercept=False, alpha=1.0)
-    coef = np.linalg.lstsq(np.vstack([X, np.eye(60)]), np.vstack([y, np.zeros((60, 1))]))[0]
+    rows, right = np.vstack([X, np.eye(60)]), np.vstack([y, np.zeros((60, 1))])
+    coef = np.linalg.lstsq(rows, right, rcond=None)[0]
     best = ((X @ coef - y) ** 2).sum() + (coef**2).sum()
     np.testing.assert_allclose(got["objective"], best / 20, rtol=1e-6)
 
