@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .farcaster import Farcaster
     from .forecast import ForecastReport, forecast_checkpoint
     from .model import ModelFarcaster
-    from .operators import average, linear_trend, persistence
+    from .operators import annealed, average, linear_trend, persistence
     from .report import (
         CheckpointReport,
         Comparison,
@@ -52,6 +52,7 @@ _HOME = {
     "RankWarning": "_errors",
     "RunReport": "report",
     "WfcastError": "_errors",
+    "annealed": "operators",
     "average": "operators",
     "compare_checkpoints": "report",
     "evaluate": "report",
@@ -82,6 +83,7 @@ __all__ = [
     "RunReport",
     "WfcastError",
     "__version__",
+    "annealed",
     "average",
     "compare_checkpoints",
     "evaluate",
