@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from .farcaster import Farcaster
     from .forecast import ForecastReport, forecast_checkpoint
     from .model import ModelFarcaster
-    from .operators import annealed, average, linear_trend, persistence
+    from .operators import (
+        annealed,
+        average,
+        extrapolate,
+        linear_trend,
+        low_rank,
+        persistence,
+    )
     from .report import (
         CheckpointReport,
         Comparison,
@@ -56,10 +63,12 @@ _HOME = {
     "average": "operators",
     "compare_checkpoints": "report",
     "evaluate": "report",
+    "extrapolate": "operators",
     "forecast_checkpoint": "forecast",
     "inspect": "report",
     "linear_trend": "operators",
     "load": "_operator",
+    "low_rank": "operators",
     "persistence": "operators",
     "show_config": "_config",
 }
@@ -87,10 +96,12 @@ __all__ = [
     "average",
     "compare_checkpoints",
     "evaluate",
+    "extrapolate",
     "forecast_checkpoint",
     "inspect",
     "linear_trend",
     "load",
+    "low_rank",
     "persistence",
     "show_config",
 ]

@@ -135,7 +135,7 @@ def _of_decay(observed: tuple[int, ...], decay: Decay) -> npt.NDArray[np.float64
             f"the decay rises from {rate[k]:g} at {over[k]:.3g} to {rate[k + 1]:g} at "
             f"{over[k + 1]:.3g}, expected one that does not rise"
         )
-    return -np.diff(rate, append=0) / rate[0]
+    return np.asarray(-np.diff(rate, append=0) / rate[0])
 
 
 def _rate(decay: Decay, x: float) -> float:
