@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from fractions import Fraction
 from numbers import Real
 from typing import Any
@@ -96,7 +96,8 @@ def _target(observed: tuple[int, ...], ahead: float) -> int:
     first, last = observed[0], observed[-1]
     if first == last:
         raise WfcastError(f"the run has one state, step {last}, expected two at least")
-    if not isinstance(ahead, Real) or isinstance(ahead, bool) or not 0 < ahead < math.inf:
+    number = isinstance(ahead, Real) and not isinstance(ahead, bool)
+    if not number or not 0 < ahead <= sys.float_info.max:
         raise WfcastError(f"ahead is {ahead!r}, expected a finite number of histories above 0")
     target = last + round(Fraction(float(ahead)) * (last - first))
     if target == last:
