@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from numbers import Integral, Real
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from .._errors import WfcastError
 from .._operator import Operator
+from .._parameters import is_finite
 from .._runs import steps
 
 __all__ = ["Decay", "annealed"]
@@ -117,7 +117,7 @@ def _weights(
             f"profile is {profile!r}, expected a power such as 10.0, 'mean', 'linear', "
             "'minus-sqrt' or a decay function"
         )
-    if not 0 <= profile <= sys.float_info.max:
+    if not is_finite(profile) or profile < 0:
         raise WfcastError(f"profile is {profile!r}, expected a finite power not below 0")
     return _of_power(observed, float(profile), start), float(profile)
 
