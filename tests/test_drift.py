@@ -146,7 +146,7 @@ def test_what_does_not_move_has_no_cosine():
     found = wfcast.drift(run)
     assert found.total["cosine"] == pytest.approx(1)
     assert np.isnan(found.tensors["still"]["cosine"])
-    assert found.to_dict()["tensors"][1]["cosine"] is None
+    assert found.to_dict()["tensors"][0]["cosine"] is None
     back = {t: {"w": np.full(3, 0.1 * min(t, 4 - t if t < 5 else 0))} for t in range(9)}
     with pytest.warns(UserWarning, match="have no cosine, as one is 0"):
         wfcast.drift(back)  # out and home again in the first half, up to rounding

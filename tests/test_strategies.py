@@ -373,7 +373,7 @@ def test_any_run_against_the_svd(n, size, seed, data):
 
 
 def test_large_tensors_come_in_blocks(monkeypatch):
-    monkeypatch.setattr("wfcast._moves.BUFFER", 40)
+    monkeypatch.setattr("wfcast.operators._low_rank.BUFFER", 40)
     op = wfcast.low_rank(RUN, (700,), rank=2)
     monkeypatch.undo()
     for name, coef in wfcast.low_rank(RUN, (700,), rank=2).coef.items():

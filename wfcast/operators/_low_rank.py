@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
+from .._apply import apply
+from .._columns import Label, blocks
 from .._errors import CheckpointError, WfcastError
-from .._moves import moves
 from .._operator import Operator
 from .._parameters import ALL
 from .._runs import check_alike, check_run, forecastable, open_run, steps
+from ..checkpoint import Checkpoint
 from ._linear_trend import linear_trend
 
 __all__ = ["low_rank"]
+
+BUFFER = 1 << 20
+"""The most elements that differences are held of at a time."""
 
 EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
@@ -98,7 +104,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     coef = {t.name: line.coef[ALL] for t in tensors}
     if rank < n:
         for name in coef:
-            coef[name] = _projected(moves(states, name).gram_from_first, coef[name], int(rank))
+            coef[name] = _projected(_gram(states, name), coef[name], int(rank))
     return Operator(
         observed,
         line.targets,
@@ -108,6 +114,36 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
         base=latest.base,
         info={"rank": int(rank)},
     )
+
+
+def _gram(states: Sequence[Checkpoint], name: str) -> Vector:
+    """The (n, n) Gram matrix of a tensor's states less the first, by blocks of bounded size.
+
+    It is of differences, since sums over the weights themselves would lose what is small beside
+    them.
+    """
+    columns = [state.column(name).array for state in states]
+    shape, n = columns[0].shape, len(states)
+    limit = max(1, BUFFER // n)
+    held = np.zeros((n, min(limit, columns[0].size)))
+    total = np.zeros((n, n))
+    for index, start, size in blocks(shape, limit):
+        first, *others = (c[index] for c in columns)
+        for k, other in enumerate(others, 1):
+            apply(
+                [first, other],
+                [held[k, :size].reshape(first.shape)],
+                np.array([[-1.0, 1.0]]),
+                np.zeros(1),
+                check_finite=True,
+                n_threads=None,
+                inputs=[Label("", states[i].label(name)) for i in (0, k)],
+                outputs=[name],
+                shape=shape,
+                start=start,
+            )
+        total += _core.gram(list(held[:, :size]))
+    return total
 
 
 def _projected(gram: Vector, line: Vector, rank: int) -> Vector:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._apply import Progress
 from .._errors import CheckpointError, WfcastError, warn
-from .._moves import Moves, moves
+from .._moves import Moves, middle_of, moves
 from .._parameters import threads
 from .._plot import natural
 from .._runs import check_alike, check_run, forecastable, open_run, steps
@@ -21,7 +21,7 @@ __all__ = ["Drift", "drift"]
 LEAST_COSINE = 0.35
 LEAST_STATES = 8
 LEAST_MOVED = 0.75
-HALVES = ("bfloat16", "float16")
+SHORT = ("bfloat16", "float16")
 
 
 class Drift(Report):
@@ -66,13 +66,11 @@ class Drift(Report):
 
     def __init__(self, observed: tuple[int, ...], tensors: Mapping[Tensor, Moves]) -> None:
         self.steps = observed
-        first, last = observed[0], observed[-1]
-        self.middle = min(observed[1:-1], key=lambda step: abs(2 * step - first - last))
-        at = observed.index(self.middle)
+        self.middle = observed[middle_of(observed)]
         tensors = dict(sorted(tensors.items(), key=lambda pair: natural(pair[0].name)))
-        self.total = _numbers(reduce(add, tensors.values()), at)
-        self.tensors = {t.name: _numbers(found, at) for t, found in tensors.items()}
-        rounded = [found for t, found in tensors.items() if t.dtype in HALVES and found.ended]
+        self.total = _numbers(reduce(add, tensors.values()))
+        self.tensors = {t.name: _numbers(found) for t, found in tensors.items()}
+        rounded = [found for t, found in tensors.items() if t.dtype in SHORT and found.path_length]
         self.warnings = tuple(_against(self, reduce(add, rounded) if rounded else None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,10 +87,10 @@ class Drift(Report):
         header = ("tensor", "weights", "cosine", "std. error", "net move", "path", "moved")
         rows = [_row(name, found) for name, found in self.tensors.items()]
         yield Grid(header, [*rows, _row("all", self.total)])
-        yield self._summary()
+        yield self.summary()
 
-    def _summary(self) -> str:
-        """What is to be said in a few lines."""
+    def summary(self) -> str:
+        """The cosine of all weights, and the warnings, as text."""
         return "\n".join(
             (
                 f"drift: the moves up to step {self.middle} and from there on have the cosine "
@@ -116,16 +114,16 @@ class Drift(Report):
         )
 
 
-def _numbers(found: Moves, middle: int) -> dict[str, float]:
-    cosine, error = found.cosine(middle)
+def _numbers(found: Moves) -> dict[str, float]:
+    cosine, error = found.cosine()
     return {
         "weights": found.size,
         "cosine": cosine,
         "standard_error": error,
         "path_length": found.path_length,
         "net_move": found.net_move,
-        "moved": found.ended / found.size,
-        "moved_between": float(found.moved.mean()) / found.size,
+        "moved": found.moved,
+        "moved_between": found.moved_between,
     }
 
 
@@ -156,15 +154,13 @@ def _against(found: Drift, rounded: Moves | None) -> Iterable[str]:
             "lines through this run do not lead anywhere: the moves of its halves "
             f"{what}, expected at least {LEAST_COSINE}"
         )
-    if rounded is not None:
-        ever, between = rounded.ended / rounded.size, rounded.moved.mean() / rounded.size
-        # what never moves, as the embeddings of words that do not occur, is no fault of rounding
-        if between < min(LEAST_MOVED, 0.9 * ever):
-            yield (
-                f"of the 16-bit weights {100 * between:.0f} % moved between neighbouring states, "
-                f"{100 * ever:.0f} % over the run: rounding hides small updates, so keep float32 "
-                "checkpoints to forecast from"
-            )
+    # what never moves, as the embeddings of words that do not occur, is no fault of rounding
+    if rounded and rounded.moved_between < min(LEAST_MOVED, 0.9 * rounded.moved):
+        yield (
+            f"of the 16-bit weights {100 * rounded.moved_between:.0f} % moved between neighbouring "
+            f"states, {100 * rounded.moved:.0f} % over the run: rounding hides small updates, so "
+            "keep float32 checkpoints to forecast from"
+        )
     if len(found.steps) < LEAST_STATES:
         yield (
             f"the run has {len(found.steps)} states, expected {LEAST_STATES} at least for a line "
@@ -246,7 +242,7 @@ def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None =
         raise CheckpointError(f"{latest.what} holds no tensors to forecast")
     moved: dict[Tensor, Moves] = {}
     for tensor in tensors:
-        moved[tensor] = moves(states, tensor.name, threads(n_threads))
+        moved[tensor] = moves(states, tensor.name, middle_of(observed), threads(n_threads))
         if progress is not None:
             progress(tensor.name, tensor.size)
     result = Drift(observed, moved)
