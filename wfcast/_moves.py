@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from .checkpoint import Checkpoint
 __all__ = ["Moves", "moves"]
 
 Vector = npt.NDArray[np.float64]
+
+EPS = float(np.finfo(np.float64).eps)
 
 BUFFER = 1 << 20
 """The most elements that differences are held of at a time."""
@@ -53,11 +57,52 @@ class Moves:
         )
 
     @property
+    def path_length(self) -> float:
+        """``sum_k |e_k|``."""
+        return float(np.sqrt(self.gram.diagonal()).sum())
+
+    @property
+    def net_move(self) -> float:
+        """``|w_last - w_first|``."""
+        return math.sqrt(max(0.0, float(self.gram.sum())))
+
+    def cosine(self, middle: int) -> tuple[float, float]:
+        """That of the move up to state number `middle` and the move from there on.
+
+        Returns
+        -------
+        cosine : float
+            NaN where one of them is 0, which is told up to rounding.
+        error : float
+            Its standard error by the jackknife: what leaving out one move after the other does to
+            it. The moves count as independent of each other but for what they have in common, and
+            the result errs on the safe side, by up to the square root of 2. NaN where a half is a
+            single move.
+        """
+        one, two = slice(0, middle), slice(middle, None)
+        within = self.gram[one, one], self.gram[two, two]
+        across = self.gram[one, two]
+        norms = [_norm(g.sum(), g) for g in within]
+        cosine = float(across.sum() / (norms[0] * norms[1]))
+        variance = 0.0
+        for g, other, shared in ((within[0], norms[1], across), (within[1], norms[0], across.T)):
+            n = len(g)
+            without = _norm(g.sum() - 2 * g.sum(axis=1) + g.diagonal(), g)
+            left = (across.sum() - shared.sum(axis=1)) / (without * other)
+            variance += (n - 1) / n * ((left - left.mean()) ** 2).sum() if n > 1 else math.nan
+        return float(np.clip(cosine, -1, 1)), math.sqrt(variance)
+
+    @property
     def gram_from_first(self) -> Vector:
         """The (n, n) Gram matrix of ``w_k - w_0``."""
         n = len(self.gram) + 1
         upto = np.tri(n, n - 1, -1)
         return np.asarray(upto @ self.gram @ upto.T)
+
+
+def _norm(square: Any, gram: Vector) -> Any:
+    """The root of a sum of entries of `gram`, NaN where rounding is all that is left of it."""
+    return np.sqrt(np.where(square > EPS * len(gram) * gram.trace(), square, math.nan))
 
 
 def moves(states: Sequence[Checkpoint], name: str, n_threads: int = 0) -> Moves:

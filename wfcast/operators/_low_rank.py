@@ -59,6 +59,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     --------
     linear_trend : The line itself, from the steps alone.
     extrapolate : Either of them, some histories further.
+    drift : Whether the run leads anywhere.
 
     Notes
     -----
