@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from .._errors import WfcastError
 from .._operator import Operator
+from .._parameters import is_finite
 from .._runs import check_run, steps
 from ._linear_trend import linear_trend
 from ._low_rank import low_rank
@@ -96,7 +95,7 @@ def _target(observed: tuple[int, ...], ahead: float) -> int:
     first, last = observed[0], observed[-1]
     if first == last:
         raise WfcastError(f"the run has one state, step {last}, expected two at least")
-    if not isinstance(ahead, Real) or isinstance(ahead, bool) or not 0 < ahead < math.inf:
+    if not is_finite(ahead) or ahead <= 0:
         raise WfcastError(f"ahead is {ahead!r}, expected a finite number of histories above 0")
     target = last + round(Fraction(float(ahead)) * (last - first))
     if target == last:

@@ -44,7 +44,7 @@ class Drift(Report):
         - `moved`, the share of weights that differ between the first and the last state, and
           `moved_between`, the same between neighbours, on average.
     tensors : dict of str to dict of str to float
-        The same of each tensor.
+        The same of each tensor, in the order of the layers.
     warnings : tuple of str
         What speaks against a line through this run.
 
@@ -69,6 +69,7 @@ class Drift(Report):
         first, last = observed[0], observed[-1]
         self.middle = min(observed[1:-1], key=lambda step: abs(2 * step - first - last))
         at = observed.index(self.middle)
+        tensors = dict(sorted(tensors.items(), key=lambda pair: natural(pair[0].name)))
         self.total = _numbers(reduce(add, tensors.values()), at)
         self.tensors = {t.name: _numbers(found, at) for t, found in tensors.items()}
         rounded = [found for t, found in tensors.items() if t.dtype in HALVES and found.ended]
@@ -86,7 +87,7 @@ class Drift(Report):
 
     def _parts(self) -> Iterable[str | Grid]:
         header = ("tensor", "weights", "cosine", "std. error", "net move", "path", "moved")
-        rows = [_row(name, self.tensors[name]) for name in sorted(self.tensors, key=natural)]
+        rows = [_row(name, found) for name, found in self.tensors.items()]
         yield Grid(header, [*rows, _row("all", self.total)])
         yield self._summary()
 
