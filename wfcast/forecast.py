@@ -401,9 +401,7 @@ def _computed(
         for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
             x = [c.array[index] for c in columns]
             y = rooms.take(size * last.itemsize).view(last.dtype).reshape(x[-1].shape)
-            plan.apply(name, x, y, check_finite, start)
-            errors = _core.error_sums(y, x[-1], threads(plan.operator.n_threads))
-            sums += errors["sum_sq"], errors["sum_true_sq"]
+            plan.apply(name, x, y, check_finite, start, sums)
             yield y
             if progress is not None:
                 progress(name, size)
