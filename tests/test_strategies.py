@@ -109,6 +109,13 @@ def test_a_decay_weighs_updates_by_the_rate():
     np.testing.assert_allclose(weights(UNEVEN, "linear") @ states, decayed, rtol=1e-12)
 
 
+@pytest.mark.parametrize("gamma", [0, 2, 10])
+def test_a_power_is_a_decay_over_the_whole_run(gamma):
+    inputs = range(100, 1300, 100)
+    decay = weights(inputs, lambda x: 1 - x ** (gamma + 1))
+    np.testing.assert_allclose(weights(inputs, gamma), decay, rtol=1e-12, atol=1e-15)
+
+
 def test_the_mean_is_the_average():
     np.testing.assert_array_equal(weights(UNEVEN, "mean")[None], wfcast.average(UNEVEN).coef["*"])
 
