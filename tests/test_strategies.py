@@ -162,6 +162,9 @@ def test_annealed_takes_numpys_numbers_and_says_what_it_was(tmp_path):
     op.save(tmp_path / "op.safetensors")
     assert wfcast.load(tmp_path / "op.safetensors").info == op.info
     assert wfcast.annealed(EVEN, DECAYS["late"]).info["profile"] == "<lambda>"
+    strange = wfcast.Operator((1,), (1,), [[1.0]], info={"a": "x\n" * 99, "b": math.nan, "c": [1]})
+    assert "by all, a 'x\\nx" in str(wfcast.inspect(strange))
+    assert wfcast.inspect(strange).to_dict()["info"] == {"a": "x\n" * 99, "b": None}
 
 
 # ---- extrapolate --------------------------------------------------------------------------------
@@ -222,6 +225,9 @@ def test_extrapolate_reads_no_states_for_a_line_and_says_how_it_was_made(tmp_pat
     low.save(tmp_path / "low.op")
     again = wfcast.load(tmp_path / "low.op")
     assert (again.info, again.fingerprint()) == (low.info, low.fingerprint())
+    shown = wfcast.inspect(tmp_path / "low.op")
+    assert "by tensor, rank 2, ahead 0.25, strategy low-rank\n" in str(shown)
+    assert shown.to_dict()["info"] == low.info
     out = wfcast.forecast_checkpoint(low, tmp_path, None, tmp_path / "out.safetensors")
     assert (out.step, out.beyond) == (600, ())
 
