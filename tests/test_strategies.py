@@ -232,6 +232,30 @@ def test_extrapolate_reads_no_states_for_a_line_and_says_how_it_was_made(tmp_pat
     assert (out.step, out.beyond) == (600, ())
 
 
+def test_a_forecast_beside_the_states_is_none_of_them(tmp_path):
+    for step in STEPS:
+        save_file(RUN[step], tmp_path / f"step-{step}.safetensors")
+    written = wfcast.forecast_checkpoint(
+        wfcast.extrapolate(tmp_path), tmp_path, None, tmp_path / "step-700.safetensors"
+    )
+    for find in (
+        wfcast.extrapolate,
+        lambda run: wfcast.low_rank(run, (700,)),
+        lambda run: wfcast.extrapolate(run, 0.5, "low-rank"),
+    ):
+        with pytest.warns(UserWarning, match=r"left out, as a forecast .*step-700\.safetensors"):
+            assert find(tmp_path).inputs == STEPS
+    named = {**RUN, 700: written.path}
+    assert wfcast.extrapolate(named).inputs == (*STEPS, 700)
+    for step in STEPS:
+        (tmp_path / f"step-{step}.safetensors").unlink()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(wfcast.CheckpointError, match="holds forecasts only, and no states"),
+    ):
+        wfcast.extrapolate(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
