@@ -37,6 +37,7 @@ typedef struct {
     const char *name;
     size_t size;
     wf_apply_kernel *scalar, *neon;
+    wf_moves_kernel *scalar_moves, *neon_moves;
 } apply_case;
 
 static void fill(void *column, size_t size, unsigned half_mask)
@@ -85,6 +86,11 @@ static void check_apply(const apply_case *c, unsigned half_mask)
         differences++;
         printf("%s: one of them saw a value that is not finite\n", c->name);
     }
+    double sums_a[2], sums_b[2];
+    c->scalar_moves(n, p, inputs, coef, bias, a, 0, &finite_a, sums_a);
+    c->neon_moves(n, p, inputs, coef, bias, b, 0, &finite_b, sums_b);
+    compare(c->name, a, b, sizeof a);
+    compare(c->name, sums_a, sums_b, sizeof sums_a);
 }
 
 static void check_conversions(unsigned short first)
@@ -123,10 +129,10 @@ int main(void)
 {
     const wf_kernels *s = &wf_kernels_scalar, *n = &wf_kernels_neon;
     const apply_case cases[] = {
-        {"apply_f64", 8, s->apply_f64, n->apply_f64},
-        {"apply_f32", 4, s->apply_f32, n->apply_f32},
-        {"apply_f16", 2, s->apply_f16, n->apply_f16},
-        {"apply_bf16", 2, s->apply_bf16, n->apply_bf16},
+        {"apply_f64", 8, s->apply_f64, n->apply_f64, s->moves_f64, n->moves_f64},
+        {"apply_f32", 4, s->apply_f32, n->apply_f32, s->moves_f32, n->moves_f32},
+        {"apply_f16", 2, s->apply_f16, n->apply_f16, s->moves_f16, n->moves_f16},
+        {"apply_bf16", 2, s->apply_bf16, n->apply_bf16, s->moves_bf16, n->moves_bf16},
     };
     for (int round = 0; round < ROUNDS; round++) {
         check_apply(&cases[round % 4], round % 4 == 2 ? 0xbbffu : 0xbfffu); /* finite halves */

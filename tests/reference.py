@@ -98,6 +98,15 @@ def apply(x, coef, intercept, out_dtypes):
     return outputs
 
 
+def moves(y, last):
+    """Sums of (y - last)^2 and of last^2, of rows where y - last is finite."""
+    y, last = widen(y), widen(last)
+    with np.errstate(invalid="ignore"):
+        move = y - last
+    fine = np.isfinite(move)
+    return (move[fine] ** 2).sum(), (last[fine] ** 2).sum()
+
+
 def objective(X, Y, coef, intercept, groups=None, first_update=None, beta=0.0):
     """F of the absolute error with the hinge; coef (m, p), intercept (m,)."""
     X, Y = np.asarray(X, float), np.asarray(Y, float)

@@ -184,6 +184,102 @@ def test_large_outputs_and_threads_give_the_same_bits(isa, dtype):
         assert room[0] == 0
 
 
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("step", [1, 2, -1])
+def test_moves_ride_along(isa, dtype, step):
+    """They are those of the rounded output, which is what it is without them."""
+    rng = np.random.default_rng(13)
+    for n in [*range(0, 70, 3), 511, 512, 545, 4096, 9001]:
+        for p in (1, 2, 5, 10):
+            coef, intercept = operator(rng, 1, p)
+            x = [reference.placed(column(rng, n, dtype), step, 2 * (n % 2)) for _ in range(p)]
+            y = reference.placed(np.zeros(n, dtype), step, 6)
+            got = _core.apply(x, [y], coef, intercept, True, 1, True)
+            same(y, reference.apply(x, coef, intercept, [dtype])[0], dtype)
+            np.testing.assert_allclose(got, reference.moves(y, x[-1]), rtol=1e-6, atol=0)
+            y[...] = 0
+            assert not y.base.any()
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("last", [False, True])
+def test_moves_in_place(isa, dtype, last):
+    rng = np.random.default_rng(14)
+    for check in (False, True):
+        coef, intercept = operator(rng, 1, 3)
+        x = [column(rng, 20_001, dtype) for _ in range(3)]
+        (want,) = reference.apply(x, coef, intercept, [dtype])
+        sums = reference.moves(want, x[-1])
+        got = _core.apply(x, [x[-1 if last else 0]], coef, intercept, check, 1, True)
+        same(x[-1 if last else 0], want, dtype)
+        np.testing.assert_allclose(got, sums, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_moves_mix_dtypes(isa, dtype):
+    rng = np.random.default_rng(15)
+    coef, intercept = operator(rng, 1, 2)
+    for other in reference.DTYPES:
+        x = [column(rng, 5000, other), column(rng, 5000, dtype)]
+        y = np.zeros(5000, other)
+        got = _core.apply(x, [y], coef, intercept, True, 1, True)
+        np.testing.assert_allclose(got, reference.moves(y, x[-1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_moves_depend_on_nothing_but_the_values(isa, dtype):
+    """Past the last-level cache and not, on a cache line and off it, by any number of threads."""
+    rng = np.random.default_rng(16)
+    size = np.dtype(dtype).itemsize
+    coef, intercept = operator(rng, 1, 2)
+    for n in ((33 << 20) // size + 37, 100_003):
+        x = [np.resize(column(rng, k, dtype), n) for k in (10_007, 9_973)]
+        room = np.zeros(n + 128 // size, dtype)
+        line = -room.ctypes.data % 64 // size
+        (want,) = run(x, [np.zeros(n, dtype)], coef, intercept)
+        first = None
+        for isa_now in (isa, "scalar") if n < 1 << 20 else (isa,):
+            _core.set_isa(isa_now)
+            for threads, at in ((1, line), (2, line + 1), (3, line)):
+                got = _core.apply(x, [room[at : at + n]], coef, intercept, True, threads, True)
+                np.testing.assert_array_equal(room[at : at + n], want)
+                assert got == (first or got)
+                first = got
+        _core.set_isa(isa)
+        np.testing.assert_allclose(first, reference.moves(want, x[-1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_moves_of_extreme_weights(isa, dtype):
+    """Squares beyond float32's range, nothing moved, rows that are not finite."""
+    rng = np.random.default_rng(17)
+    scales = (1.0,) if dtype == np.float16 else (1.0, 1e-25, 1e25)
+    with np.errstate(over="ignore"):
+        for scale in scales:
+            x = [column(rng, 5000, dtype, scale) for _ in range(2)]
+            y = np.zeros(5000, dtype)
+            got = _core.apply(x, [y], np.array([[0.5, 0.6]]), np.zeros(1), True, 1, True)
+            np.testing.assert_allclose(got, reference.moves(y, x[-1]), rtol=1e-6, atol=0)
+            got = _core.apply(x, [y], np.array([[0.0, 1.0]]), np.zeros(1), True, 1, True)
+            np.testing.assert_allclose(got, reference.moves(x[-1], x[-1]), rtol=1e-6, atol=0)
+    x[1][[3, 4999]] = reference.narrow(np.array([np.nan, -np.inf]), dtype)
+    got = _core.apply(x, [y], np.array([[0.5, 0.6]]), np.zeros(1), False, 1, True)
+    np.testing.assert_allclose(got, reference.moves(y, x[-1]), rtol=1e-6)
+    assert np.isfinite(got).all()
+
+
+def test_moves_are_those_of_one_output():
+    x = [np.ones(5, np.float32)]
+    with pytest.raises(ValueError, match="one output, not of 2"):
+        _core.apply(x, [np.ones(5), np.ones(5)], np.ones((2, 1)), np.zeros(2), True, 1, True)
+    assert _core.apply(x, [np.ones(5)], np.ones((1, 1)), np.zeros(1)) is None
+    empty = np.ones(0)
+    assert _core.apply([empty], [empty.copy()], np.ones((1, 1)), np.zeros(1), True, 1, True) == (
+        0,
+        0,
+    )
+
+
 def test_position_does_not_matter(isa):
     """An element's result is the same wherever it lies in its column."""
     rng = np.random.default_rng(7)

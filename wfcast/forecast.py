@@ -388,9 +388,7 @@ def _forecast(
     for index, start, size in blocks(tensor.shape, max(1, BLOCK_BYTES // width)):
         x = [c.column(name).array[index] for c in plan.inputs.values()]
         y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)
-        plan.apply(name, x, y, check_finite, start)
-        errors = _core.error_sums(y, x[-1], threads(plan.operator.n_threads))
-        sums += errors["sum_sq"], errors["sum_true_sq"]
+        plan.apply(name, x, y, check_finite, start, sums)
         if progress is not None:
             progress(name, size)
     return math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0

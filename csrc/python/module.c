@@ -33,9 +33,9 @@ static int check_overlap(const wf_table *table, ptrdiff_t p)
 static PyObject *core_apply(PyObject *module, PyObject *args)
 {
     PyObject *x, *y, *coef_object, *intercept_object;
-    int check_finite = 1, n_threads = 0;
-    if (!PyArg_ParseTuple(args, "OOOO|pi:apply", &x, &y, &coef_object, &intercept_object,
-                          &check_finite, &n_threads) ||
+    int check_finite = 1, n_threads = 0, with_moves = 0;
+    if (!PyArg_ParseTuple(args, "OOOO|pip:apply", &x, &y, &coef_object, &intercept_object,
+                          &check_finite, &n_threads, &with_moves) ||
         (n_threads = wf_threads(n_threads)) < 0) {
         return NULL;
     }
@@ -53,6 +53,10 @@ static PyObject *core_apply(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "apply needs at least one input and one output");
         goto done;
     }
+    if (with_moves && m != 1) {
+        PyErr_Format(PyExc_ValueError, "moves are those of one output, not of %zd", (Py_ssize_t)m);
+        goto done;
+    }
     const double *coef = wf_matrix(coef_object, "coef", m, p);
     const double *intercept = coef ? wf_matrix(intercept_object, "intercept", -1, m) : NULL;
     if (!intercept || check_overlap(&arrays.table, p) != 0) {
@@ -60,13 +64,17 @@ static PyObject *core_apply(PyObject *module, PyObject *args)
     }
     wf_fault fault = {0, 0};
     wf_status status;
+    wf_moves moves;
     Py_BEGIN_ALLOW_THREADS
-    status = wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads, &fault);
+    status = wf_apply(&arrays.table, p, coef, intercept, check_finite, n_threads,
+                      with_moves ? &moves : NULL, &fault);
     Py_END_ALLOW_THREADS
     if (status == WF_NONFINITE_OUT) {
         fault.column -= p;
     }
-    result = status == WF_OK ? Py_NewRef(Py_None) : wf_raise(wf_state_of(module), status, &fault);
+    result = status != WF_OK ? wf_raise(wf_state_of(module), status, &fault)
+             : with_moves    ? Py_BuildValue("dd", moves.move_sq, moves.last_sq)
+                             : Py_NewRef(Py_None);
 done:
     wf_arrays_release(&arrays);
     return result;
@@ -233,7 +241,7 @@ static PyObject *core_set_isa(PyObject *module, PyObject *name)
 
 static PyMethodDef functions[] = {
     {"apply", core_apply, METH_VARARGS,
-     "apply(x, y, coef, intercept, check_finite=True, n_threads=0)"},
+     "apply(x, y, coef, intercept, check_finite=True, n_threads=0, moves=False)"},
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
     {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0) -> array"},
