@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from . import _core
 from ._apply import Progress
-from ._columns import FLOATS, Array, blocks
+from ._columns import FLOATS, blocks
+from ._direct import BLOCK_BYTES
 from ._errors import CheckpointError, WfcastError, warn
 from ._kinds import is_norm
 from ._operator import operator_of
@@ -28,6 +26,7 @@ from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
     Checkpoint,
+    CheckpointWriter,
     FileCheckpoint,
     Layout,
     create_checkpoint,
@@ -39,13 +38,8 @@ from .report import Grid, Report, finite
 
 __all__ = ["ForecastReport", "forecast_checkpoint"]
 
-BLOCK_BYTES = 1 << 24
-"""The most bytes of the output that are computed in one piece."""
-
 SHOWN = 8
 """The most names that are printed of each sort."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -266,13 +260,16 @@ def forecast_checkpoint(
     layout = output_layout(latest.layout, target, tensors, format, shard_size)
     _check_target(target, layout, overwrite, plan)
     moves: dict[str, float] = {}
-    computed = _computed(plan, set(wanted), check_finite, progress, moves)
     with create_checkpoint(
         target, layout, tensors, _metadata(plan, layout), latest.tied, overwrite
     ) as writer:
-        pieces = chain.from_iterable(_ahead(computed(writer.order)))
-        for name, group in groupby(pieces, key=itemgetter(0)):
-            writer.write(name, (piece for _, piece in group))
+        for name in writer.order:
+            if name in copied:
+                writer.write(name, latest.raw(name))
+                if progress is not None:
+                    progress(name, latest.tensors[name].size)
+            else:
+                moves[name] = _forecast(plan, name, writer, check_finite, progress)
     return ForecastReport(
         target,
         plan.step,
@@ -381,100 +378,17 @@ def _provenance(plan: Plan) -> dict[str, Any]:
 # ---- computing ----------------------------------------------------------------------------------
 
 
-def _computed(
-    plan: Plan,
-    wanted: set[str],
-    check_finite: bool,
-    progress: Progress | None,
-    moves: dict[str, float],
-) -> Callable[[Iterable[str]], Iterator[list[tuple[str, Array]]]]:
-    """A function of the order of names that yields batches of (name, piece) in it.
-
-    The pieces of a batch are overwritten when the batch after the next is asked for.
-    """
-    rooms = _Rooms()
-
-    def forecast(name: str) -> Iterator[Array]:
-        columns = [c.column(name) for c in plan.inputs.values()]
-        last = columns[-1].array
-        sums = np.zeros(2)
-        for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
-            x = [c.array[index] for c in columns]
-            y = rooms.take(size * last.itemsize).view(last.dtype).reshape(x[-1].shape)
-            plan.apply(name, x, y, check_finite, start, sums)
-            yield y
-            if progress is not None:
-                progress(name, size)
-        moves[name] = math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
-
-    def copied(name: str) -> Iterator[Array]:
-        raw = plan.latest.raw(name)
-        if not raw.size:
-            yield raw
-        for start in range(0, raw.size, BLOCK_BYTES):
-            piece = raw[start : start + BLOCK_BYTES]
-            y = rooms.take(piece.size)  # a copy: maps of many small tensors are not held at once
-            y[...] = piece
-            yield y
+def _forecast(
+    plan: Plan, name: str, writer: CheckpointWriter, check_finite: bool, progress: Progress | None
+) -> float:
+    """Write the forecast of one tensor; gives how far it moves."""
+    tensor = plan.latest.tensors[name]
+    width = tensor.bits // 8
+    sums = np.zeros(2)
+    for index, start, size in blocks(tensor.shape, max(1, BLOCK_BYTES // width)):
+        x = [c.column(name).array[index] for c in plan.inputs.values()]
+        y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)
+        plan.apply(name, x, y, check_finite, start, sums)
         if progress is not None:
-            progress(name, plan.latest.tensors[name].size)
-
-    def pieces(name: str) -> Iterator[tuple[str, Array]]:
-        return ((name, piece) for piece in (forecast(name) if name in wanted else copied(name)))
-
-    def batches(order: Iterable[str]) -> Iterator[list[tuple[str, Array]]]:
-        small: list[str] = []
-        room = BLOCK_BYTES
-
-        def gathered() -> Iterator[list[tuple[str, Array]]]:
-            if small:
-                rooms.turn()
-                yield [item for name in small for item in pieces(name)]
-            small.clear()
-
-        for name in order:
-            size = _padded(plan.latest.tensors[name].nbytes)
-            if size > room:
-                yield from gathered()
-                room = BLOCK_BYTES
-            if size > room:
-                yield from ([item] for item in pieces(name))
-            else:
-                small.append(name)
-                room -= size
-        yield from gathered()
-
-    return batches
-
-
-class _Rooms:
-    """Memory for the pieces of two batches in turn: one is computed, one is being written."""
-
-    def __init__(self) -> None:
-        self._rooms = [np.empty(BLOCK_BYTES, np.uint8) for _ in range(2)]
-        self._used = 0
-
-    def turn(self) -> None:
-        self._rooms.reverse()
-        self._used = 0
-
-    def take(self, size: int) -> Array:
-        if self._used + size > BLOCK_BYTES:  # a block of a large tensor: a batch of its own
-            self.turn()
-        start, self._used = self._used, self._used + _padded(size)
-        return self._rooms[0][start : start + size]
-
-
-def _padded(size: int) -> int:
-    """Whole cache lines, so that no two pieces share one; a piece takes one at least."""
-    return max(64, -(-size // 64) * 64)
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, of which the next is computed while one is in use."""
-    end: Any = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="wfcast") as pool:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item
+            progress(name, size)
+    return math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
