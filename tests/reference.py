@@ -163,6 +163,15 @@ def gram(x, y=None):
     return left @ (left if y is None else np.array([widen(c) for c in y])).T
 
 
+def halves(x, middle):
+    """What _core.halves returns."""
+    w = np.array([widen(c).ravel() for c in x])
+    e = np.vstack([w[-1] - w[0], np.diff(w, axis=0)])
+    a, b = w[middle] - w[0], w[-1] - w[middle]
+    columns = ((w * w).sum(1), (e * e).sum(1), e @ a, e @ b, (e != 0).sum(1))
+    return np.stack(columns, axis=1)
+
+
 def drift(moves, forget=0.5):
     """Slopes of wfcast.torch's Drift for one tensor.
 

@@ -525,6 +525,41 @@ def test_gram_refuses():
         assert info.value.args == ("input", 2, 7)
 
 
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_halves(isa, dtype):
+    rng = np.random.default_rng(13)
+    for n in [*range(0, 66, 5), 1000, 40_001]:
+        for step, offset in [(1, 0), (-2, 3)]:
+            x = [reference.placed(column(rng, n, dtype), step, offset) for _ in range(4)]
+            x.insert(1, x[0].copy())
+            for middle in (0, 2, 4):
+                want = reference.halves(x, middle)
+                size = max(1.0, np.abs(want).max())
+                for threads in (1, 3):
+                    got = _core.halves(x, middle, threads)
+                    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * size)
+                    np.testing.assert_array_equal(got[:, 4], want[:, 4])
+                    np.testing.assert_array_equal(got, _core.halves(x, middle, 1))
+    np.testing.assert_array_equal(_core.halves([x[0]], 0)[0, 1:], 0)
+
+
+def test_halves_refuses():
+    x = np.ones((4, 5))
+    with pytest.raises(ValueError, match="middle is 2, expected one of 2 columns"):
+        _core.halves([x, x], 2)
+    with pytest.raises(ValueError, match="middle is -1, expected one of 2 columns"):
+        _core.halves([x, x], -1)
+    with pytest.raises(ValueError, match="middle is 0, expected one of 0 columns"):
+        _core.halves([], 0)
+    with pytest.raises(ValueError, match="shape"):
+        _core.halves([x, x[1:]], 1)
+    bad = x.copy()
+    bad[2, 3] = np.nan
+    with pytest.raises(_core.NonFinite) as info:
+        _core.halves([x, x, bad], 1)
+    assert info.value.args == ("input", 2, 13)
+
+
 def test_triad(isa):
     rng = np.random.default_rng(10)
     a, b, out = (rng.normal(size=1003).astype(np.float32) for _ in range(3))

@@ -108,6 +108,14 @@ wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
  * there are no others, with themselves (p x p); in float64. NaN and infinity are refused. */
 wf_status wf_gram(const wf_table *table, ptrdiff_t p, int n_threads, double *out, wf_fault *fault);
 
+/* The states w_0 .. w_{n-1} of a run, the columns, and their moves e_k = w_k - w_{k-1} against those
+ * of the halves, a = w_middle - w_0 and b = w_{n-1} - w_middle; e_0 stands for w_{n-1} - w_0. Row k
+ * of out (n x WF_HALVES, row-major) holds the sums of w_k^2, e_k^2, e_k a and e_k b, and how many
+ * e_k are not 0; in float64. NaN and infinity are refused. */
+enum { WF_HALVES = 5 };
+wf_status wf_halves(const wf_table *table, ptrdiff_t middle, int n_threads, double *out,
+                    wf_fault *fault);
+
 /* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others
  * are held to. */
 void wf_triad(float *out, const float *a, const float *b, float scalar, ptrdiff_t n, int n_threads);

@@ -252,6 +252,42 @@ done:
     return result;
 }
 
+static PyObject *core_halves(PyObject *module, PyObject *args)
+{
+    PyObject *x, *result = NULL;
+    Py_ssize_t middle;
+    int n_threads = 0;
+    wf_arrays arrays = {0};
+    if (!PyArg_ParseTuple(args, "On|i:halves", &x, &middle, &n_threads) ||
+        (n_threads = wf_threads(n_threads)) < 0 || wf_arrays_add(&arrays, x, "column", 0) != 0) {
+        goto done;
+    }
+    const ptrdiff_t n = arrays.table.n_columns;
+    if (middle < 0 || middle >= n) {
+        PyErr_Format(PyExc_ValueError, "middle is %zd, expected one of %zd columns", middle,
+                     (Py_ssize_t)n);
+        goto done;
+    }
+    npy_intp shape[2] = {n, WF_HALVES};
+    result = PyArray_SimpleNew(2, shape, NPY_DOUBLE);
+    if (!result) {
+        goto done;
+    }
+    double *out = PyArray_DATA((PyArrayObject *)result);
+    wf_fault fault = {0, 0};
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_halves(&arrays.table, middle, n_threads, out, &fault);
+    Py_END_ALLOW_THREADS
+    if (status != WF_OK) {
+        Py_DECREF(result);
+        result = wf_raise(wf_state_of(module), status, &fault);
+    }
+done:
+    wf_arrays_release(&arrays);
+    return result;
+}
+
 static PyObject *core_triad(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -323,6 +359,7 @@ static PyMethodDef functions[] = {
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
     {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0) -> array"},
+    {"halves", core_halves, METH_VARARGS, "halves(x, middle, n_threads=0) -> array"},
     {"triad", core_triad, METH_VARARGS, "triad(out, a, b, scalar, n_threads=0)"},
     {"config", core_config, METH_NOARGS, "config() -> dict"},
     {"set_isa", core_set_isa, METH_O, "set_isa(name)"},
