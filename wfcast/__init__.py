@@ -21,15 +21,24 @@ if TYPE_CHECKING:
     from .farcaster import Farcaster
     from .forecast import ForecastReport, forecast_checkpoint
     from .model import ModelFarcaster
-    from .operators import annealed, average, linear_trend, persistence
+    from .operators import (
+        annealed,
+        average,
+        extrapolate,
+        linear_trend,
+        low_rank,
+        persistence,
+    )
     from .report import (
         CheckpointReport,
         Comparison,
+        Drift,
         Errors,
         Evaluation,
         FarcasterReport,
         RunReport,
         compare_checkpoints,
+        drift,
         evaluate,
         inspect,
     )
@@ -41,6 +50,7 @@ _HOME = {
     "CheckpointReport": "report",
     "Comparison": "report",
     "ConvergenceError": "_errors",
+    "Drift": "report",
     "DtypeError": "_errors",
     "Errors": "report",
     "Evaluation": "report",
@@ -55,11 +65,14 @@ _HOME = {
     "annealed": "operators",
     "average": "operators",
     "compare_checkpoints": "report",
+    "drift": "report",
     "evaluate": "report",
+    "extrapolate": "operators",
     "forecast_checkpoint": "forecast",
     "inspect": "report",
     "linear_trend": "operators",
     "load": "_operator",
+    "low_rank": "operators",
     "persistence": "operators",
     "show_config": "_config",
 }
@@ -71,6 +84,7 @@ __all__ = [
     "CheckpointReport",
     "Comparison",
     "ConvergenceError",
+    "Drift",
     "DtypeError",
     "Errors",
     "Evaluation",
@@ -86,11 +100,14 @@ __all__ = [
     "annealed",
     "average",
     "compare_checkpoints",
+    "drift",
     "evaluate",
+    "extrapolate",
     "forecast_checkpoint",
     "inspect",
     "linear_trend",
     "load",
+    "low_rank",
     "persistence",
     "show_config",
 ]

@@ -1,0 +1,150 @@
+"""The line through a run, within the few directions that the run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from .._apply import apply
+from .._columns import Label, blocks
+from .._errors import WfcastError
+from .._operator import Operator
+from .._parameters import ALL
+from .._runs import open_alike, states_of, steps
+from ..checkpoint import Checkpoint
+from ._linear_trend import linear_trend
+
+__all__ = ["low_rank"]
+
+BUFFER = 1 << 20
+"""The most elements that differences are held of at a time."""
+
+EPS = float(np.finfo(np.float64).eps)
+Vector = npt.NDArray[np.float64]
+
+
+def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
+    r"""The line through a run, projected on the leading directions that each tensor takes.
+
+    With a row of D for each state of a tensor, less the first state, and with l the coefficients
+    that the least-squares line through all states has at a target:
+
+    .. math:: w_{target} = w_{first} + D' U_r U_r' l
+
+    where :math:`U_r` holds the `rank` leading eigenvectors of the Gram matrix :math:`D D'`. What
+    leaves the directions :math:`D' U_r` is taken for noise, and left out.
+
+    Parameters
+    ----------
+    run : {step: checkpoint} or path
+        All states count, two at least; a path leads to a folder of checkpoints, of which forecasts
+        do not count. A checkpoint is a mapping of names to arrays or tensors, a module, or a path.
+        Each tensor is read once.
+    targets : iterable of int
+        Increasing steps.
+    rank : int, default=2
+        From 1 to the number of states, which gives `linear_trend`.
+
+    Returns
+    -------
+    Operator
+        With the coefficients of each tensor, which sum to 1.
+
+    Raises
+    ------
+    WfcastError
+        Fewer than two states, another rank, NaN or infinity in a state.
+    CheckpointError
+        Checkpoints that cannot be read or do not hold the same tensors.
+
+    See Also
+    --------
+    linear_trend : The line itself, from the steps alone.
+    extrapolate : Either of them, some histories further.
+    drift : Whether the run leads anywhere.
+
+    Notes
+    -----
+    Of eigenvalues that are equal at the cut any direction may be taken. Directions below rounding
+    are left out: a tensor that never moved stays what it is in the first state.
+
+    References
+    ----------
+    With rank 1 this is RELEX: Wei et al., "You Only Need Minimal RLVR Training: Extrapolating LLMs
+    via Rank-1 Trajectories", arXiv 2605.21468; there the first state, which is no movement, does
+    not count for the line.
+
+    Examples
+    --------
+    >>> import numpy as np, wfcast
+    >>> run = {t: {"w": np.array([t, 1.0])} for t in (0, 10, 20)}
+    >>> ahead = wfcast.low_rank(run, (30,), rank=1)
+    >>> ahead.predict(run)["w"].round(6)
+    array([30.,  1.])
+    """
+    found = states_of(run, "the run")
+    observed = steps(found, "the run")
+    line = linear_trend(observed, targets)
+    n = len(observed)
+    if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= n:
+        raise WfcastError(
+            f"rank is {rank!r}, expected an integer from 1 to {n}, the number of states"
+        )
+    states, tensors = open_alike(found, "the run")
+    coef = {t.name: line.coef[ALL] for t in tensors}
+    if rank < n:
+        for name in coef:
+            coef[name] = _projected(_gram(states, name), coef[name], int(rank))
+    return Operator(
+        observed,
+        line.targets,
+        coef,
+        strategy="low_rank",
+        tensors={t.name: (t.shape, t.dtype) for t in tensors},
+        base=states[-1].base,
+        info={"rank": int(rank)},
+    )
+
+
+def _gram(states: Sequence[Checkpoint], name: str) -> Vector:
+    """The (n, n) Gram matrix of a tensor's states less the first, by blocks of bounded size.
+
+    It is of differences, since sums over the weights themselves would lose what is small beside
+    them.
+    """
+    columns = [state.column(name).array for state in states]
+    shape, n = columns[0].shape, len(states)
+    limit = max(1, BUFFER // n)
+    held = np.zeros((n, min(limit, columns[0].size)))
+    total = np.zeros((n, n))
+    for index, start, size in blocks(shape, limit):
+        first, *others = (c[index] for c in columns)
+        for k, other in enumerate(others, 1):
+            apply(
+                [first, other],
+                [held[k, :size].reshape(first.shape)],
+                np.array([[-1.0, 1.0]]),
+                np.zeros(1),
+                check_finite=True,
+                n_threads=None,
+                inputs=[Label("", states[i].label(name)) for i in (0, k)],
+                outputs=[name],
+                shape=shape,
+                start=start,
+            )
+        total += _core.gram(list(held[:, :size]))
+    return total
+
+
+def _projected(gram: Vector, line: Vector, rank: int) -> Vector:
+    """Coefficients (m, n) of the line's (m, n), by the Gram matrix of the states less the first."""
+    values, directions = np.linalg.eigh(gram)
+    leading = directions[:, -rank:][:, values[-rank:] > EPS * len(gram) * values[-1]]
+    coef: Vector = line @ leading @ leading.T
+    coef[:, 0] += 1 - coef.sum(axis=1)
+    return coef
