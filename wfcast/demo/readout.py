@@ -79,7 +79,7 @@ class Readout:
             "latest": latest,
             "readout": readout,
             "profile": profile,
-            "decays": self._decayed[trainer.step],
+            "decays": {f"{share:g}": self._decayed[trainer.step][f"{share:g}"] for share in DECAYS},
         }
 
     def report(self) -> dict[str, Any]:
