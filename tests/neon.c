@@ -37,6 +37,7 @@ typedef struct {
     const char *name;
     size_t size;
     wf_apply_kernel *scalar, *neon;
+    wf_moves_kernel *scalar_moves, *neon_moves;
 } apply_case;
 
 static void fill(void *column, size_t size, unsigned half_mask)
@@ -85,6 +86,35 @@ static void check_apply(const apply_case *c, unsigned half_mask)
         differences++;
         printf("%s: one of them saw a value that is not finite\n", c->name);
     }
+    double sums_a[2], sums_b[2];
+    c->scalar_moves(n, p, inputs, coef, bias, a, 0, &finite_a, sums_a);
+    c->neon_moves(n, p, inputs, coef, bias, b, 0, &finite_b, sums_b);
+    compare(c->name, a, b, sizeof a);
+    compare(c->name, sums_a, sums_b, sizeof sums_a);
+}
+
+static void check_blend(void)
+{
+    static float f32[2][3][LENGTH];
+    static double f64[2][3][LENGTH];
+    const float c[2] = {(float)number(), (float)number()};
+    const double wide[2] = {c[0], c[1]};
+    const ptrdiff_t count = (ptrdiff_t)(next() % LENGTH);
+    for (int j = 0; j < 3; j++) {
+        for (int i = 0; i < LENGTH; i++) {
+            f64[0][j][i] = f64[1][j][i] = number();
+            f32[0][j][i] = f32[1][j][i] = (float)number();
+        }
+    }
+    for (int set = 0; set < 2; set++) {
+        const wf_kernels *kernels = set ? &wf_kernels_neon : &wf_kernels_scalar;
+        float *const single[2] = {f32[set][1], f32[set][2]};
+        double *const both[2] = {f64[set][1], f64[set][2]};
+        kernels->blend_f32(count, f32[set][0], 2, c, single);
+        kernels->blend_f64(count, f64[set][0], 2, wide, both);
+    }
+    compare("blend_f32", f32[0], f32[1], sizeof f32[0]);
+    compare("blend_f64", f64[0], f64[1], sizeof f64[0]);
 }
 
 static void check_conversions(unsigned short first)
@@ -123,16 +153,17 @@ int main(void)
 {
     const wf_kernels *s = &wf_kernels_scalar, *n = &wf_kernels_neon;
     const apply_case cases[] = {
-        {"apply_f64", 8, s->apply_f64, n->apply_f64},
-        {"apply_f32", 4, s->apply_f32, n->apply_f32},
-        {"apply_f16", 2, s->apply_f16, n->apply_f16},
-        {"apply_bf16", 2, s->apply_bf16, n->apply_bf16},
+        {"apply_f64", 8, s->apply_f64, n->apply_f64, s->moves_f64, n->moves_f64},
+        {"apply_f32", 4, s->apply_f32, n->apply_f32, s->moves_f32, n->moves_f32},
+        {"apply_f16", 2, s->apply_f16, n->apply_f16, s->moves_f16, n->moves_f16},
+        {"apply_bf16", 2, s->apply_bf16, n->apply_bf16, s->moves_bf16, n->moves_bf16},
     };
     for (int round = 0; round < ROUNDS; round++) {
         check_apply(&cases[round % 4], round % 4 == 2 ? 0xbbffu : 0xbfffu); /* finite halves */
     }
     for (int first = 0; first < 0x10000; first += 7) {
         check_conversions((unsigned short)first);
+        check_blend();
     }
     printf("NEON against scalar: %d differences\n", differences);
     return differences != 0;

@@ -36,6 +36,7 @@ def apply(
     outputs: Sequence[str],
     shape: tuple[int, ...] | None = None,
     start: int = 0,
+    moves: Array | None = None,
 ) -> None:
     """``y_j = sum_k coef[j, k] x_k + intercept[j]``, with errors that name the column.
 
@@ -51,9 +52,14 @@ def apply(
     shape, start
         Where the columns are a block of larger ones: the shape of those, and the C-order position
         of the block's first element.
+    moves : (2,) float64 array, optional
+        Of one output: ``sum (y - x_last)^2`` and ``sum x_last^2`` are added to it, of rows where
+        y - x_last is finite.
     """
     try:
-        _core.apply(x, y, coef, intercept, check_finite, threads(n_threads))
+        sums = _core.apply(
+            x, y, coef, intercept, check_finite, threads(n_threads), moves is not None
+        )
     except _core.NonFinite as error:
         side, k, row = error.args
         whole = x[0].shape if shape is None else shape
@@ -62,6 +68,8 @@ def apply(
         raise _overflow(outputs[k], y[k].dtype.name, whole, start + row) from None
     except ValueError as error:
         raise WfcastError(str(error)) from error
+    if moves is not None and sums is not None:
+        moves += sums
 
 
 _LARGEST = {

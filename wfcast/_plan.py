@@ -54,8 +54,19 @@ class Plan:
         """The target."""
         return self.operator.targets[self.horizon]
 
-    def apply(self, name: str, x: list[Any], y: Any, check_finite: bool, start: int = 0) -> None:
-        """Forecast one tensor, or the block of its rows that begins at `start`, into `y`."""
+    def apply(
+        self,
+        name: str,
+        x: list[Any],
+        y: Any,
+        check_finite: bool,
+        start: int = 0,
+        moves: Any | None = None,
+    ) -> None:
+        """Forecast one tensor, or the block of its rows that begins at `start`, into `y`.
+
+        ``sum (y - latest)^2`` and ``sum latest^2`` are added to the two of `moves`.
+        """
         coef, intercept = self.operator.coefficients(name)
         here = slice(self.horizon, self.horizon + 1)
         apply(
@@ -69,6 +80,7 @@ class Plan:
             outputs=[f"tensor {name!r} at step {self.step}"],
             shape=self.latest.tensors[name].shape,
             start=start,
+            moves=moves,
         )
 
 

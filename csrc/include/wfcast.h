@@ -71,13 +71,30 @@ wf_overlap wf_column_overlap(const wf_table *table, ptrdiff_t a, ptrdiff_t b);
  * as in broadcast and sliding views. */
 int wf_column_overlaps_itself(const wf_table *table, ptrdiff_t c);
 
+typedef struct {
+    double move_sq; /* sum (y - x)^2 */
+    double last_sq; /* sum x^2 */
+} wf_moves;
 /* outputs_j = intercept_j + sum_k coef_jk inputs_k for the first p columns of `table` as inputs and
  * the other n_columns - p as outputs. coef is m x p, row-major. Computed in float32 with fused
  * multiply-add unless a column is float64, then in float64; rounded once, to nearest even. With
  * check_finite the inputs and outputs are checked in the same sweep, or in a first sweep of its own
- * where an output is an input. */
+ * where an output is an input.
+ *
+ * `moves` is NULL, or takes sums, in float64, of the one output y as rounded and the last input x
+ * as it was. Rows where y - x is not finite take no part. No sum depends on n_threads, on the
+ * instruction set or on where in memory the columns lie. */
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
-                   int check_finite, int n_threads, wf_fault *fault);
+                   int check_finite, int n_threads, wf_moves *moves, wf_fault *fault);
+
+/* averages_j += c_j (w - averages_j) in place, for k averages of each tensor: n tables of a column w
+ * and its averages, which are memory of their own. In float32, or in float64 where a column of the
+ * tensor is; c_j = 1 sets an average to w whatever it held, c_j = 0 leaves it. Rounded once to the
+ * average's dtype, to nearest even. The order of the rows in `tensors` may change. *nonfinite: the
+ * first tensor whose w holds NaN or infinity, or -1; its averages now hold them, too. */
+enum { WF_MOST_AVERAGES = 16 };
+void wf_blend(wf_table *tensors, ptrdiff_t n_tensors, ptrdiff_t k, const double *c, int n_threads,
+              ptrdiff_t *nonfinite);
 
 typedef struct {
     double sum_abs, sum_sq, max_abs; /* of a - b */

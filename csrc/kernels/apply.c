@@ -12,6 +12,7 @@
 #include "core/parallel.h"
 #include "core/table.h"
 #include "kernels/kernels.h"
+#include "kernels/moves.h"
 #include "kernels/pack.h"
 #include "wfcast.h"
 
@@ -30,13 +31,16 @@ typedef struct {
     int wide;                     /* compute in float64 */
     int fused; /* one dtype, contiguous: the kernel reads and writes the columns themselves */
     int stream, check;
+    int through;     /* fused, but the output passes through scratch */
     int dry;         /* compute and check, write nothing */
     ptrdiff_t block; /* rows at a time */
     ptrdiff_t phase; /* the first block ends here, so that outputs start on a line */
     ptrdiff_t n_blocks;
     int n_tasks;
     wf_apply_kernel *kernel;
-    char *scratch; /* n_tasks x scratch_size: pointers, then packed columns */
+    wf_moves_kernel *moving; /* in its place where moves are asked for */
+    wf_moves *moves;         /* n_blocks, or NULL: added up in their order, whoever swept them */
+    char *scratch;           /* n_tasks x scratch_size: pointers, then packed columns */
     size_t scratch_size;
     wf_finite *finite; /* n_tasks */
     wf_fault *fault; /* n_tasks: the first output of a dry run that does not fit; rows coalesced */
@@ -59,7 +63,7 @@ static void note_overflow(const apply_job *job, ptrdiff_t start, ptrdiff_t n, vo
     }
 }
 
-static void packed_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t n)
+static void packed_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t start, ptrdiff_t n)
 {
     const ptrdiff_t p = job->p, m = job->m;
     const size_t size = job->wide ? sizeof(double) : sizeof(float);
@@ -84,17 +88,55 @@ static void packed_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t
         finite->bad |= job->wide ? wf_unpack_f64(job->table, p + j, start, n, y[j])
                                  : wf_unpack_f32(job->table, p + j, start, n, y[j]);
     }
+    if (job->moves && job->wide) {
+        wf_pack_f64(job->table, p, start, n, *y); /* as rounded */
+        job->moves[b] = wf_moves_between(WF_F64, n, *y, pointers[p - 1]);
+    } else if (job->moves) {
+        wf_pack_f32(job->table, p, start, n, *y);
+        job->moves[b] = wf_moves_between(WF_F32, n, *y, pointers[p - 1]);
+    }
 }
 
-static void fused_block(const apply_job *job, int t, ptrdiff_t start, ptrdiff_t n)
+/* One output and its moves. The kernel looks at no single element and squares in the compute type:
+ * where a sum is not finite, or so small that squares may have been lost, they are summed again. */
+static wf_moves moving(const apply_job *job, int t, ptrdiff_t n, const void *const *x, void *y)
 {
+    const double least = 1e-28; /* 1e6 times what n <= MOST_BLOCK squares of float32 can lose */
+    double sums[2];
+    job->moving(n, job->p, x, job->coef, job->intercept, y, job->stream && !job->through,
+                &job->finite[t], sums);
+    const wf_dtype dtype = job->table->columns[0].dtype;
+    const void *last = x[job->p - 1];
+    const size_t size = (size_t)(n * wf_item_size(dtype));
+    if (isfinite(sums[0]) && isfinite(sums[1]) && sums[1] > least &&
+        (sums[0] > least || memcmp(y, last, size) == 0)) { /* frozen weights are common */
+        return (wf_moves){sums[0], sums[1]};
+    }
+    return wf_moves_between(dtype, n, y, last);
+}
+
+static void fused_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t start, ptrdiff_t n)
+{
+    const ptrdiff_t p = job->p;
+    const wf_dtype dtype = job->table->columns[0].dtype;
     void **pointers = (void **)(void *)(job->scratch + (size_t)t * job->scratch_size);
-    for (ptrdiff_t c = 0; c < job->p + job->m; c++) {
+    for (ptrdiff_t c = 0; c < p + job->m; c++) {
         const wf_column *column = &job->table->columns[c];
         pointers[c] = column->data + start * wf_item_size(column->dtype);
     }
-    job->kernel(n, job->p, (const void *const *)pointers, job->m, job->coef, job->intercept,
-                pointers + job->p, job->stream, &job->finite[t]);
+    if (!job->moves) {
+        job->kernel(n, p, (const void *const *)pointers, job->m, job->coef, job->intercept,
+                    pointers + p, job->stream, &job->finite[t]);
+        return;
+    }
+    void *const y = job->through ? (void *)(pointers + p + 1) : pointers[p];
+    job->moves[b] = moving(job, t, n, (const void *const *)pointers, y);
+    const ptrdiff_t size = n * wf_item_size(dtype);
+    if (job->through && job->stream) {
+        wf_k->stream_bytes(size, y, pointers[p]);
+    } else if (job->through) {
+        memcpy(pointers[p], y, (size_t)size);
+    }
 }
 
 static void apply_task(void *context, int t)
@@ -109,9 +151,9 @@ static void apply_task(void *context, int t)
         ptrdiff_t stop = job->phase + b * job->block;
         stop = stop < n_rows ? stop : n_rows;
         if (job->fused) {
-            fused_block(job, t, start, stop - start);
+            fused_block(job, t, b, start, stop - start);
         } else {
-            packed_block(job, t, start, stop - start);
+            packed_block(job, t, b, start, stop - start);
         }
     }
 #if defined(__x86_64__)
@@ -130,22 +172,31 @@ static size_t last_level_cache(void)
     return size > 0 && size < 32 << 20 ? (size_t)size : (size_t)32 << 20;
 }
 
-static wf_apply_kernel *kernel_of(wf_dtype dtype)
+static void choose_kernels(apply_job *job, wf_dtype dtype)
 {
     switch (dtype) {
     case WF_F64:
-        return wf_k->apply_f64;
+        job->kernel = wf_k->apply_f64;
+        job->moving = wf_k->moves_f64;
+        break;
     case WF_F16:
-        return wf_k->apply_f16;
+        job->kernel = wf_k->apply_f16;
+        job->moving = wf_k->moves_f16;
+        break;
     case WF_BF16:
-        return wf_k->apply_bf16;
+        job->kernel = wf_k->apply_bf16;
+        job->moving = wf_k->moves_bf16;
+        break;
     default:
-        return wf_k->apply_f32;
+        job->kernel = wf_k->apply_f32;
+        job->moving = wf_k->moves_f32;
+        break;
     }
 }
 
-/* Which path, which kernel, which blocks. `shared`: an output is an input. */
-static void plan(apply_job *job, int shared)
+/* Which path, which kernel, which blocks. `shared`: an output is an input. `moves`: they are asked
+ * for. */
+static void plan(apply_job *job, int shared, int moves)
 {
     const wf_table *table = job->table;
     const ptrdiff_t n_columns = table->n_columns;
@@ -160,9 +211,9 @@ static void plan(apply_job *job, int shared)
     const int one_group = job->m == 1 || job->m == 2 || job->m == WF_APPLY_OUTPUTS;
     job->fused = uniform && !job->dry && (!shared || one_group);
     job->stream = job->fused && !shared && out_bytes > last_level_cache();
-    job->kernel = job->fused  ? kernel_of(table->columns[0].dtype)
-                  : job->wide ? wf_k->apply_f64
-                              : wf_k->apply_f32;
+    const int on_line = (uintptr_t)table->columns[job->p].data % LINE == 0;
+    job->through = job->fused && moves && (shared || (job->stream && !on_line));
+    choose_kernels(job, job->fused ? table->columns[0].dtype : job->wide ? WF_F64 : WF_F32);
 
     const ptrdiff_t size = job->wide ? 8 : 4;
     ptrdiff_t block =
@@ -170,19 +221,19 @@ static void plan(apply_job *job, int shared)
     block = block < LEAST_BLOCK ? LEAST_BLOCK : block > MOST_BLOCK ? MOST_BLOCK : block;
     job->block = block;
     job->phase = block;
-    if (job->stream) {
+    if (job->stream && !moves) { /* the sums must not depend on where an output lies */
         const uintptr_t rest = (uintptr_t)table->columns[job->p].data % LINE;
         job->phase =
             rest ? (ptrdiff_t)(LINE - rest) / wf_item_size(table->columns[0].dtype) : block;
     }
     const ptrdiff_t after = table->n_rows > job->phase ? table->n_rows - job->phase : 0;
     job->n_blocks = 1 + after / block + (after % block != 0);
-    job->scratch_size =
-        (size_t)n_columns * (sizeof(void *) + (job->fused ? 0 : (size_t)(block * size)));
+    const ptrdiff_t packed = job->fused ? job->through : n_columns;
+    job->scratch_size = (size_t)n_columns * sizeof(void *) + (size_t)(packed * block * size);
     job->scratch_size = (job->scratch_size + LINE - 1) / LINE * LINE;
 }
 
-static wf_status run(apply_job *job, int n_threads)
+static wf_status run(apply_job *job, int n_threads, wf_moves *moves)
 {
     ptrdiff_t tasks = job->table->n_rows / ROWS_PER_THREAD;
     tasks = tasks < n_threads ? tasks : n_threads;
@@ -192,7 +243,8 @@ static wf_status run(apply_job *job, int n_threads)
     job->scratch = malloc((size_t)tasks * job->scratch_size);
     job->finite = calloc((size_t)tasks, sizeof *job->finite);
     job->fault = calloc((size_t)tasks, sizeof *job->fault);
-    if (!job->scratch || !job->finite || !job->fault) {
+    job->moves = moves ? calloc((size_t)job->n_blocks, sizeof *moves) : NULL;
+    if (!job->scratch || !job->finite || !job->fault || (moves && !job->moves)) {
         goto done;
     }
     for (int t = 0; t < job->n_tasks; t++) {
@@ -212,7 +264,12 @@ static wf_status run(apply_job *job, int n_threads)
         }
     }
     job->fault[0] = first;
+    for (ptrdiff_t b = 0; moves && b < job->n_blocks; b++) {
+        moves->move_sq += job->moves[b].move_sq;
+        moves->last_sq += job->moves[b].last_sq;
+    }
 done:
+    free(job->moves);
     free(job->scratch);
     free(job->finite);
     return status;
@@ -263,9 +320,13 @@ static wf_status locate(wf_status status, const apply_job *job, const wf_table *
 }
 
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
-                   int check_finite, int n_threads, wf_fault *fault)
+                   int check_finite, int n_threads, wf_moves *moves, wf_fault *fault)
 {
     assert(p >= 0 && p <= table->n_columns && n_threads > 0);
+    assert(!moves || (p > 0 && table->n_columns == p + 1));
+    if (moves) {
+        *moves = (wf_moves){0, 0};
+    }
     if (table->n_rows == 0) {
         return WF_OK;
     }
@@ -296,10 +357,10 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
     for (int dry = shared && check_finite; dry >= 0; dry--) {
         apply_job job = {.table = &flat, .p = p, .m = m, .dry = dry};
         job.check = check_finite && (dry || !shared);
-        plan(&job, shared);
+        plan(&job, shared, moves && !dry);
         job.coef = job.wide ? (const void *)coef : (const void *)single;
         job.intercept = job.wide ? (const void *)intercept : (const void *)(single + m * p);
-        status = locate(run(&job, n_threads), &job, table, p, fault);
+        status = locate(run(&job, n_threads, dry ? NULL : moves), &job, table, p, fault);
         free(job.fault);
         if (status != WF_OK) {
             break;

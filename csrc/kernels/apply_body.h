@@ -1,7 +1,8 @@
-/* Stamps one apply kernel. The includer defines NAME(x) to suffix names, T the element type, C the
+/* Stamps one apply kernel, and one for one output with its moves. The includer defines NAME(x) to suffix names, T the element type, C the
  * compute type, V its vector and W the elements in it, TILE the running sums to have at a time,
- * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), STORE, STREAM and RELOAD (of an R), and
- * BAD, NOTE and ANY, which gather whether an R held NaN or infinity.
+ * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), BACK (R to V), STORE, STREAM and RELOAD
+ * (of an R), LANES (V to an array of C), and BAD, NOTE and ANY, which gather whether an R held NaN
+ * or infinity.
  *
  * One look at the outputs sees the inputs too: whatever the coefficients, one NaN or infinity among
  * the terms of a sum makes the sum NaN or infinite. */
@@ -175,6 +176,127 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
     }
 }
 
+/* -- moves -- */
+
+#define STEPS (WF_MOVE_LANES / W) /* vectors that hold one of each lane */
+
+typedef struct {
+    V moved[STEPS], size[STEPS];
+} NAME(lanes);
+
+static inline __attribute__((always_inline)) void NAME(add_move)(NAME(lanes) * lanes, int i, V y,
+                                                                 V x)
+{
+    const V move = FMA(x, SET1(-1), y);
+    lanes->moved[i] = FMA(move, move, lanes->moved[i]);
+    lanes->size[i] = FMA(x, x, lanes->size[i]);
+}
+
+static inline __attribute__((always_inline)) void NAME(flush)(NAME(lanes) * lanes, double *moved,
+                                                              double *size)
+{
+    C lane[2][WF_MOVE_LANES];
+    UNROLL
+    for (int i = 0; i < STEPS; i++) {
+        LANES(lane[0] + i * W, lanes->moved[i]);
+        LANES(lane[1] + i * W, lanes->size[i]);
+        lanes->moved[i] = lanes->size[i] = SET1(0);
+    }
+    for (int l = 0; l < WF_MOVE_LANES; l++) {
+        moved[l] += (double)lane[0][l];
+        size[l] += (double)lane[1][l];
+    }
+}
+
+/* The last rows, fewer than there are lanes. What is not there has no move and no size. */
+static void NAME(moves_edge)(ptrdiff_t n, ptrdiff_t at, ptrdiff_t p, const T *const *x, const C *a,
+                             const C *b, T *y, wf_finite *finite, double *moved, double *size)
+{
+    NAME(lanes) lanes;
+    T from[WF_MOVE_LANES] = {0}, to[WF_MOVE_LANES] = {0};
+    memcpy(from, x[p - 1] + at, (size_t)(n - at) * sizeof(T));
+    for (ptrdiff_t i = at; i < n; i += W) {
+        NAME(edge)(n - i < W ? n - i : W, i, p, x, 1, a, b, &y, finite);
+    }
+    memcpy(to, y + at, (size_t)(n - at) * sizeof(T));
+    for (int i = 0; i < STEPS; i++) {
+        lanes.moved[i] = lanes.size[i] = SET1(0);
+        NAME(add_move)(&lanes, i, LOAD(to + i * W), LOAD(from + i * W));
+    }
+    NAME(flush)(&lanes, moved, size);
+}
+
+static inline __attribute__((always_inline)) void
+NAME(moving)(ptrdiff_t n, int few, ptrdiff_t p, const T *const *xs, const C *a, const C *b, T *y,
+             int stream, int check, wf_finite *finite, double *moved, double *size)
+{
+    const V bias = SET1(*b);
+    V weight[WF_APPLY_INPUTS];
+    const T *columns[WF_APPLY_INPUTS];
+    for (ptrdiff_t k = 0; few && k < p; k++) {
+        weight[k] = SET1(a[k]);
+        columns[k] = xs[k];
+    }
+    const T *const *x = few ? columns : xs;
+    BAD bad = {0};
+    ptrdiff_t at = 0;
+    NAME(lanes) lanes;
+    UNROLL
+    for (int i = 0; i < STEPS; i++) {
+        lanes.moved[i] = lanes.size[i] = SET1(0);
+    }
+    while (at + WF_MOVE_LANES <= n) {
+        const ptrdiff_t whole = n - n % WF_MOVE_LANES;
+        const ptrdiff_t stop = whole - at < WF_MOVE_RUN ? whole : at + WF_MOVE_RUN;
+        for (; at < stop; at += WF_MOVE_LANES) {
+            UNROLL
+            for (int i = 0; i < STEPS; i++) {
+                V acc = bias, v = bias;
+                for (ptrdiff_t k = 0; k < p; k++) {
+                    v = LOAD(x[k] + at + i * W);
+                    acc = FMA(v, few ? weight[k] : SET1(a[k]), acc);
+                }
+                const R rounded = ROUND(acc);
+                if (check) {
+                    bad = NOTE(bad, rounded);
+                }
+                NAME(add_move)(&lanes, i, BACK(rounded), v);
+                if (stream) {
+                    STREAM(y + at + i * W, rounded);
+                } else {
+                    STORE(y + at + i * W, rounded);
+                }
+            }
+        }
+        NAME(flush)(&lanes, moved, size);
+    }
+    finite->bad |= ANY(bad);
+    if (at < n) {
+        NAME(moves_edge)(n, at, p, xs, a, b, y, finite, moved, size);
+    }
+}
+
+static void NAME(moves)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, const void *as,
+                        const void *bs, void *y, int stream, wf_finite *finite, double *sums)
+{
+    const T *const *x = (const T *const *)xs;
+    const C *a = as, *b = bs;
+    double moved[WF_MOVE_LANES] = {0}, size[WF_MOVE_LANES] = {0};
+    const int check = finite->check;
+    if (p == 2 && stream) {
+        NAME(moving)(n, 1, 2, x, a, b, y, 1, check, finite, moved, size);
+    } else if (p == 2) {
+        NAME(moving)(n, 1, 2, x, a, b, y, 0, check, finite, moved, size);
+    } else if (stream) {
+        NAME(moving)(n, 0, p, x, a, b, y, 1, check, finite, moved, size);
+    } else {
+        NAME(moving)(n, 0, p, x, a, b, y, 0, check, finite, moved, size);
+    }
+    sums[0] = join_moves(moved);
+    sums[1] = join_moves(size);
+}
+
+#undef STEPS
 #undef NAME
 #undef T
 #undef C
@@ -187,6 +309,8 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
 #undef FMA
 #undef LOAD
 #undef ROUND
+#undef BACK
+#undef LANES
 #undef NOTE
 #undef ANY
 #undef STORE

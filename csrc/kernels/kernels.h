@@ -28,6 +28,14 @@ typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptr
                              const void *a, const void *b, void *const *y, int stream,
                              wf_finite *finite);
 
+/* The same for m = 1, p >= 1 and a y that is no x, with sums[0] = sum (y - x)^2 of y as rounded and
+ * the last x, and sums[1] = sum x^2. Element i counts in lane i % WF_MOVE_LANES, of the compute
+ * type for WF_MOVE_RUN elements, then of float64. For float: relative error below 1e-6, where no
+ * square leaves the normal range. stream: y is aligned to a cache line. */
+enum { WF_MOVE_LANES = 32, WF_MOVE_RUN = 512 };
+typedef void wf_moves_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, const void *a,
+                             const void *b, void *y, int stream, wf_finite *finite, double *sums);
+
 /* Rows of an interior point method, and a direction from where they are (solve/ipm/state.h). */
 enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first cache */
 
@@ -48,6 +56,7 @@ typedef struct {
 typedef struct {
     const char *name;
     wf_apply_kernel *apply_f64, *apply_f32, *apply_f16, *apply_bf16;
+    wf_moves_kernel *moves_f64, *moves_f32, *moves_f16, *moves_bf16;
 
     void (*widen_f16)(ptrdiff_t n, const void *src, float *dst);
     void (*widen_bf16)(ptrdiff_t n, const void *src, float *dst);
@@ -55,6 +64,12 @@ typedef struct {
     void (*narrow_bf16)(ptrdiff_t n, const float *src, void *dst);
     void (*widen_f32)(ptrdiff_t n, const void *src, double *dst);
 
+    /* a_j += c_j (w - a_j) for j < k; nonzero where w is not finite somewhere. */
+    int (*blend_f32)(ptrdiff_t n, const float *w, ptrdiff_t k, const float *c, float *const *a);
+    int (*blend_f64)(ptrdiff_t n, const double *w, ptrdiff_t k, const double *c, double *const *a);
+
+    /* n bytes from cached memory to elsewhere, past the caches (the caller fences). */
+    void (*stream_bytes)(ptrdiff_t n, const char *src, char *dst);
     void (*triad)(ptrdiff_t n, const float *a, const float *b, float scalar, float *out);
 
     /* 1 when one of n values is NaN or infinite. */

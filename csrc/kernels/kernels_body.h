@@ -17,6 +17,19 @@
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+/* The one order in which running sums are joined. */
+static double join(const double *running)
+{
+    return ((running[0] + running[4]) + (running[2] + running[6])) +
+           ((running[1] + running[5]) + (running[3] + running[7]));
+}
+
+static double join_moves(const double *lane)
+{
+    return (join(lane) + join(lane + WF_RUNNING_SUMS)) +
+           (join(lane + 2 * WF_RUNNING_SUMS) + join(lane + 3 * WF_RUNNING_SUMS));
+}
+
 #define NAME(x) PASTE(x, f32, kernel)
 #define T float
 #define C float
@@ -29,6 +42,8 @@
 #define FMA vf_fma
 #define LOAD vf_load_f32
 #define ROUND(x) (x)
+#define BACK(x) (x)
+#define LANES vf_store_f32
 #define NOTE vf_note
 #define ANY vf_any
 #define STORE vf_store_f32
@@ -48,6 +63,8 @@
 #define FMA vf_fma
 #define LOAD vf_load_f16
 #define ROUND vh_from_f32
+#define BACK vh_to_f32
+#define LANES vf_store_f32
 #define NOTE vh_note
 #define ANY vh_any
 #define STORE vh_store
@@ -67,6 +84,8 @@
 #define FMA vp_fma
 #define LOAD vp_load_bf16
 #define ROUND vb_from_f32
+#define BACK vb_to_f32
+#define LANES vp_store_f32
 #define NOTE vb_note
 #define ANY vb_any
 #define STORE vb_store
@@ -86,6 +105,8 @@
 #define FMA vd_fma
 #define LOAD vd_load_f64
 #define ROUND(x) (x)
+#define BACK(x) (x)
+#define LANES vd_store_f64
 #define NOTE vd_note
 #define ANY vd_any
 #define STORE vd_store_f64
@@ -146,6 +167,68 @@ static void widen_f32(ptrdiff_t n, const void *src, double *dst)
     }
 }
 
+/* -- averages, all of them in one sweep over w -- */
+
+#define STAMP_BLEND(name, T, V, W, set1, fma, load, store, note, any, BAD)                         \
+    static inline __attribute__((always_inline)) BAD name##_tile(                                  \
+        ptrdiff_t at, int u, const T *w, ptrdiff_t k, const T *c, T *const *a, BAD bad)            \
+    {                                                                                              \
+        V v[4];                                                                                    \
+        UNROLL                                                                                     \
+        for (int i = 0; i < u; i++) {                                                              \
+            v[i] = load(w + at + i * W);                                                           \
+            bad = note(bad, v[i]);                                                                 \
+        }                                                                                          \
+        for (ptrdiff_t j = 0; j < k; j++) {                                                        \
+            const V weight = set1(c[j]);                                                           \
+            UNROLL                                                                                 \
+            for (int i = 0; i < u; i++) {                                                          \
+                const V old = load(a[j] + at + i * W);                                             \
+                store(a[j] + at + i * W, fma(weight, fma(old, set1(-1), v[i]), old));              \
+            }                                                                                      \
+        }                                                                                          \
+        return bad;                                                                                \
+    }                                                                                              \
+    static int name(ptrdiff_t n, const T *w, ptrdiff_t k, const T *c, T *const *a)                 \
+    {                                                                                              \
+        BAD bad = {0};                                                                             \
+        ptrdiff_t at = 0;                                                                          \
+        for (; at + 4 * W <= n; at += 4 * W) {                                                     \
+            bad = name##_tile(at, 4, w, k, c, a, bad);                                             \
+        }                                                                                          \
+        for (; at + W <= n; at += W) {                                                             \
+            bad = name##_tile(at, 1, w, k, c, a, bad);                                             \
+        }                                                                                          \
+        const size_t rest = (size_t)(n - at) * sizeof(T);                                          \
+        T from[W] = {0}, to[W] = {0};                                                              \
+        T *const edge[1] = {to};                                                                   \
+        memcpy(from, w + at, rest);                                                                \
+        for (ptrdiff_t j = 0; rest && j < k; j++) {                                                \
+            memcpy(to, a[j] + at, rest);                                                           \
+            name##_tile(0, 1, from, 1, c + j, edge, bad);                                          \
+            memcpy(a[j] + at, to, rest);                                                           \
+        }                                                                                          \
+        return any(note(bad, load(from)));                                                         \
+    }
+STAMP_BLEND(blend_f32, float, vf, FW, vf_set1, vf_fma, vf_load_f32, vf_store_f32, vf_note, vf_any,
+            vf_bad)
+STAMP_BLEND(blend_f64, double, vd, DW, vd_set1, vd_fma, vd_load_f64, vd_store_f64, vd_note, vd_any,
+            vd_bad)
+#undef STAMP_BLEND
+
+static void stream_bytes(ptrdiff_t n, const char *src, char *dst)
+{
+    const ptrdiff_t size = FW * (ptrdiff_t)sizeof(float);
+    ptrdiff_t at = FW == 1 ? n : (ptrdiff_t)(-(uintptr_t)dst % (uintptr_t)size);
+    at = at < n ? at : n;
+    memcpy(dst, src, (size_t)at);
+    for (; at + size <= n; at += size) {
+        const vf bits = vf_load_f32((const float *)(const void *)(src + at));
+        vf_stream_f32((float *)(void *)(dst + at), bits);
+    }
+    memcpy(dst + at, src + at, (size_t)(n - at));
+}
+
 static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, float *out)
 {
     ptrdiff_t i = 0;
@@ -162,13 +245,6 @@ static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, flo
 }
 
 /* -- float64 statistics: plain loops over running sums, which the compiler makes vectors of -- */
-
-/* The one order in which running sums are joined. */
-static double join(const double *running)
-{
-    return ((running[0] + running[4]) + (running[2] + running[6])) +
-           ((running[1] + running[5]) + (running[3] + running[7]));
-}
 
 static double sum(ptrdiff_t n, const double *x)
 {
@@ -317,11 +393,18 @@ const wf_kernels TABLE(ISA) = {
     .apply_f32 = apply_f32_kernel,
     .apply_f16 = apply_f16_kernel,
     .apply_bf16 = apply_bf16_kernel,
+    .moves_f64 = moves_f64_kernel,
+    .moves_f32 = moves_f32_kernel,
+    .moves_f16 = moves_f16_kernel,
+    .moves_bf16 = moves_bf16_kernel,
     .widen_f16 = widen_f16,
     .widen_bf16 = widen_bf16,
     .narrow_f16 = narrow_f16,
     .narrow_bf16 = narrow_bf16,
     .widen_f32 = widen_f32,
+    .blend_f32 = blend_f32,
+    .blend_f64 = blend_f64,
+    .stream_bytes = stream_bytes,
     .triad = triad,
     .nonfinite = nonfinite,
     .residual = residual,

@@ -46,9 +46,17 @@ static inline void vf_stream_f32(float *p, vf x)
     _mm256_stream_ps(p, x);
 }
 
+static inline vh vh_load(const uint16_t *p)
+{
+    return _mm_loadu_si128((const __m128i *)p);
+}
+static inline vf vh_to_f32(vh x)
+{
+    return _mm256_cvtph_ps(x);
+}
 static inline vf vf_load_f16(const uint16_t *p)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    return vh_to_f32(vh_load(p));
 }
 static inline vh vh_from_f32(vf x)
 {
@@ -61,10 +69,6 @@ static inline vh_bad vh_note(vh_bad bad, vh x)
 static inline int vh_any(vh_bad bad)
 {
     return _mm_movemask_epi8(_mm_cmpgt_epi16(bad, _mm_set1_epi16(0x7bff))) != 0;
-}
-static inline vh vh_load(const uint16_t *p)
-{
-    return _mm_loadu_si128((const __m128i *)p);
 }
 static inline void vh_store(uint16_t *p, vh x)
 {
@@ -87,11 +91,28 @@ static inline vp vp_fma(vp a, vp b, vp c)
 {
     return (vp){vf_fma(a.even, b.even, c.even), vf_fma(a.odd, b.odd, c.odd)};
 }
+static inline vb vb_load(const uint16_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+static inline vp vb_to_f32(vb x)
+{
+    const __m256i odd = _mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000));
+    return (vp){_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), _mm256_castsi256_ps(odd)};
+}
 static inline vp vp_load_bf16(const uint16_t *p)
 {
-    const __m256i both = _mm256_loadu_si256((const __m256i *)p);
-    const __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000));
-    return (vp){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(odd)};
+    return vb_to_f32(vb_load(p));
+}
+static inline void vp_store_f32(float *p, vp x)
+{
+    float even[FW], odd[FW];
+    vf_store_f32(even, x.even);
+    vf_store_f32(odd, x.odd);
+    for (int i = 0; i < FW; i++) {
+        p[2 * i] = even[i];
+        p[2 * i + 1] = odd[i];
+    }
 }
 /* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline __m256i round_bf16(vf x)
@@ -112,10 +133,6 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi16(bad, _mm256_set1_epi16(0x7f7f))) != 0;
-}
-static inline vb vb_load(const uint16_t *p)
-{
-    return _mm256_loadu_si256((const __m256i *)p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

@@ -46,9 +46,17 @@ static inline void vf_stream_f32(float *p, vf x)
     _mm512_stream_ps(p, x);
 }
 
+static inline vh vh_load(const uint16_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+static inline vf vh_to_f32(vh x)
+{
+    return _mm512_cvtph_ps(x);
+}
 static inline vf vf_load_f16(const uint16_t *p)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    return vh_to_f32(vh_load(p));
 }
 static inline vh vh_from_f32(vf x)
 {
@@ -61,10 +69,6 @@ static inline vh_bad vh_note(vh_bad bad, vh x)
 static inline int vh_any(vh_bad bad)
 {
     return _mm256_cmpge_epu16_mask(bad, _mm256_set1_epi16(0x7c00)) != 0;
-}
-static inline vh vh_load(const uint16_t *p)
-{
-    return _mm256_loadu_si256((const __m256i *)p);
 }
 static inline void vh_store(uint16_t *p, vh x)
 {
@@ -87,11 +91,28 @@ static inline vp vp_fma(vp a, vp b, vp c)
 {
     return (vp){vf_fma(a.even, b.even, c.even), vf_fma(a.odd, b.odd, c.odd)};
 }
+static inline vb vb_load(const uint16_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+static inline vp vb_to_f32(vb x)
+{
+    const __m512i odd = _mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000));
+    return (vp){_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), _mm512_castsi512_ps(odd)};
+}
 static inline vp vp_load_bf16(const uint16_t *p)
 {
-    const __m512i both = _mm512_loadu_si512(p);
-    const __m512i odd = _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));
-    return (vp){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_castsi512_ps(odd)};
+    return vb_to_f32(vb_load(p));
+}
+static inline void vp_store_f32(float *p, vp x)
+{
+    float even[FW], odd[FW];
+    vf_store_f32(even, x.even);
+    vf_store_f32(odd, x.odd);
+    for (int i = 0; i < FW; i++) {
+        p[2 * i] = even[i];
+        p[2 * i + 1] = odd[i];
+    }
 }
 /* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline __m512i round_bf16(vf x)
@@ -112,10 +133,6 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return _mm512_cmpge_epu16_mask(bad, _mm512_set1_epi16(0x7f80)) != 0;
-}
-static inline vb vb_load(const uint16_t *p)
-{
-    return _mm512_loadu_si512(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

@@ -46,9 +46,17 @@ static inline void vf_stream_f32(float *p, vf x)
     vst1q_f32(p, x);
 }
 
+static inline vh vh_load(const uint16_t *p)
+{
+    return vld1_u16(p);
+}
+static inline vf vh_to_f32(vh x)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(x));
+}
 static inline vf vf_load_f16(const uint16_t *p)
 {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+    return vh_to_f32(vh_load(p));
 }
 static inline vh vh_from_f32(vf x)
 {
@@ -61,10 +69,6 @@ static inline vh_bad vh_note(vh_bad bad, vh x)
 static inline int vh_any(vh_bad bad)
 {
     return vmaxv_u16(bad) >= 0x7c00;
-}
-static inline vh vh_load(const uint16_t *p)
-{
-    return vld1_u16(p);
 }
 static inline void vh_store(uint16_t *p, vh x)
 {
@@ -87,11 +91,29 @@ static inline vp vp_fma(vp a, vp b, vp c)
 {
     return (vp){vf_fma(a.even, b.even, c.even), vf_fma(a.odd, b.odd, c.odd)};
 }
-static inline vp vp_load_bf16(const uint16_t *p)
+static inline vb vb_load(const uint16_t *p)
 {
-    const uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(p));
+    return vld1q_u16(p);
+}
+static inline vp vb_to_f32(vb x)
+{
+    const uint32x4_t both = vreinterpretq_u32_u16(x);
     const uint32x4_t odd = vandq_u32(both, vdupq_n_u32(0xffff0000));
     return (vp){vreinterpretq_f32_u32(vshlq_n_u32(both, 16)), vreinterpretq_f32_u32(odd)};
+}
+static inline vp vp_load_bf16(const uint16_t *p)
+{
+    return vb_to_f32(vb_load(p));
+}
+static inline void vp_store_f32(float *p, vp x)
+{
+    float even[FW], odd[FW];
+    vf_store_f32(even, x.even);
+    vf_store_f32(odd, x.odd);
+    for (int i = 0; i < FW; i++) {
+        p[2 * i] = even[i];
+        p[2 * i + 1] = odd[i];
+    }
 }
 /* The upper half of each word is the bfloat16. Right for NaN of no payload in the lower half. */
 static inline uint32x4_t round_bf16(vf x)
@@ -113,10 +135,6 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return vmaxvq_u16(bad) >= 0x7f80;
-}
-static inline vb vb_load(const uint16_t *p)
-{
-    return vld1q_u16(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {

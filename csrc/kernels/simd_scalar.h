@@ -51,9 +51,17 @@ static inline uint16_t load_16(const uint16_t *p)
     return h;
 }
 
+static inline vh vh_load(const uint16_t *p)
+{
+    return load_16(p);
+}
+static inline vf vh_to_f32(vh x)
+{
+    return wf_f32_from_f16(x);
+}
 static inline vf vf_load_f16(const uint16_t *p)
 {
-    return wf_f32_from_f16(load_16(p));
+    return vh_to_f32(vh_load(p));
 }
 static inline vh vh_from_f32(vf x)
 {
@@ -66,10 +74,6 @@ static inline vh_bad vh_note(vh_bad bad, vh x)
 static inline int vh_any(vh_bad bad)
 {
     return bad;
-}
-static inline vh vh_load(const uint16_t *p)
-{
-    return load_16(p);
 }
 static inline void vh_store(uint16_t *p, vh x)
 {
@@ -92,9 +96,21 @@ static inline vp vp_fma(vp a, vp b, vp c)
 {
     return fmaf(a, b, c);
 }
+static inline vb vb_load(const uint16_t *p)
+{
+    return load_16(p);
+}
+static inline vp vb_to_f32(vb x)
+{
+    return wf_f32_from_bf16(x);
+}
 static inline vp vp_load_bf16(const uint16_t *p)
 {
-    return wf_f32_from_bf16(load_16(p));
+    return vb_to_f32(vb_load(p));
+}
+static inline void vp_store_f32(float *p, vp x)
+{
+    *p = x;
 }
 static inline vb vb_from_f32(vp x)
 {
@@ -107,10 +123,6 @@ static inline vb_bad vb_note(vb_bad bad, vb x)
 static inline int vb_any(vb_bad bad)
 {
     return bad;
-}
-static inline vb vb_load(const uint16_t *p)
-{
-    return load_16(p);
 }
 static inline void vb_store(uint16_t *p, vb x)
 {
