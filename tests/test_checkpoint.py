@@ -233,7 +233,7 @@ def test_failing_disk_leaves_the_old_file(pair, tmp_path, monkeypatch, name, cod
         raise OSError(code, os.strerror(code))
 
     if name == "write":
-        monkeypatch.setattr(SafetensorsWriter, "write", fail)
+        monkeypatch.setattr(SafetensorsWriter, "room", fail)
     else:
         monkeypatch.setattr(_atomic.os, name, fail)
     with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
@@ -278,7 +278,7 @@ def test_writer_wants_every_tensor(tmp_path):
         pytest.raises(AssertionError, match="'b' was not written"),
         create_checkpoint(tmp_path / "x", Layout(), tensors, {}, {}) as writer,
     ):
-        writer.write("a", [np.zeros(1, np.float32)])
+        writer.write("a", np.zeros(1, np.float32))
     assert files(tmp_path) == []
 
 

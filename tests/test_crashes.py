@@ -70,7 +70,12 @@ SHIM = r"""
 
     static long left = -1;
     static int code;
-    void shim_arm(long count, int error) { left = count; code = error; }
+    long shim_arm(long count, int error) {
+        const long before = left;
+        left = count;
+        code = error;
+        return before;
+    }
 
     static int fails(const char *path) {
         const char *folder = getenv("WFCAST_SHIM_FOLDER");
@@ -93,6 +98,15 @@ SHIM = r"""
     }
     ssize_t writev(int fd, const struct iovec *v, int n) {
         return fd_fails(fd) ? -1 : REAL(ssize_t, writev, int, const struct iovec *, int)(fd, v, n);
+    }
+    ssize_t pwrite64(int fd, const void *b, size_t n, off_t at) {
+        return fd_fails(fd)
+                   ? -1
+                   : REAL(ssize_t, pwrite64, int, const void *, size_t, off_t)(fd, b, n, at);
+    }
+    int fallocate64(int fd, int mode, off_t at, off_t n) {
+        return fd_fails(fd) ? -1
+                            : REAL(int, fallocate64, int, int, off_t, off_t)(fd, mode, at, n);
     }
     int fsync(int fd) { return fd_fails(fd) ? -1 : REAL(int, fsync, int)(fd); }
     int rename(const char *a, const char *b) {
@@ -136,4 +150,5 @@ def test_every_call_fails_once(tmp_path, kind, words, code, shim):
     """Each write, sync, rename and creation below the output's folder, one after the other."""
     places = {"LD_PRELOAD": str(shim), "WFCAST_SHIM_FOLDER": str(tmp_path / "outputs")}
     found = driven("fail", kind, tmp_path, int(code), *words, **places)
-    assert found["errors"] == found["calls"] > 3
+    # torch makes a folder that is there, and looks no further where it cannot
+    assert found["errors"] == found["calls"] - (kind == "dcp") > 3

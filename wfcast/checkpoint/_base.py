@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .._columns import (
     is_sharded,
     is_tensor,
 )
+from .._direct import BLOCK_BYTES
 from .._errors import CheckpointError, DtypeError, WfcastError
 from .._kinds import is_buffer
 
@@ -256,14 +257,30 @@ class FileCheckpoint(Checkpoint):
         self.path = path
 
 
-class CheckpointWriter(Protocol):
-    """Writes tensors one after the other."""
+class CheckpointWriter(ABC):
+    """Writes tensors one after the other.
+
+    Attributes
+    ----------
+    order : tuple of str
+        The order in which the tensors are to be written.
+    """
 
     order: tuple[str, ...]
-    """The order in which the tensors are to be written."""
 
-    def write(self, name: str, pieces: Iterable[Array]) -> None:
-        """Write one tensor: C-contiguous pieces that follow each other in C order."""
+    @abstractmethod
+    def room(self, name: str, nbytes: int) -> Array:
+        """Memory for the next bytes, in C order, of the tensor whose turn it is.
+
+        They are to be filled before the next call, and no more than `BLOCK_BYTES` at a time.
+        """
+
+    def write(self, name: str, data: Array) -> None:
+        """Write a copy of one tensor, or of the next part of it in C order."""
+        flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, BLOCK_BYTES):
+            piece = flat[start : start + BLOCK_BYTES]
+            self.room(name, piece.size)[...] = piece
 
 
 class TensorCheckpoint(Checkpoint):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._atomic import atomic_file, atomic_folder, sync_folder, synced_file
+from .._direct import DirectWriter
 from .._errors import CheckpointError
 from . import _dcp, _torch
 from ._base import PROVENANCE, CheckpointWriter, Layout, Tensor
@@ -138,14 +139,15 @@ def create_checkpoint(
                 return _file_writer(file, folder.parent, layout, own, metadata, there)
 
             kept = tied if layout.format == "torch" else {}
-            with ShardedWriter(folder, layout, tensors, kept, shard) as writer:
+            with ShardedWriter.create(folder, layout, tensors, kept, shard) as writer:
                 yield writer
         elif layout.format == "dcp":
             _torch.import_torch("torch.distributed.checkpoint")
             with _stage(folder.parent, tensors) as stage:
                 yield stage
                 inner = folder / layout.weights
-                inner.mkdir(exist_ok=True)
+                if inner != folder:
+                    inner.mkdir()
                 _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
                 sync_folder(inner)
         else:
@@ -168,11 +170,12 @@ def _file_writer(
     if layout.format == "torch":
         with _stage(folder, tensors) as stage:
             yield stage
-            _torch.save(_torch.state_dict(stage, layout, tied, metadata[PROVENANCE]), file)
+            state = _torch.state_dict(stage, layout, tied, metadata[PROVENANCE])
+            with DirectWriter(file.fileno(), stage.size) as direct:
+                _torch.save(state, direct)
         return
-    writer = SafetensorsWriter(file, tensors, metadata)
-    yield writer
-    writer.finish()
+    with SafetensorsWriter.create(file, tensors, metadata) as writer:
+        yield writer
 
 
 @contextmanager

@@ -16,15 +16,17 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, Self, TypeGuard
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .._columns import Array, Column, empty_bfloat16
+from .._direct import DirectWriter
 from .._errors import CheckpointError, DtypeError
-from ._base import BITS, FileCheckpoint, Tensor, unique
+from ._base import BITS, CheckpointWriter, FileCheckpoint, Tensor, unique
 
 # the format's name of a dtype -> torch's
 DTYPES = {
@@ -220,44 +222,44 @@ def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
     return sorted(tensors, key=lambda t: (-t.bits, t.name))
 
 
-class SafetensorsWriter:
-    """Writes a single safetensors file tensor by tensor, in constant memory.
+class SafetensorsWriter(CheckpointWriter):
+    """Writes tensors to a single safetensors file, in constant memory; `create` makes one."""
 
-    Parameters
-    ----------
-    file : binary file
-        Empty; it is neither synced nor closed.
-    tensors : iterable of Tensor
-    metadata : mapping of str to str
-
-    Raises
-    ------
-    CheckpointError
-        The format cannot hold a tensor of that name or dtype.
-    """
-
-    def __init__(
-        self, file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str]
-    ) -> None:
-        self._tensors = ordered(tensors)
-        self.order = tuple(t.name for t in self._tensors)
-        self._remaining: Iterator[Tensor] = iter(self._tensors)
+    def __init__(self, file: DirectWriter, tensors: Sequence[Tensor]) -> None:
+        self.order = tuple(t.name for t in tensors)
         self._file = file
-        file.write(_header(self._tensors, metadata))
+        self._left = {t.name: t.nbytes for t in tensors if t.nbytes}
 
-    def write(self, name: str, pieces: Iterable[Array]) -> None:
-        """Write the tensor whose turn it is: C-contiguous pieces in C order."""
-        tensor = next(self._remaining)
-        assert tensor.name == name, "tensors are written in `order`"
-        written = 0
-        for piece in pieces:
-            written += self._file.write(piece.reshape(-1).view(np.uint8).data)
-        assert written == tensor.nbytes
+    @classmethod
+    @contextmanager
+    def create(
+        cls, file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str]
+    ) -> Iterator[Self]:
+        """The writer of an empty file, which is neither synced nor closed.
 
-    def finish(self) -> None:
-        """Make sure that every tensor was written."""
-        left = next(self._remaining, None)
-        assert left is None, f"tensor {left and left.name!r} was not written"
+        Raises
+        ------
+        CheckpointError
+            The format cannot hold a tensor of that name or dtype.
+        """
+        tensors = ordered(tensors)
+        header = _header(tensors, metadata)
+        size = len(header) + sum(t.nbytes for t in tensors)
+        with DirectWriter(file.fileno(), size) as direct:
+            direct.write(header)
+            writer = cls(direct, tensors)
+            yield writer
+            left = next(iter(writer._left), None)
+            assert left is None, f"tensor {left!r} was not written"
+
+    def room(self, name: str, nbytes: int) -> Array:
+        """Memory for the next bytes of the tensor whose turn it is."""
+        assert name == next(iter(self._left)), "tensors are written in `order`"
+        assert nbytes <= self._left[name], f"tensor {name!r} has no more bytes"
+        self._left[name] -= nbytes
+        if not self._left[name]:
+            del self._left[name]
+        return self._file.room(nbytes)
 
 
 def _is_utf8(name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -125,8 +125,8 @@ def _inode(folder: Path) -> tuple[int, int]:
     return s.st_dev, s.st_ino
 
 
-class ShardedWriter:
-    """Writes shards one after the other, and the index at the end of a ``with`` block.
+class ShardedWriter(CheckpointWriter):
+    """Writes shards one after the other, and the index at the end; `create` makes one.
 
     Parameters
     ----------
@@ -159,33 +159,32 @@ class ShardedWriter:
         self.order = tuple(t.name for shard in self._shards.values() for t in shard)
         self._coming: Iterator[str] = iter(self._shards)
         self._open = ExitStack()
-        self._left = 0
+        self._here, self._last = "", max(self._shards)
 
-    def write(self, name: str, pieces: Iterable[Array]) -> None:
-        """Write the tensor whose turn it is: C-contiguous pieces in C order."""
-        if self._left == 0:
+    def room(self, name: str, nbytes: int) -> Array:
+        """Memory for the next bytes of the tensor whose turn it is."""
+        while self._here != self._file_of[name]:
             self._next_shard()
-        self._writer.write(name, pieces)
-        self._left -= 1
+        return self._writer.room(name, nbytes)
 
     def _next_shard(self) -> None:
         self._open.close()
-        name = next(self._coming)
-        file = self._open.enter_context(synced_file(self._folder / name))
-        self._writer = self._open.enter_context(self._open_shard(file, self._shards[name]))
-        self._left = len(self._shards[name])
+        self._here = next(self._coming)
+        file = self._open.enter_context(synced_file(self._folder / self._here))
+        self._writer = self._open.enter_context(self._open_shard(file, self._shards[self._here]))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
-        if error[0] is None:
-            self._write_index()
+    @classmethod
+    @contextmanager
+    def create(cls, *parameters: Any) -> Iterator[Self]:
+        """A writer of the class's parameters, in a ``with`` block."""
+        writer = cls(*parameters)
+        with writer._open:
+            yield writer
+            while writer._here != writer._last:
+                writer._next_shard()
+        writer._write_index()
 
     def _write_index(self) -> None:
-        left = next(self._coming, None)
-        assert left is None, f"shard {left!r} was not written"
         total = sum(t.nbytes for shard in self._shards.values() for t in shard)
         names = {name: self._file_of[name] for name in self.order}
         names.update({alias: names[name] for alias, name in self._tied.items()})

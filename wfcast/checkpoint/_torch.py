@@ -25,9 +25,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .._columns import Array, is_tensor
+from .._direct import DirectWriter, fill
 from .._errors import CheckpointError
 from ._archive import examine
-from ._base import PROVENANCE, FileCheckpoint, Layout, Tensor, TensorCheckpoint
+from ._base import PROVENANCE, CheckpointWriter, FileCheckpoint, Layout, Tensor, TensorCheckpoint
 
 KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
 PREFIXES = ("module.", "_orig_mod.")
@@ -188,7 +189,7 @@ def import_torch(what: str) -> Any:
 # ---- writing ------------------------------------------------------------------------------------
 
 
-class Stage:
+class Stage(CheckpointWriter):
     """Tensors written one after the other to a nameless file, to be had as mapped torch tensors.
 
     torch writes only tensors that are there all at once; so they are on the disk, not in memory.
@@ -198,37 +199,47 @@ class Stage:
     file : binary file
         Empty, to read and to write, and gone when it is closed.
     tensors : iterable of Tensor
+
+    Attributes
+    ----------
+    size : int
+        The bytes of the file.
     """
 
     def __init__(self, file: BinaryIO, tensors: Iterable[Tensor]) -> None:
-        self._file = file
         self._tensors = {t.name: t for t in tensors}
         self.order = tuple(self._tensors)
         self._starts: dict[str, int] = {}
+        self._taken = dict.fromkeys(self.order, 0)
+        self.size = 0
+        for tensor in self._tensors.values():
+            self._starts[tensor.name] = self.size
+            self.size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        # shared: torch wants memory that may be written, and private memory is accounted; one map,
+        # since each would hold a descriptor, of which there are not many
+        self._whole: Any = b""
+        if self.size:
+            fill(file.fileno(), self.size)
+            self._whole = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_WRITE)
 
-    def write(self, name: str, pieces: Iterable[Array]) -> None:
-        """Write one tensor: C-contiguous pieces in C order."""
-        start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(start)
-        self._starts[name] = start
-        for piece in pieces:
-            self._file.write(piece.reshape(-1).view(np.uint8).data)
+    def room(self, name: str, nbytes: int) -> Array:
+        """Memory for the next bytes of a tensor."""
+        start = self._starts[name] + self._taken[name]
+        self._taken[name] += nbytes
+        assert self._taken[name] <= self._tensors[name].nbytes
+        return np.frombuffer(self._whole, np.uint8, nbytes, start)
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """The tensors in the order of their names as given, each with a storage of its own."""
         torch = import_torch("a torch file")
-        self._file.flush()
-        whole: Any = None  # one map: each would hold a descriptor, of which there are not many
         for name, tensor in self._tensors.items():
             dtype = getattr(torch, tensor.dtype)
             if tensor.nbytes == 0:
                 yield name, torch.empty(tensor.shape, dtype=dtype)
                 continue
-            if whole is None:
-                # shared: torch wants memory that may be written, and private memory is accounted
-                whole = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_WRITE)
             start, length = self._starts[name], tensor.nbytes
-            flat = torch.frombuffer(whole, dtype=torch.uint8, count=length, offset=start)
+            assert self._taken[name] == length, f"tensor {name!r} was not written"
+            flat = torch.frombuffer(self._whole, dtype=torch.uint8, count=length, offset=start)
             if tensor.quantizer is None:
                 yield name, flat.view(dtype).reshape(tensor.shape)
             else:
@@ -272,7 +283,7 @@ def nested(state: Any, keys: Sequence[str]) -> Any:
     return state
 
 
-def save(state: Any, file: BinaryIO) -> None:
+def save(state: Any, file: DirectWriter) -> None:
     """``torch.save``; what breaks it off, Ctrl-C or the file, is raised as it is."""
     torch = import_torch("a torch file")
     try:
