@@ -420,14 +420,6 @@ def test_any_run_against_the_svd(n, size, seed, data):
     np.testing.assert_allclose(got, projected(run, (target,), rank)[target]["w"], atol=1e-6)
 
 
-def test_large_tensors_come_in_blocks(monkeypatch):
-    monkeypatch.setattr("wfcast.operators._low_rank.BUFFER", 40)
-    op = wfcast.low_rank(RUN, (700,), rank=2)
-    monkeypatch.undo()
-    for name, coef in wfcast.low_rank(RUN, (700,), rank=2).coef.items():
-        np.testing.assert_allclose(op.coef[name], coef, rtol=1e-9)
-
-
 @pytest.mark.parametrize(
     ("run", "rank", "message"),
     [
