@@ -17,6 +17,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 LAYERS = (
     ("python/*",),
     ("solve/fit.c", "solve/exchange.c", "solve/errors.c", "solve/gram.c", "solve/halves.c"),
+    ("solve/differences.*",),
     ("solve/least_squares/least_squares.*", "solve/lad/lad.*"),
     (
         "solve/least_squares/exchange.*",

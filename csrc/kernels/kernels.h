@@ -36,6 +36,8 @@ enum { WF_MOVE_LANES = 32, WF_MOVE_RUN = 512 };
 typedef void wf_moves_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, const void *a,
                              const void *b, void *y, int stream, wf_finite *finite, double *sums);
 
+enum { WF_GRAM_RUN = 512, WF_GRAM_LANES = 16, WF_GRAM_TILE = 4 };
+
 /* Rows of an interior point method, and a direction from where they are (solve/ipm/state.h). */
 enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first cache */
 
@@ -67,6 +69,12 @@ typedef struct {
     /* a_j += c_j (w - a_j) for j < k; nonzero where w is not finite somewhere. */
     int (*blend_f32)(ptrdiff_t n, const float *w, ptrdiff_t k, const float *c, float *const *a);
     int (*blend_f64)(ptrdiff_t n, const double *w, ptrdiff_t k, const double *c, double *const *a);
+
+    /* out = x - base, and the next WF_GRAM_RUN elements of x are fetched meanwhile. */
+    void (*minus)(ptrdiff_t n, const float *x, const float *base, float *out);
+    /* sums[a][b][l] += x_a x_b, b <= a, over the rows i of i % WF_GRAM_LANES = l: p columns (whole
+     * tiles) WF_GRAM_RUN elements apart, n <= WF_GRAM_RUN a multiple of WF_GRAM_LANES. */
+    void (*gram_f32)(ptrdiff_t n, ptrdiff_t p, const float *x, double *sums);
 
     /* n bytes from cached memory to elsewhere, past the caches (the caller fences). */
     void (*stream_bytes)(ptrdiff_t n, const char *src, char *dst);
