@@ -484,6 +484,12 @@ def test_error_sums_and_update_norm(isa, dtype):
                 np.testing.assert_allclose(got[key], value, rtol=1e-12, atol=1e-9, err_msg=key)
         if n <= 10:
             np.testing.assert_allclose(_core.update_norm(a, b), want["sum_abs"], rtol=1e-12)
+        _core.set_isa("scalar")
+        assert _core.error_sums(a, b, 2) == got  # the same bits
+        _core.set_isa(isa)
+    huge = np.array([1.5e308, 1.0, -np.inf])
+    got = _core.error_sums(huge, np.array([-1.5e308, 3.0, 1.0]))
+    assert (got["n"], got["n_nonfinite"], got["max_abs"]) == (1, 2, 2.0)
 
 
 @pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)

@@ -25,6 +25,7 @@ LAYERS = (
         "solve/least_squares/rows.*",
         *(f"solve/lad/{name}.*" for name in ("sample", "band", "join", "solve", "exchange")),
     ),
+    ("solve/least_squares/intercept.*",),
     ("solve/least_squares/state.h", "solve/lad/whiten.*"),
     ("solve/lad/unit.*",),
     ("solve/ipm/ipm.*",),

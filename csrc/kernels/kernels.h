@@ -82,6 +82,10 @@ typedef struct {
 
     /* 1 when one of n values is NaN or infinite. */
     int (*nonfinite)(ptrdiff_t n, const double *x);
+    /* Differences d = a - b and b itself, both 0 where d is not finite; returns how many are not, and
+     * lifts *most to the largest |d|. */
+    ptrdiff_t (*differences)(ptrdiff_t n, const double *a, const double *b, double *d,
+                             double *truth, double *most);
     /* r = y - b_p - sum_k b_k x_k; y may be NULL for zeros. */
     void (*residual)(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
                      const double *b, double *r);

@@ -1,5 +1,6 @@
 /* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per
  * set. */
+#include <float.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
@@ -363,6 +364,35 @@ static int nonfinite(ptrdiff_t n, const double *x)
     return total != total;
 }
 
+static ptrdiff_t differences(ptrdiff_t n, const double *restrict a, const double *restrict b,
+                             double *restrict d, double *restrict truth, double *most)
+{
+    double largest[WF_RUNNING_SUMS] = {0};
+    int64_t left_out = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const double move = a[i] - b[i];
+        const int fine = __builtin_fabs(move) <= DBL_MAX;
+        d[i] = fine ? move : 0;
+        truth[i] = fine ? b[i] : 0;
+        left_out += fine ? 0 : 1;
+    }
+    ptrdiff_t i = 0;
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            const double size = __builtin_fabs(d[i + l]);
+            largest[l] = size > largest[l] ? size : largest[l];
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        const double size = __builtin_fabs(d[i]);
+        largest[l] = size > largest[l] ? size : largest[l];
+    }
+    for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+        *most = largest[l] > *most ? largest[l] : *most;
+    }
+    return (ptrdiff_t)left_out;
+}
+
 static void residual(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
                      const double *b, double *r)
 {
@@ -465,6 +495,7 @@ const wf_kernels TABLE(ISA) = {
     .stream_bytes = stream_bytes,
     .triad = triad,
     .nonfinite = nonfinite,
+    .differences = differences,
     .residual = residual,
     .whiten = whiten,
     .band = band,
