@@ -38,6 +38,9 @@ from .report import Grid, Report, finite
 
 __all__ = ["ForecastReport", "forecast_checkpoint"]
 
+INPUT_BYTES = 1 << 27
+"""The most bytes of all inputs that are mapped for one piece of the output."""
+
 SHOWN = 8
 """The most names that are printed of each sort."""
 
@@ -385,7 +388,9 @@ def _forecast(
     tensor = plan.latest.tensors[name]
     width = tensor.bits // 8
     sums = np.zeros(2)
-    for index, start, size in blocks(tensor.shape, max(1, BLOCK_BYTES // width)):
+    limit = min(BLOCK_BYTES, INPUT_BYTES // len(plan.inputs)) // width
+    for index, start, size in blocks(tensor.shape, max(1, limit)):
+        # mapped anew for each block, so that no more than it is resident
         x = [c.column(name).array[index] for c in plan.inputs.values()]
         y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)
         plan.apply(name, x, y, check_finite, start, sums)
