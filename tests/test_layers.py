@@ -16,7 +16,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 # a layer that is a whole folder also each other.
 LAYERS = (
     ("python/*",),
-    ("solve/fit.c", "solve/exchange.c", "solve/errors.c", "solve/gram.c"),
+    ("solve/fit.c", "solve/exchange.c", "solve/errors.c", "solve/gram.c", "solve/halves.c"),
     ("solve/least_squares/least_squares.*", "solve/lad/lad.*"),
     (
         "solve/least_squares/exchange.*",

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from sklearn.exceptions import NotFittedError
 
 import wfcast
-from wfcast.report import Errors
+from wfcast.report import Errors, look, nbytes_read
 
 STEPS = (0, 10, 20, 30, 40)
 SHAPES = {
@@ -102,6 +102,62 @@ def test_a_checkpoint_that_lacks_what_the_others_have(folder):
     assert lost
     assert all(np.isnan(values[2]) for values in lost)
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_run_shows_its_drift(folder):
+    with pytest.warns(UserWarning, match="the run has 5 states"):
+        drift = wfcast.drift(folder)
+    with warnings.catch_warnings(action="error"):
+        report = wfcast.inspect(folder)
+    assert report.drift.to_dict() == drift.to_dict() == report.to_dict()["drift"]
+    assert f"have the cosine {drift.total['cosine']:.2f}" in str(report)
+    assert f"warning: {drift.warnings[0]}" in str(report)
+    two = wfcast.inspect({t: run_of(3)[t] for t in STEPS[:2]})
+    assert two.drift is two.to_dict()["drift"] is None
+    assert "drift" not in str(two)
+
+
+def test_a_run_shows_the_drift_of_what_all_of_it_has(folder):
+    run = run_of(3)
+    whole = wfcast.inspect(run)
+    del run[20]["embeddings.weight"]
+    run[30]["layer.2.attention.q_lin.weight"][2, 3] = np.nan
+    run[40]["layer.10.ffn.lin1.bias"] = run[40]["layer.10.ffn.lin1.bias"].astype(np.float64)
+    report = wfcast.inspect(run)
+    norm = "layer.10.output_layer_norm.weight"
+    assert report.drift.to_dict()["tensors"] == [
+        t for t in whole.drift.to_dict()["tensors"] if t["name"] == norm
+    ]
+    left = [n for n in SHAPES if n != "embeddings.weight"]
+    finite = {
+        t: np.concatenate([run[t][n].ravel() for n in left])[run_mask(left)] for t in (20, 30)
+    }
+    move = np.linalg.norm(finite[30] - finite[20]) / np.linalg.norm(finite[20])
+    assert report.checkpoints[3]["move"] == pytest.approx(move, rel=1e-6)
+    for name in left:
+        run[30][name][:] = np.nan
+    nothing = wfcast.inspect(run)
+    assert nothing.drift is None
+    json.dumps(nothing.to_dict(), allow_nan=False)
+
+
+def run_mask(names):
+    """All weights of `names` but the one that is not finite in step 30."""
+    marks = {n: np.ones(SHAPES[n], bool) for n in names}
+    marks["layer.2.attention.q_lin.weight"][2, 3] = False
+    return np.concatenate([marks[n].ravel() for n in names])
+
+
+def test_what_inspect_says_it_reads_is_what_it_reads(folder):
+    run = run_of(3)
+    del run[20]["embeddings.weight"]
+    found = look(run)
+    total, of_weight = nbytes_read(found)
+    read = []
+    wfcast.inspect(run, progress=lambda name, n: read.append(n * of_weight[name]))
+    assert sum(read) == total
+    others = 36 + 7 + 5  # read once at each of five steps; the embeddings in two pairs of steps
+    assert total == 4 * (5 * others + 2 * 2 * 240)
 
 
 def test_evaluate_is_predict_and_numpy(folder, mf):

@@ -1,67 +1,114 @@
-"""How the states of a run move: sums of products of the moves from each to the next."""
+"""How the states of a run move, and what the moves of its halves have in common."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
 from ._apply import nonfinite_error
-from ._columns import Label, blocks, value_at
+from ._columns import Label, value_at
 from .checkpoint import Checkpoint
 
-__all__ = ["Moves", "moves"]
+__all__ = ["Moves", "middle_of", "moves"]
 
 Vector = npt.NDArray[np.float64]
 
-BUFFER = 1 << 20
-"""The most elements that differences are held of at a time."""
+EPS = float(np.finfo(np.float64).eps)
+
+
+def middle_of(steps: Sequence[int]) -> int:
+    """Which state is nearest to the middle of the steps, the earlier of two, between the ends.
+
+    Where there is none between them, the first one.
+    """
+    inner = range(1, len(steps) - 1)
+    return min(inner, key=lambda k: abs(2 * steps[k] - steps[0] - steps[-1]), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """What n states of some weights have in common, from moves ``e_k = w_{k+1} - w_k``.
+    """Sums over the weights of states ``w_k``, with moves ``e_k = w_k - w_{k-1}``.
 
     Attributes
     ----------
-    gram : (n - 1, n - 1) array
-        ``sum_i e_ki e_li`` over the weights i. It is of the moves, since sums over the states
-        themselves would lose what is small beside the weights.
-    moved : (n - 1,) array of int
-        The weights of which ``e_k`` is not 0.
-    ended : int
-        Those that differ between the first and the last state.
     size : int
         The weights.
+    middle : int
+        The state that ends the first half, whose move is ``a = w_middle - w_0``; that of the other
+        is ``b = w_last - w_middle``.
+    sums : (n, 5) array
+        For each state the sums of ``w_k^2, e_k^2, e_k a, e_k b``, and how many ``e_k`` are not 0;
+        ``e_0`` stands for ``w_last - w_0``.
     """
 
-    gram: Vector
-    moved: npt.NDArray[np.int64]
-    ended: int
     size: int
+    middle: int
+    sums: Vector
 
     def __add__(self, other: Moves) -> Moves:
-        return Moves(
-            self.gram + other.gram,
-            self.moved + other.moved,
-            self.ended + other.ended,
-            self.size + other.size,
-        )
+        return Moves(self.size + other.size, self.middle, self.sums + other.sums)
 
     @property
-    def gram_from_first(self) -> Vector:
-        """The (n, n) Gram matrix of ``w_k - w_0``."""
-        n = len(self.gram) + 1
-        upto = np.tri(n, n - 1, -1)
-        return np.asarray(upto @ self.gram @ upto.T)
+    def path_length(self) -> float:
+        """``sum_k |e_k|``."""
+        return float(np.sqrt(self.sums[1:, 1]).sum())
+
+    @property
+    def net_move(self) -> float:
+        """``|w_last - w_0|``."""
+        return math.sqrt(self.sums[0, 1])
+
+    @property
+    def moved(self) -> float:
+        """The share of weights that differ between the first and the last state."""
+        return float(self.sums[0, 4]) / self.size
+
+    @property
+    def moved_between(self) -> float:
+        """The same between neighbours, on average."""
+        return float(self.sums[1:, 4].mean()) / self.size
+
+    def cosine(self) -> tuple[float, float]:
+        """That of the moves of the halves, a and b.
+
+        Returns
+        -------
+        cosine : float
+            NaN where one of them is 0, which is told up to rounding.
+        error : float
+            Its standard error by the jackknife: what leaving out one move e_k after the other does
+            to it. The moves count as independent but for what they all have in common, and the
+            result errs on the safe side, by up to the square root of 2. NaN where a half is a
+            single move.
+        """
+        halves = self.sums[1 : self.middle + 1, 1:4], self.sums[self.middle + 1 :, 1:4]
+        squares = halves[0][:, 1].sum(), halves[1][:, 2].sum()
+        product = halves[0][:, 2].sum()
+        least = [EPS * len(half) * half[:, 0].sum() for half in halves]
+        norms = [_root(square, least[h]) for h, square in enumerate(squares)]
+        variance = 0.0
+        for h, (ee, *shared) in enumerate(half.T for half in halves):
+            own, other = shared[h], shared[1 - h]
+            without = _root(squares[h] - 2 * own + ee, least[h])
+            left = (product - other) / (without * norms[1 - h])
+            n = len(left)
+            variance += (n - 1) * float(left.var()) if n > 1 else math.nan
+        return float(np.clip(product / (norms[0] * norms[1]), -1, 1)), math.sqrt(variance)
 
 
-def moves(states: Sequence[Checkpoint], name: str, n_threads: int = 0) -> Moves:
-    """The moves of one tensor, which all states (two at least) hold alike; it is read once.
+def _root(square: Any, least: float) -> Any:
+    """The square root, NaN where rounding is all that is left of the square."""
+    return np.sqrt(np.where(square > least, square, math.nan))
+
+
+def moves(states: Sequence[Checkpoint], name: str, middle: int, n_threads: int = 0) -> Moves:
+    """The moves of one tensor, which all states hold alike; it is read once.
 
     Raises
     ------
@@ -69,31 +116,9 @@ def moves(states: Sequence[Checkpoint], name: str, n_threads: int = 0) -> Moves:
         NaN or infinity in a state.
     """
     columns = [state.column(name).array for state in states]
-    shape, n = columns[0].shape, len(states)
-    pairs = [*pairwise(range(n)), (0, n - 1)]
-    limit = max(1, BUFFER // n)
-    held = np.empty((n, min(limit, columns[0].size)))
-    total = Moves(np.zeros((n - 1, n - 1)), np.zeros(n - 1, np.int64), 0, 0)
-    for index, start, size in blocks(shape, limit):
-        part = [c[index] for c in columns]
-        difference = held[:, :size]
-        for (a, b), row in zip(pairs, difference, strict=True):
-            try:
-                _core.apply(
-                    [part[a], part[b]],
-                    [row.reshape(part[a].shape)],
-                    np.array([[-1.0, 1.0]]),
-                    np.zeros(1),
-                    True,
-                    n_threads,
-                )
-            except _core.NonFinite as error:
-                _, which, row_at = error.args
-                k = (a, b)[which]
-                value = value_at(part[k], row_at)
-                label = Label("", states[k].label(name))
-                raise nonfinite_error(label, value, shape, start + row_at) from None
-        gram = _core.gram(list(difference[:-1]), None, n_threads)
-        moved = np.count_nonzero(difference != 0, axis=1)
-        total += Moves(gram, moved[:-1], int(moved[-1]), size)
-    return total
+    try:
+        return Moves(columns[0].size, middle, _core.halves(columns, middle, n_threads))
+    except _core.NonFinite as error:
+        _, k, row = error.args
+        label = Label("", states[k].label(name))
+        raise nonfinite_error(label, value_at(columns[k], row), columns[k].shape, row) from None

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._errors import WfcastError
 
-__all__ = ["ALL", "BY", "PARAMETERS", "check_by", "check_parameters", "threads"]
+__all__ = ["ALL", "BY", "PARAMETERS", "check_by", "check_parameters", "is_finite", "threads"]
 
 BY = ("tensor", "all")
 ALL = "*"
@@ -34,7 +34,7 @@ def check_parameters(
     if loss not in LOSSES:
         raise WfcastError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
     for name, value in (("beta", beta), ("alpha", alpha), ("tol", tol)):
-        if not _is_finite(value) or value < 0 or (name == "tol" and value == 0):
+        if not is_finite(value) or value < 0 or (name == "tol" and value == 0):
             least = "above 0" if name == "tol" else "not below 0"
             raise WfcastError(f"{name} is {value!r}, expected a finite number {least}")
     if tol < EPS:
@@ -54,7 +54,8 @@ def check_parameters(
         )
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether it is a real number that float64 can hold."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:

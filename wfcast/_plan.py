@@ -111,10 +111,11 @@ def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) 
         for checkpoint in inputs.values():
             check_alike(latest, checkpoint)
         _check_known(operator, latest, wanted)
+    wanted = [t for t in wanted if t.size]
     beyond = (*_steps_beyond(inputs), *_tensors_beyond(operator, latest, wanted))
     for text in beyond:
         warn(text)
-    return Plan(operator, inputs, [t for t in wanted if t.size], horizon, beyond)
+    return Plan(operator, inputs, wanted, horizon, beyond)
 
 
 def _check_known(operator: Operator, latest: Checkpoint, wanted: list[Tensor]) -> None:

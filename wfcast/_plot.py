@@ -45,7 +45,7 @@ def name_axis(ax: Any, names: list[str]) -> None:
         ax.set_xlabel(f"tensors, from {names[0]} to {names[-1]}")
 
 
-def by_layer(ax: Any, values: Mapping[str, float]) -> None:
+def by_layer(ax: Any, values: Mapping[str, float], *, scale: str = "log") -> None:
     """One point per tensor in the order of the layers, told apart by kind."""
     names = sorted(values, key=natural)
     for kind, colour, marker in zip(KINDS, COLOURS, MARKERS, strict=True):
@@ -54,7 +54,7 @@ def by_layer(ax: Any, values: Mapping[str, float]) -> None:
             ys = [values[names[i]] for i in at]
             ax.plot(at, ys, marker, color=colour, markersize=5, label=kind)
     if any(value > 0 for value in values.values()):
-        ax.set_yscale("log")
+        ax.set_yscale(scale)
     name_axis(ax, names)
     legend(ax)
 

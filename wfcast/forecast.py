@@ -6,7 +6,8 @@ import json
 import math
 import os
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ._columns import FLOATS, blocks
 from ._direct import BLOCK_BYTES
 from ._errors import CheckpointError, WfcastError, warn
 from ._kinds import is_norm
-from ._operator import operator_of
+from ._operator import Operator, operator_of
 from ._parameters import threads
 from ._patterns import Patterns, chosen
 from ._plan import Plan
@@ -239,6 +240,85 @@ def forecast_checkpoint(
     >>> load_file(report.path)
     {'w': array([  1., 300.], dtype=float32)}
     """
+    job = prepare(
+        mf,
+        run,
+        step,
+        out,
+        include=include,
+        exclude=exclude,
+        norms=norms,
+        nonfinite=nonfinite,
+        partial=partial,
+        format=format,
+        shard_size=shard_size,
+        overwrite=overwrite,
+    )
+    return write([job], check_finite, progress)[0]
+
+
+# ---- several outputs of the same inputs ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked forecast and where it is to go.
+
+    Attributes
+    ----------
+    plan : Plan
+    target : Path
+    layout : Layout
+    copied : dict of str to str
+        The names of the tensors that are copied from the last input -> why.
+    skipped : tuple of str
+        The names that the last input lacks.
+    overwrite : bool
+        Whether a folder that is there, and not empty, is replaced.
+    """
+
+    plan: Plan
+    target: Path
+    layout: Layout
+    copied: dict[str, str]
+    skipped: tuple[str, ...]
+    overwrite: bool
+
+    def other(self, operator: Operator, step: int, target: Path) -> Job:
+        """The same with other coefficients for the same inputs."""
+        plan = replace(self.plan, operator=operator, horizon=operator.horizon(step))
+        return replace(self, plan=plan, target=target)
+
+    def latest(self, operator: Operator, target: Path) -> Job:
+        """A copy of the last input in the form of the output; `operator` says so elsewhere."""
+        step = operator.inputs[-1]
+        plan = Plan(operator, {step: self.plan.latest}, [], operator.horizon(step), ())
+        copied = {**dict.fromkeys(self.plan.latest.tensors, "latest"), **self.copied}
+        return replace(self, plan=plan, target=target, copied=copied)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on the disk while it is written: torch's formats go by way of a copy."""
+        once = sum(t.nbytes for t in self.plan.latest.tensors.values())
+        return once if self.layout.format == "safetensors" else 2 * once
+
+
+def prepare(
+    mf: Any,
+    run: Any,
+    step: int | None,
+    out: str | os.PathLike[str],
+    *,
+    include: Patterns | None,
+    exclude: Patterns | None,
+    norms: str,
+    nonfinite: str,
+    partial: bool,
+    format: str | None,
+    shard_size: int | None,
+    overwrite: bool,
+) -> Job:
+    """Check everything and write nothing: as `forecast_checkpoint`, which says what is what."""
     for name, value, known in (
         ("norms", norms, ("forecast", "copy")),
         ("nonfinite", nonfinite, ("error", "copy")),
@@ -253,36 +333,62 @@ def forecast_checkpoint(
     latest = plan.latest
     among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
     copied = _copied(plan, among, norms == "copy", nonfinite == "copy")
-    wanted = [name for name in latest.tensors if name not in copied]
     skipped = sorted(
         {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
     )
-    _warn_of_less(latest, wanted, skipped)
+    _warn_of_less(latest, copied, skipped)
     target = Path(out)
-    tensors = list(latest.tensors.values())
-    layout = output_layout(latest.layout, target, tensors, format, shard_size)
+    layout = output_layout(latest.layout, target, latest.tensors.values(), format, shard_size)
     _check_target(target, layout, overwrite, plan)
-    moves: dict[str, float] = {}
-    with create_checkpoint(
-        target, layout, tensors, _metadata(plan, layout), latest.tied, overwrite
-    ) as writer:
-        for name in writer.order:
-            if name in copied:
-                writer.write(name, latest.raw(name))
-                if progress is not None:
-                    progress(name, latest.tensors[name].size)
-            else:
-                moves[name] = _forecast(plan, name, writer, check_finite, progress)
+    return Job(plan, target, layout, copied, tuple(skipped), overwrite)
+
+
+def write(
+    jobs: Sequence[Job], check_finite: bool, progress: Progress | None
+) -> list[ForecastReport]:
+    """Write outputs that have the same inputs and layout, in one sweep over the inputs."""
+    latest = jobs[0].plan.latest
+    moves: list[dict[str, float]] = [{} for _ in jobs]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(_writer(job)) for job in jobs]
+        for name in writers[0].order:
+            moving = [k for k, job in enumerate(jobs) if name not in job.copied]
+            for k, writer in enumerate(writers):
+                if k not in moving:
+                    writer.write(name, latest.raw(name))
+            if moving:
+                pairs = [(jobs[k].plan, writers[k]) for k in moving]
+                found = _forecast(pairs, name, check_finite, progress)
+                for k, moved in zip(moving, found, strict=True):
+                    moves[k][name] = moved
+            elif progress is not None:
+                progress(name, latest.tensors[name].size)
+    return [_report(job, moved) for job, moved in zip(jobs, moves, strict=True)]
+
+
+def _writer(job: Job) -> AbstractContextManager[CheckpointWriter]:
+    latest = job.plan.latest
+    return create_checkpoint(
+        job.target,
+        job.layout,
+        latest.tensors.values(),
+        _metadata(job.plan, job.layout),
+        latest.tied,
+        job.overwrite,
+    )
+
+
+def _report(job: Job, moves: dict[str, float]) -> ForecastReport:
     return ForecastReport(
-        target,
-        plan.step,
-        tuple(wanted),
-        copied,
-        tuple(skipped),
-        (*(path.name for path in layout.carried), *layout.others),
-        layout.left,
+        job.target,
+        job.plan.step,
+        tuple(name for name in job.plan.latest.tensors if name not in job.copied),
+        job.copied,
+        job.skipped,
+        (*(path.name for path in job.layout.carried), *job.layout.others),
+        job.layout.left,
         moves,
-        plan.beyond,
+        job.plan.beyond,
     )
 
 
@@ -321,11 +427,12 @@ def _is_finite(plan: Plan, name: str) -> bool:
     )
 
 
-def _warn_of_less(latest: Checkpoint, wanted: Sequence[str], skipped: Sequence[str]) -> None:
+def _warn_of_less(latest: Checkpoint, copied: Container[str], skipped: Sequence[str]) -> None:
     """Say what is not in the output, and that nothing is forecast."""
     if skipped:
         warn(f"left out, as {latest.what} lacks them: {_few(skipped)}")
-    if not wanted and any(t.dtype in FLOATS and t.size for t in latest.tensors.values()):
+    there = [t for t in latest.tensors.values() if t.dtype in FLOATS and t.size]
+    if there and all(name in copied for name in latest.tensors):
         warn(f"no tensor is forecast: the output is a copy of {latest.what}")
 
 
@@ -382,18 +489,23 @@ def _provenance(plan: Plan) -> dict[str, Any]:
 
 
 def _forecast(
-    plan: Plan, name: str, writer: CheckpointWriter, check_finite: bool, progress: Progress | None
-) -> float:
-    """Write the forecast of one tensor; gives how far it moves."""
-    tensor = plan.latest.tensors[name]
+    outputs: Sequence[tuple[Plan, CheckpointWriter]],
+    name: str,
+    check_finite: bool,
+    progress: Progress | None,
+) -> list[float]:
+    """Write the forecasts of one tensor; gives how far each moves."""
+    inputs = outputs[0][0].inputs.values()
+    tensor = outputs[0][0].latest.tensors[name]
     width = tensor.bits // 8
-    sums = np.zeros(2)
-    limit = min(BLOCK_BYTES, INPUT_BYTES // len(plan.inputs)) // width
+    sums = np.zeros((len(outputs), 2))
+    limit = min(BLOCK_BYTES, INPUT_BYTES // len(inputs)) // width
     for index, start, size in blocks(tensor.shape, max(1, limit)):
         # mapped anew for each block, so that no more than it is resident
-        x = [c.column(name).array[index] for c in plan.inputs.values()]
-        y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)
-        plan.apply(name, x, y, check_finite, start, sums)
+        x = [c.column(name).array[index] for c in inputs]
+        for (plan, writer), moves in zip(outputs, sums, strict=True):
+            y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)
+            plan.apply(name, x, y, check_finite, start, moves)
         if progress is not None:
             progress(name, size)
-    return math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
+    return [math.sqrt(s / of) if of else math.inf if s else 0.0 for s, of in sums]

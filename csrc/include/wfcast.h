@@ -87,6 +87,15 @@ typedef struct {
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
                    int check_finite, int n_threads, wf_moves *moves, wf_fault *fault);
 
+/* averages_j += c_j (w - averages_j) in place, for k averages of each tensor: n tables of a column w
+ * and its averages, which are memory of their own. In float32, or in float64 where a column of the
+ * tensor is; c_j = 1 sets an average to w whatever it held, c_j = 0 leaves it. Rounded once to the
+ * average's dtype, to nearest even. The order of the rows in `tensors` may change. *nonfinite: the
+ * first tensor whose w holds NaN or infinity, or -1; its averages now hold them, too. */
+enum { WF_MOST_AVERAGES = 16 };
+void wf_blend(wf_table *tensors, ptrdiff_t n_tensors, ptrdiff_t k, const double *c, int n_threads,
+              ptrdiff_t *nonfinite);
+
 typedef struct {
     double sum_abs, sum_sq, max_abs; /* of a - b */
     double sum_b, sum_b_sq;
@@ -98,6 +107,14 @@ wf_status wf_error_sums(const wf_table *table, int n_threads, wf_errors *out);
 /* out (p x m, row-major) = sums of products of the first p columns with the other m, or, where
  * there are no others, with themselves (p x p); in float64. NaN and infinity are refused. */
 wf_status wf_gram(const wf_table *table, ptrdiff_t p, int n_threads, double *out, wf_fault *fault);
+
+/* The states w_0 .. w_{n-1} of a run, the columns, and their moves e_k = w_k - w_{k-1} against those
+ * of the halves, a = w_middle - w_0 and b = w_{n-1} - w_middle; e_0 stands for w_{n-1} - w_0. Row k
+ * of out (n x WF_HALVES, row-major) holds the sums of w_k^2, e_k^2, e_k a and e_k b, and how many
+ * e_k are not 0; in float64. NaN and infinity are refused. */
+enum { WF_HALVES = 5 };
+wf_status wf_halves(const wf_table *table, ptrdiff_t middle, int n_threads, double *out,
+                    wf_fault *fault);
 
 /* out = a + scalar * b over n bytes of float32 with non-temporal stores: the bandwidth that others
  * are held to. */

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from numbers import Real
+from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import numpy.typing as npt
 
 from .._errors import WfcastError
 from .._operator import Operator
+from .._parameters import is_finite
 from .._runs import steps
 
 __all__ = ["Decay", "annealed"]
 
 Decay = Callable[[float], float]
 """A learning rate on [0, 1], the share of the decay that is over; its value at 0 is the unit."""
+
+ROUNDING = 8 * float(np.finfo(np.float64).eps)
+"""What a decay may rise by, of its value at 0, for being computed."""
 
 _DECAYS: dict[str, Decay] = {"linear": lambda x: 1 - x, "minus-sqrt": lambda x: 1 - math.sqrt(x)}
 
@@ -59,8 +64,8 @@ def annealed(
     Raises
     ------
     WfcastError
-        Fewer than two inputs; steps that do not increase or lie before `start`; another profile,
-        or a decay that rises or is not finite.
+        Fewer than two inputs; steps that do not increase or, for a power, lie before `start`;
+        another profile, or a decay that rises, is negative or not finite.
 
     See Also
     --------
@@ -112,15 +117,30 @@ def _weights(
             f"profile is {profile!r}, expected a power such as 10.0, 'mean', 'linear', "
             "'minus-sqrt' or a decay function"
         )
-    gamma = float(profile)
-    if not 0 <= gamma < math.inf:
+    if not is_finite(profile) or profile < 0:
         raise WfcastError(f"profile is {profile!r}, expected a finite power not below 0")
-    if type(start) is not int or not 0 <= start <= observed[0]:
+    return _of_power(observed, float(profile), start), float(profile)
+
+
+def _of_power(observed: tuple[int, ...], gamma: float, start: Any) -> npt.NDArray[np.float64]:
+    if observed[0] < 0:
+        raise WfcastError(f"inputs is {observed}, expected steps from 0 on for powers of them")
+    begin = int(start) if isinstance(start, Integral) and not isinstance(start, bool) else -1
+    if not 0 <= begin <= observed[0]:
         raise WfcastError(
             f"start is {start!r}, expected an integer from 0 to the first input, {observed[0]}"
         )
-    upto = np.array([s / observed[-1] for s in (start, *observed)]) ** (gamma + 1)
-    return np.diff(upto) / (1 - upto[0]), gamma
+    last = observed[-1]
+    weights = [
+        (s / last) ** (gamma + 1) * _grown(before, s, gamma + 1)
+        for before, s in pairwise((begin, *observed))
+    ]
+    return np.array(weights) / _grown(begin, last, gamma + 1)
+
+
+def _grown(a: int, b: int, power: float) -> float:
+    """``1 - (a / b)^power``, to the last digits also where a is close to b."""
+    return 1.0 if a == 0 else -math.expm1(power * math.log1p((a - b) / b))
 
 
 def _of_decay(observed: tuple[int, ...], decay: Decay) -> npt.NDArray[np.float64]:
@@ -129,12 +149,15 @@ def _of_decay(observed: tuple[int, ...], decay: Decay) -> npt.NDArray[np.float64
     rate = np.array([_rate(decay, x) for x in over])
     if rate[0] <= 0:
         raise WfcastError(f"the decay is {rate[0]:g} at 0, expected a rate above 0")
-    if (np.diff(rate) > 0).any():
-        k = int(np.argmax(np.diff(rate) > 0))
+    rises = np.diff(rate) > ROUNDING * rate[0]
+    if rises.any():
+        k = int(np.argmax(rises))
         raise WfcastError(
             f"the decay rises from {rate[k]:g} at {over[k]:.3g} to {rate[k + 1]:g} at "
             f"{over[k + 1]:.3g}, expected one that does not rise"
         )
+    if rate[-1] < 0:
+        raise WfcastError(f"the decay is {rate[-1]:g} at {over[-1]:.3g}, expected no rate below 0")
     return np.asarray(-np.diff(rate, append=0) / rate[0])
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from .._errors import WfcastError
 from .._operator import Operator
-from .._runs import check_run, steps
+from .._parameters import is_finite
+from .._runs import states_of, steps
 from ._linear_trend import linear_trend
 from ._low_rank import low_rank
 
@@ -27,8 +26,8 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     Parameters
     ----------
     run : {step: checkpoint} or path
-        All states count, two at least; a path leads to a folder of checkpoints. Of the checkpoints
-        themselves only "low-rank" reads anything.
+        All states count, two at least; a path leads to a folder of checkpoints, of which forecasts
+        do not count. Of the checkpoints themselves only "low-rank" reads anything.
     ahead : float, default=0.5
         How far beyond the last state, in histories (last step less first), above 0. The target is
         rounded to a step, and the coefficients are those of that step. Half a history gives the
@@ -72,7 +71,7 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
         raise WfcastError(
             f"strategy is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}"
         )
-    run = check_run(run, (), "the run")
+    run = states_of(run, "the run")
     observed = steps(run, "the run")
     target = _target(observed, ahead)
     if strategy == "low-rank":
@@ -96,7 +95,7 @@ def _target(observed: tuple[int, ...], ahead: float) -> int:
     first, last = observed[0], observed[-1]
     if first == last:
         raise WfcastError(f"the run has one state, step {last}, expected two at least")
-    if not isinstance(ahead, Real) or isinstance(ahead, bool) or not 0 < ahead < math.inf:
+    if not is_finite(ahead) or ahead <= 0:
         raise WfcastError(f"ahead is {ahead!r}, expected a finite number of histories above 0")
     target = last + round(Fraction(float(ahead)) * (last - first))
     if target == last:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .._errors import CheckpointError, WfcastError
-from .._moves import moves
+from .. import _core
+from .._apply import apply
+from .._columns import Label, blocks
+from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
-from .._runs import check_alike, check_run, forecastable, open_run, steps
+from .._runs import open_alike, states_of, steps
+from ..checkpoint import Checkpoint
 from ._linear_trend import linear_trend
 
 __all__ = ["low_rank"]
+
+BUFFER = 1 << 20
+"""The most elements that differences are held of at a time."""
 
 EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
@@ -36,8 +42,9 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     Parameters
     ----------
     run : {step: checkpoint} or path
-        All states count, two at least; a path leads to a folder of checkpoints. A checkpoint is a
-        mapping of names to arrays or tensors, a module, or a path. Each tensor is read once.
+        All states count, two at least; a path leads to a folder of checkpoints, of which forecasts
+        do not count. A checkpoint is a mapping of names to arrays or tensors, a module, or a path.
+        Each tensor is read once.
     targets : iterable of int
         Increasing steps.
     rank : int, default=2
@@ -59,6 +66,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     --------
     linear_trend : The line itself, from the steps alone.
     extrapolate : Either of them, some histories further.
+    drift : Whether the run leads anywhere.
 
     Notes
     -----
@@ -79,7 +87,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     >>> ahead.predict(run)["w"].round(6)
     array([30.,  1.])
     """
-    found = check_run(run, (), "the run")
+    found = states_of(run, "the run")
     observed = steps(found, "the run")
     line = linear_trend(observed, targets)
     n = len(observed)
@@ -87,26 +95,50 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
         raise WfcastError(
             f"rank is {rank!r}, expected an integer from 1 to {n}, the number of states"
         )
-    states = list(open_run(found, observed, "the run").values())
-    latest = states[-1]
-    for state in states:
-        check_alike(latest, state)
-    tensors = [t for t in forecastable(latest) if t.size]
-    if not tensors:
-        raise CheckpointError(f"{latest.what} holds no tensors to forecast")
+    states, tensors = open_alike(found, "the run")
     coef = {t.name: line.coef[ALL] for t in tensors}
     if rank < n:
         for name in coef:
-            coef[name] = _projected(moves(states, name).gram_from_first, coef[name], int(rank))
+            coef[name] = _projected(_gram(states, name), coef[name], int(rank))
     return Operator(
         observed,
         line.targets,
         coef,
         strategy="low_rank",
         tensors={t.name: (t.shape, t.dtype) for t in tensors},
-        base=latest.base,
+        base=states[-1].base,
         info={"rank": int(rank)},
     )
+
+
+def _gram(states: Sequence[Checkpoint], name: str) -> Vector:
+    """The (n, n) Gram matrix of a tensor's states less the first, by blocks of bounded size.
+
+    It is of differences, since sums over the weights themselves would lose what is small beside
+    them.
+    """
+    columns = [state.column(name).array for state in states]
+    shape, n = columns[0].shape, len(states)
+    limit = max(1, BUFFER // n)
+    held = np.zeros((n, min(limit, columns[0].size)))
+    total = np.zeros((n, n))
+    for index, start, size in blocks(shape, limit):
+        first, *others = (c[index] for c in columns)
+        for k, other in enumerate(others, 1):
+            apply(
+                [first, other],
+                [held[k, :size].reshape(first.shape)],
+                np.array([[-1.0, 1.0]]),
+                np.zeros(1),
+                check_finite=True,
+                n_threads=None,
+                inputs=[Label("", states[i].label(name)) for i in (0, k)],
+                outputs=[name],
+                shape=shape,
+                start=start,
+            )
+        total += _core.gram(list(held[:, :size]))
+    return total
 
 
 def _projected(gram: Vector, line: Vector, rank: int) -> Vector:

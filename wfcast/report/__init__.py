@@ -3,6 +3,7 @@
 from ._base import Grid, Report, finite
 from ._checkpoint import CheckpointReport
 from ._comparison import Comparison, Errors, compare_checkpoints, floating
+from ._drift import Drift, drift
 from ._evaluation import Evaluation, evaluate
 from ._farcaster import FarcasterReport
 from ._inspection import inspect, look, nbytes_read, report_on
@@ -11,6 +12,7 @@ from ._run import RunReport
 __all__ = [
     "CheckpointReport",
     "Comparison",
+    "Drift",
     "Errors",
     "Evaluation",
     "FarcasterReport",
@@ -18,6 +20,7 @@ __all__ = [
     "Report",
     "RunReport",
     "compare_checkpoints",
+    "drift",
     "evaluate",
     "finite",
     "floating",

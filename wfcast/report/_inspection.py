@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint, FileCheckpoint, holds_run, open_checkpoint,
 from ._checkpoint import CheckpointReport
 from ._comparison import floating
 from ._farcaster import FarcasterReport
-from ._run import RunReport
+from ._run import RunReport, alike
 
 __all__ = ["inspect", "look", "nbytes_read", "report_on"]
 
@@ -37,7 +37,7 @@ def inspect(
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
-        Called as ``progress(name, rows)`` after each tensor that was read.
+        Called as ``progress(name, rows)`` after each tensor, with the weights that were read.
 
     Returns
     -------
@@ -108,13 +108,15 @@ def nbytes_read(found: Found) -> tuple[int, dict[str, int]]:
     if isinstance(found, Checkpoint):
         tensors = [found.tensors[name] for name in floating(found)]
         return sum(t.nbytes for t in tensors), {t.name: t.bits // 8 for t in tensors}
+    whole = dict.fromkeys(alike(found))
     pairs = [
         t
         for previous, one in pairwise(found.values())
         for t in forecastable(one)
-        if has(previous, t)
+        if t not in whole and has(previous, t)
     ]
-    return 2 * sum(t.nbytes for t in pairs), {t.name: 2 * t.bits // 8 for t in pairs}
+    total = len(found) * sum(t.nbytes for t in whole) + 2 * sum(t.nbytes for t in pairs)
+    return total, {t.name: t.bits // 8 for t in (*whole, *pairs)}
 
 
 def _is_run(source: Any) -> bool:

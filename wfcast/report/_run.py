@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import numpy as np
 from .. import _core
 from .._apply import Progress
 from .._columns import value_at
-from .._errors import CheckpointError
+from .._errors import CheckpointError, WfcastError
+from .._moves import Moves, middle_of, moves
 from .._operator import Operator, operator_of
 from .._runs import forecastable, has
-from ..checkpoint import Checkpoint, FileCheckpoint, is_forecast
+from ..checkpoint import Checkpoint, FileCheckpoint, Tensor
 from ._base import Grid, Report, finite
 from ._comparison import Errors
+from ._drift import Drift
 
 __all__ = ["RunReport"]
 
@@ -39,6 +42,8 @@ class RunReport(Report):
         forecast and in both.
     samples : dict of (str, int) to list of float
         (Tensor name, position in C order) -> values at the steps; NaN where there is none.
+    drift : Drift or None
+        Of the tensors that are finite and alike in all checkpoints, where there are three or more.
 
     See Also
     --------
@@ -60,12 +65,17 @@ class RunReport(Report):
         self.path, self.steps = path, tuple(run)
         if not run:
             raise CheckpointError(f"{path} holds no finished checkpoint")
+        found = _moves(run, n_threads, progress)
+        self.drift = Drift(self.steps, found) if found and len(run) > 2 else None
         self.checkpoints: list[dict[str, Any]] = []
         first = next(iter(run.values()))
         self.samples: dict[tuple[str, int], list[float]] = {k: [] for k in _some_weights(first)}
         previous: Checkpoint | None = None
-        for step, checkpoint in run.items():
-            self.checkpoints.append(_summary(step, checkpoint, previous, n_threads, progress))
+        for k, (step, checkpoint) in enumerate(run.items()):
+            summary = _summary(step, checkpoint, previous)
+            if previous is not None:
+                summary["move"] = _move(k, checkpoint, previous, found, n_threads, progress)
+            self.checkpoints.append(summary)
             for (name, position), values in self.samples.items():
                 there = has(checkpoint, first.tensors[name])
                 values.append(
@@ -87,6 +97,7 @@ class RunReport(Report):
                 {"tensor": name, "position": position, "values": [finite(v) for v in values]}
                 for (name, position), values in self.samples.items()
             ],
+            "drift": None if self.drift is None else self.drift.to_dict(),
         }
 
     def _parts(self) -> Iterable[str | Grid]:
@@ -106,6 +117,8 @@ class RunReport(Report):
         ]
         yield Grid((*header, "move since the last"), rows, 4)
         yield f"{self.path}: a run of {len(rows)} checkpoints"
+        if self.drift is not None:
+            yield self.drift.summary()
 
     def plot(self, ax: Any = None, *, farcaster: Any = None) -> Any:
         """Draw the sampled trajectories, as changes from the first step.
@@ -190,24 +203,52 @@ def _name(checkpoint: Checkpoint) -> str:
     return path.parent.name if layout.folder and layout.weights else path.name
 
 
-def _summary(
-    step: int,
+def alike(run: dict[int, Checkpoint]) -> list[Tensor]:
+    """The tensors to forecast that all checkpoints, two or more, hold in one form."""
+    if len(run) < 2:
+        return []
+    first, *others = run.values()
+    return [t for t in forecastable(first) if t.size and all(has(c, t) for c in others)]
+
+
+def _moves(
+    run: dict[int, Checkpoint], n_threads: int, progress: Progress | None
+) -> dict[Tensor, Moves]:
+    found: dict[Tensor, Moves] = {}
+    for tensor in alike(run):
+        # what is not finite is left to the comparison of neighbours, which leaves out no more
+        with suppress(WfcastError):
+            found[tensor] = moves([*run.values()], tensor.name, middle_of([*run]), n_threads)
+            if progress is not None:
+                progress(tensor.name, len(run) * tensor.size)
+    return found
+
+
+def _move(
+    k: int,
     checkpoint: Checkpoint,
-    previous: Checkpoint | None,
+    previous: Checkpoint,
+    found: dict[Tensor, Moves],
     n_threads: int,
     progress: Progress | None,
-) -> dict[str, Any]:
+) -> float:
+    """``|w - previous| / |previous|`` of checkpoint k over what both have alike."""
+    total = Errors()
+    for tensor in forecastable(checkpoint):
+        name = tensor.name
+        if tensor in found:
+            sums = found[tensor].sums
+            total += Errors(tensor.size, sum_sq=sums[k, 1], sum_true_sq=sums[k - 1, 0])
+        elif tensor.size and has(previous, tensor):
+            pair = checkpoint.column(name).array, previous.column(name).array
+            total += Errors(**_core.error_sums(*pair, n_threads))
+            if progress is not None:
+                progress(name, 2 * tensor.size)
+    return total.relative
+
+
+def _summary(step: int, checkpoint: Checkpoint, previous: Checkpoint | None) -> dict[str, Any]:
     tensors = checkpoint.tensors
-    move = None
-    if previous is not None:
-        sums = Errors()
-        for name, tensor in tensors.items():
-            if is_forecast(tensor) and tensor.size and has(previous, tensor):
-                pair = checkpoint.column(name).array, previous.column(name).array
-                sums += Errors(**_core.error_sums(*pair, n_threads))
-                if progress is not None:
-                    progress(name, tensor.size)
-        move = sums.relative
     return {
         "step": step,
         "name": _name(checkpoint),
@@ -221,5 +262,5 @@ def _summary(
             tensors.keys() == previous.tensors.keys()
             and all(has(previous, t) for t in tensors.values())
         ),
-        "move": move,
+        "move": None,
     }

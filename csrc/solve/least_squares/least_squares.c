@@ -68,9 +68,9 @@ static wf_status least_squares_new(wf_fit *fit)
 
 enum { MOST_PASSES = 6 }; /* each gains the digits that a factor of the matrix is good for */
 
-/* Of a target's squares explained, above which the residual, a difference of sums, has lost so many
- * digits that it is looked at itself. */
-static const double RESOLVED = 1 - 1e-6;
+/* Where the terms of a target's residual, a difference of sums, are so many times as large as what
+ * is left of them, it has lost so many digits that it is looked at itself. */
+static const double RESOLVED = 1e6;
 
 static wf_status find_shift(void *context, int lane, const wf_rows_block *rows, double *room)
 {
@@ -322,26 +322,29 @@ static void newton_step(wf_fit *fit, const double *gradient)
     }
 }
 
-/* Solution, residual sums of squares and gradient from the sums of the first pass. Returns the share
- * of the targets' squares that differences of near equals were left of, at its largest. */
+/* Solution, residual sums of squares and gradient from the sums of the first pass. Returns how many
+ * times as large as a residual its terms are, at the most. */
 static double solve_from_sums(wf_fit *fit, double *rss, double *gradient)
 {
     const wf_least_squares *s = fit->solver;
     const ptrdiff_t p = fit->options.p;
-    double explained = 0;
+    double most = 0;
     step(fit, s->cross);
     set_intercept(fit);
     for (ptrdiff_t j = 0; j < fit->options.m; j++) {
         const double *coef = fit->coef + j * p, *cross = s->cross + j * p;
+        double reach = 0; /* its square bounds sum |a_k gram_kl a_l| */
         rss[j] = s->square[j];
         for (ptrdiff_t k = 0; k < p; k++) {
             const double fitted = wf_k->dot(p, s->gram + k * p, coef);
             gradient[j * p + k] = cross[k] - fitted - fit->options.alpha * coef[k];
             rss[j] += coef[k] * (fitted - 2 * cross[k]);
+            reach += sqrt(fmax(s->gram[k * p + k], 0)) * fabs(coef[k]);
         }
-        explained = fmax(explained, s->square[j] > 0 ? 1 - fabs(rss[j]) / s->square[j] : 0);
+        const double terms = s->square[j] + reach * reach;
+        most = fmax(most, terms > 0 ? terms / fabs(rss[j]) : 0);
     }
-    return explained;
+    return most;
 }
 
 static wf_status advance_rows(wf_fit *fit)
