@@ -93,6 +93,30 @@ static void check_apply(const apply_case *c, unsigned half_mask)
     compare(c->name, sums_a, sums_b, sizeof sums_a);
 }
 
+static void check_blend(void)
+{
+    static float f32[2][3][LENGTH];
+    static double f64[2][3][LENGTH];
+    const float c[2] = {(float)number(), (float)number()};
+    const double wide[2] = {c[0], c[1]};
+    const ptrdiff_t count = (ptrdiff_t)(next() % LENGTH);
+    for (int j = 0; j < 3; j++) {
+        for (int i = 0; i < LENGTH; i++) {
+            f64[0][j][i] = f64[1][j][i] = number();
+            f32[0][j][i] = f32[1][j][i] = (float)number();
+        }
+    }
+    for (int set = 0; set < 2; set++) {
+        const wf_kernels *kernels = set ? &wf_kernels_neon : &wf_kernels_scalar;
+        float *const single[2] = {f32[set][1], f32[set][2]};
+        double *const both[2] = {f64[set][1], f64[set][2]};
+        kernels->blend_f32(count, f32[set][0], 2, c, single);
+        kernels->blend_f64(count, f64[set][0], 2, wide, both);
+    }
+    compare("blend_f32", f32[0], f32[1], sizeof f32[0]);
+    compare("blend_f64", f64[0], f64[1], sizeof f64[0]);
+}
+
 static void check_conversions(unsigned short first)
 {
     const wf_kernels *s = &wf_kernels_scalar, *n = &wf_kernels_neon;
@@ -139,6 +163,7 @@ int main(void)
     }
     for (int first = 0; first < 0x10000; first += 7) {
         check_conversions((unsigned short)first);
+        check_blend();
     }
     printf("NEON against scalar: %d differences\n", differences);
     return differences != 0;

@@ -107,6 +107,17 @@ def moves(y, last):
     return (move[fine] ** 2).sum(), (last[fine] ** 2).sum()
 
 
+def blend(w, average, c):
+    """average + c (w - average), in float32 by fused steps but with float64 columns."""
+    if c in (0, 1):
+        return average.copy() if c == 0 else narrow(widen(w), average.dtype)
+    if np.float64 in (w.dtype, average.dtype):
+        return narrow(widen(average) + c * (widen(w) - widen(average)), average.dtype)
+    difference = (widen(w) - widen(average)).astype(np.float32)
+    total = fma32(difference, np.full(w.shape, np.float32(c)), widen(average))
+    return narrow(total, average.dtype)
+
+
 def objective(X, Y, coef, intercept, groups=None, first_update=None, beta=0.0):
     """F of the absolute error with the hinge; coef (m, p), intercept (m,)."""
     X, Y = np.asarray(X, float), np.asarray(Y, float)

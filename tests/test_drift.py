@@ -192,3 +192,32 @@ ONES = {t: {"w": np.ones(2)} for t in range(3)}
 def test_refuses(run, message):
     with pytest.raises(wfcast.WfcastError, match=message):
         wfcast.drift(run)
+
+
+def test_a_network_drifts_at_a_low_rate_and_wanders_at_a_high_one():
+    torch = pytest.importorskip("torch")
+    from sklearn.datasets import load_digits
+
+    images, digits = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
+    images = images.float() / 16
+
+    def trained(rate):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+        model = torch.nn.Sequential(*layers)
+        optimizer = torch.optim.Adam(model.parameters(), rate)
+        run = {}
+        for step in range(361):
+            if step >= 200 and step % 20 == 0:
+                run[step] = {name: w.clone() for name, w in model.state_dict().items()}
+            batch = torch.randint(0, len(digits), (32,))
+            loss = torch.nn.functional.cross_entropy(model(images[batch]), digits[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return quiet(run)
+
+    low, high = trained(1e-3), trained(0.1)
+    assert low.total["cosine"] - 4 * low.total["standard_error"] > 0.35
+    assert high.total["cosine"] + 2 * high.total["standard_error"] < 0.35
+    assert (len(low.warnings), len(high.warnings)) == (0, 1)

@@ -365,6 +365,111 @@ def test_float64_rounds_once(values):
 
 
 @pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("of", reference.DTYPES, ids=ids)
+def test_blend(isa, dtype, of):
+    """Every tensor with averages of its own, of any length, layout and dtype."""
+    rng = np.random.default_rng(18)
+    for k in (1, 3, 16):
+        c = np.where(np.arange(k) % 3 == 2, np.arange(k) % 2, rng.random(k))
+        w = [reference.placed(column(rng, n, dtype), 1 + n % 2, n % 7) for n in (*range(70), 3000)]
+        averages = [
+            [reference.placed(column(rng, len(v), of), 1 + (n + j) % 2, j % 5) for j in range(k)]
+            for n, v in enumerate(w)
+        ]
+        wanted = [
+            [reference.blend(v, a, c[j]) for j, a in enumerate(own)]
+            for v, own in zip(w, averages, strict=True)
+        ]
+        before = [v.copy() for v in w]
+        assert _core.blend(w, averages, c, 1) == -1
+        for own, wants in zip(averages, wanted, strict=True):
+            for got, want in zip(own, wants, strict=True):
+                if np.float64 in (dtype, of):
+                    close = {np.float64: 1e-12, np.float32: 1e-6, np.float16: 1e-3}
+                    np.testing.assert_allclose(
+                        reference.widen(got),
+                        reference.widen(want),
+                        rtol=close.get(of, 2.0**-7),
+                        atol=1e-15,
+                    )
+                else:
+                    np.testing.assert_array_equal(got, want)
+        for got, want in zip(w, before, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_blend_by_any_number_of_threads(isa, dtype):
+    rng = np.random.default_rng(19)
+    c = np.array([0.3, 0.0, 1.0, 0.7])
+    w = [column(rng, n, dtype).reshape(-1, 1) for n in (100_001, 1, 0, 70_000, 1000)]
+    first = None
+    for threads in (1, 2, 5):
+        averages = [[np.full(v.shape, j, np.float32) for j in range(4)] for v in w]
+        assert _core.blend(w, averages, c, threads) == -1
+        first = first or averages
+        for got, want in zip(averages, first, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_blend_to_the_bit(isa, dtype):
+    """The first state is taken as it is, equal ones stay equal, a weight of 0 changes nothing."""
+    rng = np.random.default_rng(20)
+    for of in {np.float32, dtype}:
+        w = column(rng, 1003, dtype)
+        wide = reference.narrow(reference.widen(w), of)
+        fresh = reference.narrow(np.full(1003, np.nan), of)
+        equal, left = wide.copy(), column(rng, 1003, of)
+        before = left.copy()
+        assert _core.blend([w], [[fresh, equal, left]], np.array([1.0, 0.37, 0.0])) == -1
+        np.testing.assert_array_equal(fresh, wide)
+        np.testing.assert_array_equal(equal, wide)
+        np.testing.assert_array_equal(left, before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_blend_tells_of_nan_and_infinity(isa, dtype, value):
+    rng = np.random.default_rng(21)
+    for place in (0, 5, 998, 1002):
+        w = [column(rng, 1003, dtype) for _ in range(4)]
+        for bad in (1, 3):
+            w[bad][place] = reference.narrow(np.array([value]), dtype)[0]
+        for c in (0.5, 1.0, 0.0):
+            averages = [[np.zeros(1003, np.float32)] for _ in w]
+            assert _core.blend(w, averages, np.array([c])) == 1
+            assert np.isfinite(averages[0][0]).all()
+    w = [np.zeros(100_000, np.float32) for _ in range(4)]
+    w[2][-1] = w[3][7] = value
+    assert _core.blend(w, [[v.copy()] for v in w], np.array([0.5]), 4) == 2
+
+
+def test_blend_refuses():
+    w, a = np.ones(9, np.float32), np.ones(9, np.float32)
+    half = np.array([0.5])
+    for match, tensors, averages, c in (
+        ("shares memory with its tensor", [w], [[w]], half),
+        ("shares memory with its tensor", [w[:5]], [[w[4:]]], half),
+        ("overlaps out 0", [w], [[a, a]], np.array([0.5, 0.5])),
+        ("1 averages with 2", [w], [[a]], np.array([0.5, 0.5])),
+        ("a sequence of them for each tensor", [w, w], [[a]], half),
+        ("up to 16", [w], [[a] * 17], np.ones(17)),
+        ("shape", [w], [[a[:3]]], half),
+        ("c must be", [w], [[a]], half.astype(np.float32)),
+        ("read-only", [w], [[np.broadcast_to(np.float32(0), 9)]], half),
+    ):
+        with pytest.raises(ValueError, match=match):
+            _core.blend(tensors, averages, c)
+    with pytest.raises(TypeError, match="numpy"):
+        _core.blend([w], [[[1.0] * 9]], half)
+    np.testing.assert_array_equal(a, 1)
+    assert _core.blend([], [], half) == -1
+    assert _core.blend([np.array(3.0)], [[b := np.array(1.0)]], half) == -1
+    assert b == 2
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
 def test_error_sums_and_update_norm(isa, dtype):
     rng = np.random.default_rng(9)
     for n in [*range(0, 66, 5), 1000, 50_001]:

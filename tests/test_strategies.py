@@ -109,6 +109,13 @@ def test_a_decay_weighs_updates_by_the_rate():
     np.testing.assert_allclose(weights(UNEVEN, "linear") @ states, decayed, rtol=1e-12)
 
 
+@pytest.mark.parametrize("gamma", [0, 2, 10])
+def test_a_power_is_a_decay_over_the_whole_run(gamma):
+    inputs = range(100, 1300, 100)
+    decay = weights(inputs, lambda x: 1 - x ** (gamma + 1))
+    np.testing.assert_allclose(weights(inputs, gamma), decay, rtol=1e-12, atol=1e-15)
+
+
 def test_the_mean_is_the_average():
     np.testing.assert_array_equal(weights(UNEVEN, "mean")[None], wfcast.average(UNEVEN).coef["*"])
 
@@ -155,6 +162,9 @@ def test_annealed_takes_numpys_numbers_and_says_what_it_was(tmp_path):
     op.save(tmp_path / "op.safetensors")
     assert wfcast.load(tmp_path / "op.safetensors").info == op.info
     assert wfcast.annealed(EVEN, DECAYS["late"]).info["profile"] == "<lambda>"
+    strange = wfcast.Operator((1,), (1,), [[1.0]], info={"a": "x\n" * 99, "b": math.nan, "c": [1]})
+    assert "by all, a 'x\\nx" in str(wfcast.inspect(strange))
+    assert wfcast.inspect(strange).to_dict()["info"] == {"a": "x\n" * 99, "b": None}
 
 
 # ---- extrapolate --------------------------------------------------------------------------------
@@ -215,8 +225,35 @@ def test_extrapolate_reads_no_states_for_a_line_and_says_how_it_was_made(tmp_pat
     low.save(tmp_path / "low.op")
     again = wfcast.load(tmp_path / "low.op")
     assert (again.info, again.fingerprint()) == (low.info, low.fingerprint())
+    shown = wfcast.inspect(tmp_path / "low.op")
+    assert "by tensor, rank 2, ahead 0.25, strategy low-rank\n" in str(shown)
+    assert shown.to_dict()["info"] == low.info
     out = wfcast.forecast_checkpoint(low, tmp_path, None, tmp_path / "out.safetensors")
     assert (out.step, out.beyond) == (600, ())
+
+
+def test_a_forecast_beside_the_states_is_none_of_them(tmp_path):
+    for step in STEPS:
+        save_file(RUN[step], tmp_path / f"step-{step}.safetensors")
+    written = wfcast.forecast_checkpoint(
+        wfcast.extrapolate(tmp_path), tmp_path, None, tmp_path / "step-700.safetensors"
+    )
+    for find in (
+        wfcast.extrapolate,
+        lambda run: wfcast.low_rank(run, (700,)),
+        lambda run: wfcast.extrapolate(run, 0.5, "low-rank"),
+    ):
+        with pytest.warns(UserWarning, match=r"left out, as a forecast .*step-700\.safetensors"):
+            assert find(tmp_path).inputs == STEPS
+    named = {**RUN, 700: written.path}
+    assert wfcast.extrapolate(named).inputs == (*STEPS, 700)
+    for step in STEPS:
+        (tmp_path / f"step-{step}.safetensors").unlink()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(wfcast.CheckpointError, match="holds forecasts only, and no states"),
+    ):
+        wfcast.extrapolate(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,20 @@ def apply(
     moves: bool = False,
     /,
 ) -> tuple[float, float] | None: ...
+def blend(
+    tensors: Sequence[Column],
+    averages: Sequence[Sequence[Column]],
+    c: NDArray[np.float64],
+    n_threads: int = 0,
+    /,
+) -> int:
+    """``average_j += c_j (w - average_j)`` in place: k averages of each tensor, in one sweep.
+
+    Dtypes may differ; computed in float32, or in float64 where a tensor or one of its averages is.
+    c_j = 1 sets an average to w whatever it held. The first tensor that holds NaN or infinity, or
+    -1; its averages then hold them, too. Averages of different tensors must not share memory.
+    """
+
 def error_sums(pred: Column, true: Column, n_threads: int = 0, /) -> ErrorSums: ...
 def update_norm(a: Column, b: Column, n_threads: int = 0, /) -> float: ...
 def gram(

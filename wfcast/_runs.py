@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ._errors import CheckpointError, DtypeError, WfcastError, warn
-from .checkpoint import Checkpoint, Tensor, is_forecast, open_checkpoint, steps_in
+from .checkpoint import (
+    PROVENANCE,
+    Checkpoint,
+    Tensor,
+    is_forecast,
+    open_checkpoint,
+    steps_in,
+)
 
 SHOWN = 5
 
@@ -66,6 +73,25 @@ def check_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Any]:
     return {s: found[s] for s in sorted(found)}
 
 
+def states_of(run: Any, what: str) -> dict[int, Any]:
+    """All the states of a run by step, as `check_run` has them; of a folder, without forecasts.
+
+    What wfcast has written beside the checkpoints of a run is no state that the run was in.
+    """
+    found = check_run(run, (), what)
+    if not isinstance(run, str | os.PathLike):
+        return found
+    made = [step for step, checkpoint in found.items() if PROVENANCE in checkpoint.metadata]
+    for step in made:
+        warn(
+            f"left out, as a forecast is no state of a run: {found[step].what}; pass "
+            "{step: path} to count it"
+        )
+    if len(made) == len(found):
+        raise CheckpointError(f"{what}: {os.fspath(run)!r} holds forecasts only, and no states")
+    return {step: checkpoint for step, checkpoint in found.items() if step not in made}
+
+
 def _run_in(folder: Path, what: str) -> dict[int, Checkpoint]:
     if not folder.is_dir():
         raise CheckpointError(f"{what}: there is no folder {str(folder)!r}")
@@ -89,6 +115,17 @@ def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint
     run = check_run(run, needed, what)
     prefix = f"{what}, " if what != "the run" else ""
     return {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
+
+
+def open_alike(run: Mapping[int, Any], what: str) -> tuple[list[Checkpoint], list[Tensor]]:
+    """All checkpoints of a run, which hold the same tensors, and those with weights to forecast."""
+    opened = list(open_run(run, tuple(run), what).values())
+    for checkpoint in opened:
+        check_alike(opened[-1], checkpoint)
+    tensors = [t for t in forecastable(opened[-1]) if t.size]
+    if not tensors:
+        raise CheckpointError(f"{opened[-1].what} holds no tensors to forecast")
+    return opened, tensors
 
 
 class Described(Protocol):

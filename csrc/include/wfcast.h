@@ -87,6 +87,15 @@ typedef struct {
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
                    int check_finite, int n_threads, wf_moves *moves, wf_fault *fault);
 
+/* averages_j += c_j (w - averages_j) in place, for k averages of each tensor: n tables of a column w
+ * and its averages, which are memory of their own. In float32, or in float64 where a column of the
+ * tensor is; c_j = 1 sets an average to w whatever it held, c_j = 0 leaves it. Rounded once to the
+ * average's dtype, to nearest even. The order of the rows in `tensors` may change. *nonfinite: the
+ * first tensor whose w holds NaN or infinity, or -1; its averages now hold them, too. */
+enum { WF_MOST_AVERAGES = 16 };
+void wf_blend(wf_table *tensors, ptrdiff_t n_tensors, ptrdiff_t k, const double *c, int n_threads,
+              ptrdiff_t *nonfinite);
+
 typedef struct {
     double sum_abs, sum_sq, max_abs; /* of a - b */
     double sum_b, sum_b_sq;

@@ -64,6 +64,10 @@ typedef struct {
     void (*narrow_bf16)(ptrdiff_t n, const float *src, void *dst);
     void (*widen_f32)(ptrdiff_t n, const void *src, double *dst);
 
+    /* a_j += c_j (w - a_j) for j < k; nonzero where w is not finite somewhere. */
+    int (*blend_f32)(ptrdiff_t n, const float *w, ptrdiff_t k, const float *c, float *const *a);
+    int (*blend_f64)(ptrdiff_t n, const double *w, ptrdiff_t k, const double *c, double *const *a);
+
     /* n bytes from cached memory to elsewhere, past the caches (the caller fences). */
     void (*stream_bytes)(ptrdiff_t n, const char *src, char *dst);
     void (*triad)(ptrdiff_t n, const float *a, const float *b, float scalar, float *out);

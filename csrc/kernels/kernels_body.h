@@ -167,6 +167,55 @@ static void widen_f32(ptrdiff_t n, const void *src, double *dst)
     }
 }
 
+/* -- averages, all of them in one sweep over w -- */
+
+#define STAMP_BLEND(name, T, V, W, set1, fma, load, store, note, any, BAD)                         \
+    static inline __attribute__((always_inline)) BAD name##_tile(                                  \
+        ptrdiff_t at, int u, const T *w, ptrdiff_t k, const T *c, T *const *a, BAD bad)            \
+    {                                                                                              \
+        V v[4];                                                                                    \
+        UNROLL                                                                                     \
+        for (int i = 0; i < u; i++) {                                                              \
+            v[i] = load(w + at + i * W);                                                           \
+            bad = note(bad, v[i]);                                                                 \
+        }                                                                                          \
+        for (ptrdiff_t j = 0; j < k; j++) {                                                        \
+            const V weight = set1(c[j]);                                                           \
+            UNROLL                                                                                 \
+            for (int i = 0; i < u; i++) {                                                          \
+                const V old = load(a[j] + at + i * W);                                             \
+                store(a[j] + at + i * W, fma(weight, fma(old, set1(-1), v[i]), old));              \
+            }                                                                                      \
+        }                                                                                          \
+        return bad;                                                                                \
+    }                                                                                              \
+    static int name(ptrdiff_t n, const T *w, ptrdiff_t k, const T *c, T *const *a)                 \
+    {                                                                                              \
+        BAD bad = {0};                                                                             \
+        ptrdiff_t at = 0;                                                                          \
+        for (; at + 4 * W <= n; at += 4 * W) {                                                     \
+            bad = name##_tile(at, 4, w, k, c, a, bad);                                             \
+        }                                                                                          \
+        for (; at + W <= n; at += W) {                                                             \
+            bad = name##_tile(at, 1, w, k, c, a, bad);                                             \
+        }                                                                                          \
+        const size_t rest = (size_t)(n - at) * sizeof(T);                                          \
+        T from[W] = {0}, to[W] = {0};                                                              \
+        T *const edge[1] = {to};                                                                   \
+        memcpy(from, w + at, rest);                                                                \
+        for (ptrdiff_t j = 0; rest && j < k; j++) {                                                \
+            memcpy(to, a[j] + at, rest);                                                           \
+            name##_tile(0, 1, from, 1, c + j, edge, bad);                                          \
+            memcpy(a[j] + at, to, rest);                                                           \
+        }                                                                                          \
+        return any(note(bad, load(from)));                                                         \
+    }
+STAMP_BLEND(blend_f32, float, vf, FW, vf_set1, vf_fma, vf_load_f32, vf_store_f32, vf_note, vf_any,
+            vf_bad)
+STAMP_BLEND(blend_f64, double, vd, DW, vd_set1, vd_fma, vd_load_f64, vd_store_f64, vd_note, vd_any,
+            vd_bad)
+#undef STAMP_BLEND
+
 static void stream_bytes(ptrdiff_t n, const char *src, char *dst)
 {
     const ptrdiff_t size = FW * (ptrdiff_t)sizeof(float);
@@ -353,6 +402,8 @@ const wf_kernels TABLE(ISA) = {
     .narrow_f16 = narrow_f16,
     .narrow_bf16 = narrow_bf16,
     .widen_f32 = widen_f32,
+    .blend_f32 = blend_f32,
+    .blend_f64 = blend_f64,
     .stream_bytes = stream_bytes,
     .triad = triad,
     .nonfinite = nonfinite,

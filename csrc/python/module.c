@@ -80,6 +80,83 @@ done:
     return result;
 }
 
+/* w and its k averages as a table. */
+static int add_averages(wf_arrays *arrays, PyObject *w, PyObject *averages, ptrdiff_t k)
+{
+    PyObject *one = PyTuple_Pack(1, w);
+    int status = one ? wf_arrays_add(arrays, one, "tensor", 0) : -1;
+    Py_XDECREF(one);
+    if (status != 0 || wf_arrays_add(arrays, averages, "average", 1) != 0) {
+        return -1;
+    }
+    if (arrays->table.n_columns != 1 + k) {
+        PyErr_Format(PyExc_ValueError, "%zd averages with %zd coefficients",
+                     (Py_ssize_t)(arrays->table.n_columns - 1), (Py_ssize_t)k);
+        return -1;
+    }
+    for (ptrdiff_t j = 1; j <= k; j++) {
+        if (wf_column_overlap(&arrays->table, 0, j) != WF_OVERLAP_NONE) {
+            PyErr_Format(PyExc_ValueError, "average %zd shares memory with its tensor",
+                         (Py_ssize_t)(j - 1));
+            return -1;
+        }
+    }
+    return check_overlap(&arrays->table, 1);
+}
+
+static PyObject *core_blend(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *tensors, *averages, *c_object, *ws = NULL, *lists = NULL, *result = NULL;
+    int n_threads = 0;
+    wf_arrays *arrays = NULL;
+    wf_table *tables = NULL;
+    Py_ssize_t n = 0;
+    if (!PyArg_ParseTuple(args, "OOO|i:blend", &tensors, &averages, &c_object, &n_threads) ||
+        (n_threads = wf_threads(n_threads)) < 0 || !(ws = PySequence_Tuple(tensors)) ||
+        !(lists = PySequence_Tuple(averages))) {
+        goto done;
+    }
+    const ptrdiff_t k = PyArray_Check(c_object) ? PyArray_SIZE((PyArrayObject *)c_object) : 0;
+    const double *c = wf_matrix(c_object, "c", -1, k);
+    if (!c) {
+        goto done;
+    }
+    if (k > WF_MOST_AVERAGES || PyTuple_Size(lists) != PyTuple_Size(ws)) {
+        PyErr_Format(PyExc_ValueError,
+                     "blend takes up to %d averages, and a sequence of them for each tensor",
+                     WF_MOST_AVERAGES);
+        goto done;
+    }
+    n = PyTuple_Size(ws);
+    arrays = PyMem_Calloc((size_t)n + 1, sizeof *arrays);
+    tables = PyMem_Malloc(((size_t)n + 1) * sizeof *tables);
+    if (!arrays || !tables) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (add_averages(&arrays[i], PyTuple_GetItem(ws, i), PyTuple_GetItem(lists, i), k) != 0) {
+            goto done;
+        }
+        tables[i] = arrays[i].table;
+    }
+    ptrdiff_t nonfinite;
+    Py_BEGIN_ALLOW_THREADS
+    wf_blend(tables, n, k, c, n_threads, &nonfinite);
+    Py_END_ALLOW_THREADS
+    result = PyLong_FromSsize_t(nonfinite);
+done:
+    for (Py_ssize_t i = 0; arrays && i < n; i++) {
+        wf_arrays_release(&arrays[i]);
+    }
+    PyMem_Free(arrays);
+    PyMem_Free(tables);
+    Py_XDECREF(ws);
+    Py_XDECREF(lists);
+    return result;
+}
+
 /* Error sums of one pair of columns, the GIL released. */
 static int pair_errors(PyObject *a, PyObject *b, int n_threads, wf_errors *errors)
 {
@@ -278,6 +355,7 @@ static PyObject *core_set_isa(PyObject *module, PyObject *name)
 static PyMethodDef functions[] = {
     {"apply", core_apply, METH_VARARGS,
      "apply(x, y, coef, intercept, check_finite=True, n_threads=0, moves=False)"},
+    {"blend", core_blend, METH_VARARGS, "blend(tensors, averages, c, n_threads=0) -> int"},
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
     {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0) -> array"},

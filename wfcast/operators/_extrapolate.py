@@ -8,7 +8,7 @@ from typing import Any
 from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import is_finite
-from .._runs import check_run, steps
+from .._runs import states_of, steps
 from ._linear_trend import linear_trend
 from ._low_rank import low_rank
 
@@ -26,8 +26,8 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     Parameters
     ----------
     run : {step: checkpoint} or path
-        All states count, two at least; a path leads to a folder of checkpoints. Of the checkpoints
-        themselves only "low-rank" reads anything.
+        All states count, two at least; a path leads to a folder of checkpoints, of which forecasts
+        do not count. Of the checkpoints themselves only "low-rank" reads anything.
     ahead : float, default=0.5
         How far beyond the last state, in histories (last step less first), above 0. The target is
         rounded to a step, and the coefficients are those of that step. Half a history gives the
@@ -67,7 +67,7 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     >>> ahead.targets, ahead.predict(run)
     ((300,), {'w': array([  1., 300.])})
     """
-    run = check_run(run, (), "the run")
+    run = states_of(run, "the run")
     made = ahead_of(run, (target_of(tuple(run), ahead),), strategy, 2)
     return Operator(
         made.inputs,

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from .. import _core
 from .._apply import apply
 from .._columns import Label, blocks
-from .._errors import CheckpointError, WfcastError
+from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
-from .._runs import check_alike, check_run, forecastable, open_run, steps
+from .._runs import open_alike, states_of, steps
 from ..checkpoint import Checkpoint
 from ._linear_trend import linear_trend
 
@@ -42,8 +42,9 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     Parameters
     ----------
     run : {step: checkpoint} or path
-        All states count, two at least; a path leads to a folder of checkpoints. A checkpoint is a
-        mapping of names to arrays or tensors, a module, or a path. Each tensor is read once.
+        All states count, two at least; a path leads to a folder of checkpoints, of which forecasts
+        do not count. A checkpoint is a mapping of names to arrays or tensors, a module, or a path.
+        Each tensor is read once.
     targets : iterable of int
         Increasing steps.
     rank : int, default=2
@@ -86,7 +87,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     >>> ahead.predict(run)["w"].round(6)
     array([30.,  1.])
     """
-    found = check_run(run, (), "the run")
+    found = states_of(run, "the run")
     observed = steps(found, "the run")
     line = linear_trend(observed, targets)
     n = len(observed)
@@ -94,13 +95,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
         raise WfcastError(
             f"rank is {rank!r}, expected an integer from 1 to {n}, the number of states"
         )
-    states = list(open_run(found, observed, "the run").values())
-    latest = states[-1]
-    for state in states:
-        check_alike(latest, state)
-    tensors = [t for t in forecastable(latest) if t.size]
-    if not tensors:
-        raise CheckpointError(f"{latest.what} holds no tensors to forecast")
+    states, tensors = open_alike(found, "the run")
     coef = {t.name: line.coef[ALL] for t in tensors}
     if rank < n:
         for name in coef:
@@ -111,7 +106,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
         coef,
         strategy="low_rank",
         tensors={t.name: (t.shape, t.dtype) for t in tensors},
-        base=latest.base,
+        base=states[-1].base,
         info={"rank": int(rank)},
     )
 

@@ -10,11 +10,12 @@ from .._apply import Progress
 from .._operator import Operator
 from .._parameters import ALL, EPS
 from .._patterns import Patterns
+from .._runs import states_of
 from ..operators import Decay, annealed
 from ._choice import Candidate, judge_of, readout, short
 from ._judge import Judge
 from ._report import ReadoutReport
-from ._selection import run_of, selected, several
+from ._selection import selected, several
 
 __all__ = ["anneal_run"]
 
@@ -118,7 +119,7 @@ def anneal_run(
     ...     save_file({"w": np.array([step], np.float32)}, f"{folder}/step-{step}.safetensors")
     >>> report = wfcast.anneal_run(folder, f"{folder}/out.safetensors", profile=1)
     >>> load_file(report.path)
-    {'w': array([300.], dtype=float32)}
+    {'w': array([312.5], dtype=float32)}
 
     Several profiles, and a judge that likes 200 best:
 
@@ -131,7 +132,7 @@ def anneal_run(
     ('profile mean', {'w': array([250.], dtype=float32)})
     """
     profiles = several(profile, "profile")
-    found = run_of(run)
+    found = states_of(run, "the run")
     kept, start = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     made = _without_the_weightless([annealed(kept, one, start) for one in profiles])

@@ -9,11 +9,12 @@ from typing import Any
 from .._apply import Progress
 from .._errors import WfcastError
 from .._patterns import Patterns
+from .._runs import states_of
 from ..operators._extrapolate import ahead_of, target_of
 from ._choice import Candidate, judge_of, readout, short
 from ._judge import Judge
 from ._report import ReadoutReport
-from ._selection import run_of, selected, several
+from ._selection import selected, several
 
 __all__ = ["extrapolate_run"]
 
@@ -101,7 +102,7 @@ def extrapolate_run(
     (300, {'w': array([300.], dtype=float32)})
     """
     distances = several(ahead, "ahead")
-    found = run_of(run)
+    found = states_of(run, "the run")
     kept, _ = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     targets = [target_of(kept, one) for one in distances]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
-from .._errors import WfcastError, warn
+from .._errors import WfcastError
 from .._parameters import is_finite
-from .._runs import check_run, steps
-from ..checkpoint import PROVENANCE, Checkpoint
+from .._runs import steps
 
-__all__ = ["run_of", "selected", "several"]
+__all__ = ["selected", "several"]
 
 
 def several(given: Any, name: str) -> list[Any]:
@@ -22,17 +20,6 @@ def several(given: Any, name: str) -> list[Any]:
     found = [given] if alone else list(given)
     if not found:
         raise WfcastError(f"{name} is {given!r}, expected one value at least")
-    return found
-
-
-def run_of(run: Any) -> dict[int, Any]:
-    """The checkpoints by step; of a folder without those that wfcast itself has put there."""
-    found = check_run(run, (), "the run")
-    if not isinstance(run, str | os.PathLike):
-        return found
-    ours = [s for s, c in found.items() if isinstance(c, Checkpoint) and PROVENANCE in c.metadata]
-    for step in ours:
-        warn(f"left out, as wfcast has made it and not the run: {found.pop(step).what}")
     return found
 
 

@@ -8,11 +8,11 @@ from operator import add
 from typing import Any
 
 from .._apply import Progress
-from .._errors import CheckpointError, WfcastError, warn
+from .._errors import WfcastError, warn
 from .._moves import Moves, middle_of, moves
 from .._parameters import threads
 from .._plot import natural
-from .._runs import check_alike, check_run, forecastable, open_run, steps
+from .._runs import open_alike, states_of, steps
 from ..checkpoint import Tensor
 from ._base import Grid, Report, finite
 
@@ -180,8 +180,9 @@ def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None =
     Parameters
     ----------
     run : {step: checkpoint} or path
-        Three states at least, better eight; a path leads to a folder of checkpoints. A checkpoint
-        is a mapping of names to arrays or tensors, a module, or a path. Each tensor is read once.
+        Three states at least, better eight; a path leads to a folder of checkpoints, of which
+        forecasts do not count. A checkpoint is a mapping of names to arrays or tensors, a module,
+        or a path. Each tensor is read once.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -226,20 +227,14 @@ def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None =
     drift: the moves up to step 4 and from there on have the cosine 0.01 (standard error 0.04)
     warning: lines through this run do not lead anywhere: ...
     """
-    found = check_run(run, (), "the run")
+    found = states_of(run, "the run")
     observed = steps(found, "the run")
     if len(observed) < 3:
         raise WfcastError(
             f"the run has {len(observed)} states, {observed}, expected three at least: two halves "
             "to compare"
         )
-    states = list(open_run(found, observed, "the run").values())
-    latest = states[-1]
-    for state in states:
-        check_alike(latest, state)
-    tensors = [t for t in forecastable(latest) if t.size]
-    if not tensors:
-        raise CheckpointError(f"{latest.what} holds no tensors to forecast")
+    states, tensors = open_alike(found, "the run")
     moved: dict[Tensor, Moves] = {}
     for tensor in tensors:
         moved[tensor] = moves(states, tensor.name, middle_of(observed), threads(n_threads))

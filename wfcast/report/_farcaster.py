@@ -8,9 +8,12 @@ from typing import Any
 
 from .._operator import Operator
 from .._parameters import ALL
-from ._base import Grid, Report
+from ._base import Grid, Report, finite
 
 __all__ = ["FarcasterReport"]
+
+LONGEST = 40
+"""The most characters that are shown of a text in `Operator.info`."""
 
 
 class FarcasterReport(Report):
@@ -53,6 +56,7 @@ class FarcasterReport(Report):
             "path": self.path,
             "what": "farcaster",
             "strategy": op.strategy,
+            "info": _plain_info(op),
             "inputs": list(op.inputs),
             "targets": list(op.targets),
             "by": "all" if ALL in op.coef else "tensor",
@@ -73,7 +77,8 @@ class FarcasterReport(Report):
 
     def _parts(self) -> Iterable[str | Grid]:
         op, fit = self.operator, _fit_of(self.operator)
-        how = f", loss {fit['loss']}, beta {fit['beta']:g}" if fit else ""
+        shown = {key: fit[key] for key in ("loss", "beta")} if fit else _plain_info(op)
+        how = "".join(f", {key} {_short(value)}" for key, value in shown.items())
         yield (
             f"{self.path}: {op.strategy}, from steps {', '.join(map(str, op.inputs))} to "
             f"{', '.join(map(str, op.targets))}; "
@@ -93,6 +98,20 @@ class FarcasterReport(Report):
 
     def _draw(self, ax: Any) -> None:
         self.operator.plot(ax)
+
+
+def _plain_info(operator: Operator) -> dict[str, Any]:
+    """What of `info` is text or a number."""
+    return {
+        key: finite(float(value)) if isinstance(value, float) else value
+        for key, value in operator.info.items()
+        if isinstance(key, str) and isinstance(value, str | int | float)
+    }
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() and len(text) <= LONGEST else f"{text[:LONGEST]!r}..."
 
 
 def _fit_of(operator: Operator) -> dict[str, Any] | None:

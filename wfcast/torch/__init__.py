@@ -18,13 +18,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._history import FarcastingReport
+from .annealed import Annealed
 from .farcasting import Farcasting
 from .loss_fit import fit_to_loss
 
 if TYPE_CHECKING:
     from .transformers import FarcastingCallback
 
-__all__ = ["Farcasting", "FarcastingCallback", "FarcastingReport", "fit_to_loss"]
+__all__ = ["Annealed", "Farcasting", "FarcastingCallback", "FarcastingReport", "fit_to_loss"]
 
 
 if not TYPE_CHECKING:  # else every misspelling would pass for a name of this module

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from .._operator import Operator
 from .._runs import check_run
 from ._loop import modes_kept
 
-__all__ = ["fit_to_loss"]
+__all__ = ["Feed", "Found", "check_counts", "fit_to_loss", "search"]
 
 RATE = 0.2  # of Adam, in units of the root mean square movement between states, decayed linearly
 BETAS = (0.9, 0.95)
@@ -114,7 +115,9 @@ def fit_to_loss(
     >>> bool(ahead < loss_fn(model, batches[0]))
     True
     """
-    _check(model, rank, n_evals, n_judge)
+    if not isinstance(model, torch.nn.Module):
+        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    check_counts(rank=rank, n_evals=n_evals, n_judge=n_judge)
     steps = tuple(check_run(states, (), "states"))
     if len(steps) < 2:
         raise WfcastError(f"states holds {len(steps)} steps, expected at least two")
@@ -123,58 +126,111 @@ def fit_to_loss(
         raise WfcastError("the model has no trainable parameters")
     with together():
         opened = States(states, steps, slots)
-    held, feed = _batches(batches, 0 if judge is not None else n_judge)
-
-    def measure() -> float:
-        with together(), torch.no_grad():
-            if judge is not None:
-                value = float(judge())
-            else:
-                value = float(np.mean([float(loss_fn(model, batch)) for batch in held]))
-        return mean([value])[0]
-
-    with modes_kept(model), restored(model, slots):
-        model.eval()
-        coef, spent, losses = _search(model, slots, opened, loss_fn, feed, rank, n_evals, measure)
-    info = {"n_evals": spent, "loss_before": losses[0], "loss_after": losses[1]}
-    return Operator(steps, steps[-1:], coef[None, :], strategy="fit_to_loss", info=info)
-
-
-def _search(
-    model: torch.nn.Module,
-    slots: list[Slot],
-    states: States,
-    loss_fn: Callable[[Any, Any], torch.Tensor],
-    feed: Iterator[Any],
-    rank: int,
-    n_evals: int,
-    measure: Callable[[], float],
-) -> tuple[Vector, int, tuple[float, float]]:
-    k = len(states.steps)
-    latest = np.eye(k)[-1]
-    tried: list[tuple[float, Vector]] = []
+    feed = Feed(batches, 0 if judge is not None else n_judge)
 
     def put(coef: Vector) -> None:
         with together():
-            write(model, slots, states, lambda _: (coef, 0.0))
+            write(model, slots, opened, lambda _: (coef, 0.0))
+
+    k = len(steps)
+    means = [np.where(np.arange(k) < k - n, 0.0, 1 / n) for n in sorted({2, 4, 8, k}) if n <= k]
+    with modes_kept(model), restored(model, slots):
+        model.eval()
+        found = search(
+            model,
+            slots,
+            opened,
+            put,
+            feed.judged(model, loss_fn, judge),
+            loss_fn,
+            feed,
+            rank=rank,
+            n_evals=n_evals,
+            starts=[np.eye(k)[-1], *means],
+        )
+    info = {
+        "n_evals": found.n_evals,
+        "loss_before": found.losses[0],
+        "loss_after": found.loss,
+    }
+    return Operator(steps, steps[-1:], found.coef[None, :], strategy="fit_to_loss", info=info)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes
+    ----------
+    coef : (k,) array
+        Of the states.
+    n_evals : int
+        Gradients spent.
+    losses : tuple of float
+        The judge's, of every start and of where the search ended.
+    """
+
+    coef: Vector
+    n_evals: int
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Of `coef`."""
+        return min(loss for loss in self.losses if math.isfinite(loss))
+
+
+def search(
+    model: torch.nn.Module,
+    slots: list[Slot],
+    states: States,
+    put: Callable[[Vector], None],
+    measure: Callable[[], float],
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    feed: Feed,
+    *,
+    rank: int,
+    n_evals: int,
+    starts: Sequence[Vector],
+) -> Found:
+    """From the best of some combinations of states on, along their movements, to the least loss.
+
+    Parameters
+    ----------
+    model, slots, states
+        The parameters that gradients are taken of, and their states.
+    put : callable
+        ``put(coef)`` writes a combination into the model.
+    measure : callable
+        The judge's loss of what is in the model.
+    loss_fn, feed, rank, n_evals
+        See `fit_to_loss`.
+    starts : sequence of (k,) arrays
+        The first of them the latest weights.
+    """
+    tried: list[tuple[float, Vector]] = []
 
     def consider(coef: Vector) -> None:
         put(coef)
         tried.append((measure(), coef))
 
-    def best() -> tuple[float, Vector]:
-        return min(tried, key=lambda found: found[0] if math.isfinite(found[0]) else math.inf)
+    def best() -> Vector:
+        return min(tried, key=lambda found: found[0] if math.isfinite(found[0]) else math.inf)[1]
 
-    consider(latest)
-    before = tried[0][0]
-    if not math.isfinite(before):
-        raise WfcastError(f"the loss of the latest weights is {before}, expected a finite number")
+    def found(spent: int) -> Found:
+        return Found(best(), spent, tuple(loss for loss, _ in tried))
+
+    consider(starts[0])
+    if not math.isfinite(tried[0][0]):
+        raise WfcastError(
+            f"the loss of the latest weights is {tried[0][0]}, expected a finite number"
+        )
     basis, length = _basis(slots, states, rank)
     if length == 0:
-        return latest, 0, (before, before)
-    for n in sorted({n for n in (2, 4, 8, k) if n <= k}):
-        consider(np.where(np.arange(k) < k - n, 0.0, 1 / n))
-    start = best()[1]
+        return found(0)
+    for coef in starts[1:]:
+        consider(coef)
+    start = best()
     put(start)
     z = np.zeros(basis.shape[1])
     first, second = np.zeros_like(z), np.zeros_like(z)
@@ -190,8 +246,7 @@ def _search(
         z -= RATE * length * (1 - (t - 1) / n_evals) * scaled
         put(start + basis @ z)
     consider(start + basis @ z)
-    after, coef = best()
-    return coef, n_evals, (before, after)
+    return found(n_evals)
 
 
 def _basis(slots: list[Slot], states: States, rank: int) -> tuple[Vector, float]:
@@ -257,31 +312,60 @@ def _sum(slots: list[Slot], sums: Vector) -> Vector:
     return add_up(total.ravel()).reshape(total.shape)
 
 
-def _batches(batches: Iterable[Any], held: int) -> tuple[list[Any], Iterator[Any]]:
-    """Some batches to judge by, and the others without end."""
-    stream = iter(batches)
-    kept = list(islice(stream, held))
-    seen: list[Any] = []
+class Feed(Iterator[Any]):
+    """Batches without end, and some of them set aside to judge by.
 
-    def feed() -> Iterator[Any]:
+    Parameters
+    ----------
+    batches : iterable
+    n_held : int
+        How many to set aside, the first ones.
+    """
+
+    def __init__(self, batches: Iterable[Any], n_held: int) -> None:
+        stream = iter(batches)
+        self.held = list(islice(stream, n_held))
+        if n_held and not self.held:
+            raise WfcastError("batches is empty")
+        self._endless = self._repeat(stream)
+
+    def _repeat(self, stream: Iterator[Any]) -> Iterator[Any]:
+        seen: list[Any] = []
         for batch in stream:
             seen.append(batch)
             yield batch
         if not seen:
             raise WfcastError(
-                f"batches held {len(kept)}, all of them taken to judge by: give more, or a judge"
+                f"batches held {len(self.held)}, all of them taken to judge by: give more, or a "
+                "judge"
             )
         while True:
             yield from seen
 
-    if held and not kept:
-        raise WfcastError("batches is empty")
-    return kept, feed()
+    def __next__(self) -> Any:
+        return next(self._endless)
+
+    def judged(
+        self,
+        model: torch.nn.Module,
+        loss_fn: Callable[[Any, Any], torch.Tensor],
+        judge: Callable[[], Any] | None,
+    ) -> Callable[[], float]:
+        """The judge, or the mean loss over what was set aside; one number for all processes."""
+
+        def measure() -> float:
+            with together(), torch.no_grad():
+                if judge is not None:
+                    value = float(judge())
+                else:
+                    value = float(np.mean([float(loss_fn(model, batch)) for batch in self.held]))
+            return mean([value])[0]
+
+        return measure
 
 
-def _check(model: Any, rank: Any, n_evals: Any, n_judge: Any) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    for name, value in (("rank", rank), ("n_evals", n_evals), ("n_judge", n_judge)):
+def check_counts(**counts: Any) -> None:
+    """Raise WfcastError for what is no integer above 0."""
+    for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise WfcastError(f"{name} is {value!r}, expected an integer not below 1")
