@@ -140,12 +140,12 @@ def _judged(name: str, path: Path, judge: Judge) -> dict[str, Any]:
 
 def _best(told: list[dict[str, Any]], maximize: bool) -> int:
     """The place of the best; of equals the first, so that the latest checkpoint is the last."""
-    for one in told:
-        if one["failed"]:
-            failed = "; ".join(f"{c['name']}: {c['failed']}" for c in told)
-            if all(c["failed"] for c in told):
-                raise WfcastError(f"no candidate could be judged, nothing is written: {failed}")
-            warn(f"{one['name']} is out: {one['failed']}")
+    failed = {c["name"]: c["failed"] for c in told if c["failed"]}
+    if len(failed) == len(told):
+        why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise WfcastError(f"no candidate could be judged, and nothing is written: {why}")
+    for name, reason in failed.items():
+        warn(f"{name} is out: {reason}")
     judged = [k for k, one in enumerate(told) if not one["failed"]]
     sign = -1 if maximize else 1
     return min(judged, key=lambda k: sign * told[k]["number"])
