@@ -138,6 +138,7 @@ class Annealed:
         self.n_steps = 0
         self._averages = Averages(len(self.profiles), store, state_dtype)
         self._last = 0  # the step of the last look
+        self._told = False
         self._swapped = False
         if not any(p.requires_grad for p in model.parameters()):
             raise WfcastError("the model has no trainable parameters")
@@ -189,6 +190,11 @@ class Annealed:
         bool
             Whether it looked.
 
+        Warns
+        -----
+        UserWarning
+            Once, where weights on a CPU hold NaN or infinity: no readout can be had any more.
+
         Raises
         ------
         WfcastError
@@ -198,12 +204,24 @@ class Annealed:
         self.n_steps += 1
         if self.n_steps % self.every:
             self._averages.proceed()
+            self._tell()
             return False
         t = self.n_steps
         shares = [1 - (self._last / t) ** (gamma + 1) for gamma in self.profiles]
         self._averages.take(self._slots(), shares)
         self._last = t
+        self._tell()
         return True
+
+    def _tell(self) -> None:
+        """Warn, once, of weights that are no numbers any more."""
+        name = self._averages.spoilt
+        if name and not self._told:
+            self._told = True
+            warn(
+                f"parameter {name!r} holds NaN or infinity by step {self._last}: so do its "
+                "averages from now on, and there are no more readouts"
+            )
 
     # ---- readouts -----------------------------------------------------------------------------
 

@@ -171,11 +171,11 @@ class AnnealedCallback(TrainerCallback):
     """`Annealed` as a callback: ``Trainer(..., callbacks=[AnnealedCallback()])``.
 
     Every evaluation is done for the readout, too: what the trainer calls ``eval_loss`` of the run's
-    own weights is ``eval_annealed_loss`` of the readout, and so are those of `compute_metrics`, in what
-    ``evaluate()`` returns, in the logs, and for ``metric_for_best_model``. Every checkpoint gets a
-    folder ``annealed`` with the readout as the trainer saves a model, for ``from_pretrained``, and
-    a file ``annealed.pt`` (one per process where there are several), from which training resumes to
-    the bit, as with `FarcastingCallback`. The run itself is not touched.
+    own weights is ``eval_annealed_loss`` of the readout, and the same goes for `compute_metrics`,
+    in what ``evaluate()`` returns, in the logs, and for ``metric_for_best_model``. Every checkpoint
+    gets a folder ``annealed`` with the readout as the trainer saves a model, for
+    ``from_pretrained``, and a file ``annealed.pt`` (one per process where there are several), from
+    which training resumes to the bit, as with `FarcastingCallback`. The run itself is not touched.
 
     Parameters
     ----------
