@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         low_rank,
         persistence,
     )
+    from .readout import ReadoutReport, anneal_run, extrapolate_run
     from .report import (
         CheckpointReport,
         Comparison,
@@ -60,14 +61,17 @@ _HOME = {
     "ModelFarcaster": "model",
     "Operator": "_operator",
     "RankWarning": "_errors",
+    "ReadoutReport": "readout",
     "RunReport": "report",
     "WfcastError": "_errors",
+    "anneal_run": "readout",
     "annealed": "operators",
     "average": "operators",
     "compare_checkpoints": "report",
     "drift": "report",
     "evaluate": "report",
     "extrapolate": "operators",
+    "extrapolate_run": "readout",
     "forecast_checkpoint": "forecast",
     "inspect": "report",
     "linear_trend": "operators",
@@ -77,7 +81,16 @@ _HOME = {
     "show_config": "_config",
 }
 
-_MODULES = ("checkpoint", "farcaster", "forecast", "model", "operators", "report", "torch")
+_MODULES = (
+    "checkpoint",
+    "farcaster",
+    "forecast",
+    "model",
+    "operators",
+    "readout",
+    "report",
+    "torch",
+)
 
 __all__ = [
     "CheckpointError",
@@ -94,15 +107,18 @@ __all__ = [
     "ModelFarcaster",
     "Operator",
     "RankWarning",
+    "ReadoutReport",
     "RunReport",
     "WfcastError",
     "__version__",
+    "anneal_run",
     "annealed",
     "average",
     "compare_checkpoints",
     "drift",
     "evaluate",
     "extrapolate",
+    "extrapolate_run",
     "forecast_checkpoint",
     "inspect",
     "linear_trend",

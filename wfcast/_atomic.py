@@ -97,6 +97,36 @@ def atomic_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` for what may become it (`put_in_place`), gone at the end.
+
+    Raises
+    ------
+    OSError
+        The folder is read-only, or the like.
+    """
+    with _temporary(Path(os.path.realpath(target)), _new_folder) as (temporary, _):
+        yield temporary
+
+
+def put_in_place(made: Path, target: Path, *, replace: bool = True) -> None:
+    """Give what lies complete and synced under another name the name `target`, at once.
+
+    As at the end of `atomic_file` and `atomic_folder`: what was there is gone then, or has the
+    name `made`.
+    """
+    target = Path(os.path.realpath(target))
+    check_target(target, folder=made.is_dir())
+    with suppress(FileNotFoundError):
+        os.chmod(made, target.stat().st_mode & 0o777)
+    if made.is_dir():
+        _replace_folder(made, target, replace)
+    else:
+        os.replace(made, target)
+    sync_folder(target.parent)
+
+
+@contextmanager
 def synced_file(path: Path) -> Iterator[BinaryIO]:
     """A new binary file that is on the disk when the block ends."""
     with open(path, "xb") as file:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["FitBar", "bar", "log"]
+__all__ = ["FitBar", "bar", "log", "quiet", "say"]
+
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether log lines and bars are left out."""
 
 
 def log(message: str) -> None:
-    """One line on stderr, above any bar that is running."""
+    """One line on stderr of what is being done, above any bar that is running."""
+    if not quiet.get():
+        say(message)
+
+
+def say(message: str) -> None:
+    """The same of what is to be known in any case."""
     tqdm.write(message, file=sys.stderr)
 
 
@@ -32,18 +42,16 @@ class _Bar(tqdm):  # type: ignore[misc]
 
 
 def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
-    """A progress bar on stderr; where that is no terminal it is redrawn every few seconds only.
+    """A progress bar on stderr, where that is a terminal.
 
     `scale` shows thousands and millions of the unit.
     """
-    interval = 0.1 if sys.stderr.isatty() else 5.0
     return _Bar(
         total=total,
         desc=what,
         unit=unit,
         file=sys.stderr,
-        mininterval=interval,
-        maxinterval=max(10.0, interval),
+        disable=quiet.get() or not sys.stderr.isatty(),
         dynamic_ncols=True,
         smoothing=0.1,
         unit_scale=scale,

@@ -67,18 +67,8 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     >>> ahead.targets, ahead.predict(run)
     ((300,), {'w': array([  1., 300.])})
     """
-    if strategy not in STRATEGIES:
-        raise WfcastError(
-            f"strategy is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}"
-        )
     run = states_of(run, "the run")
-    observed = steps(run, "the run")
-    target = _target(observed, ahead)
-    if strategy == "low-rank":
-        made = low_rank(run, (target,), rank=2)
-    else:
-        ends = (observed[0], observed[-1])
-        made = linear_trend(observed if strategy == "line" else ends, (target,))
+    made = ahead_of(run, (target_of(tuple(run), ahead),), strategy, 2)
     return Operator(
         made.inputs,
         made.targets,
@@ -91,7 +81,22 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     )
 
 
-def _target(observed: tuple[int, ...], ahead: float) -> int:
+def ahead_of(run: dict[int, Any], targets: tuple[int, ...], strategy: str, rank: int) -> Operator:
+    """The operator of a strategy for some targets; `rank` is that of "low-rank"."""
+    if strategy not in STRATEGIES:
+        raise WfcastError(
+            f"strategy is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}"
+        )
+    if strategy == "low-rank":
+        return low_rank(run, targets, rank)
+    observed = steps(run, "the run")
+    ends = (observed[0], observed[-1])
+    return linear_trend(observed if strategy == "line" else ends, targets)
+
+
+def target_of(observed: tuple[int, ...], ahead: float) -> int:
+    """The step that lies `ahead` histories beyond the last of the observed ones."""
+    observed = steps(observed, "the run")
     first, last = observed[0], observed[-1]
     if first == last:
         raise WfcastError(f"the run has one state, step {last}, expected two at least")

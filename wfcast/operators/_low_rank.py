@@ -21,7 +21,6 @@ from ._linear_trend import linear_trend
 
 __all__ = ["low_rank"]
 
-
 EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
 

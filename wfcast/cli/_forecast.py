@@ -1,0 +1,100 @@
+"""``wfcast forecast``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._errors import CheckpointError, WfcastError
+from .._progress import bar
+from ._arguments import Add, Result, add_output, output_of, run_of, step_path
+
+if TYPE_CHECKING:
+    from .._operator import Operator
+
+
+def add_forecast(add: Add) -> None:
+    """Its arguments."""
+    forecast = add("forecast", _forecast, "Forecast a checkpoint from observed ones, file to file.")
+    forecast.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=step_path,
+        metavar="[STEP=]PATH",
+        help="file or folder; without STEP they are the farcaster's inputs in order",
+    )
+    forecast.add_argument(
+        "--farcaster",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what fit has saved; or 'line' or 'persistence', which need no fit (./line: a file)",
+    )
+    forecast.add_argument("--step", type=int, help="one of the targets of the fit")
+    add_output(forecast)
+
+
+def _forecast(args: argparse.Namespace) -> Result:
+    from .. import forecast_checkpoint
+    from ..checkpoint import open_checkpoint
+
+    operator, run = _operator_and_run(args)
+    if args.threads is not None:
+        operator.n_threads = args.threads
+    last = next((s for s in reversed(operator.inputs) if s in run), max(run))
+    tensors = open_checkpoint(run[last], f"the run, step {last}").tensors
+    with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
+
+        def progress(name: str, rows: int) -> None:
+            shown.update(rows * tensors[name].nbytes // tensors[name].size if rows else 0)
+
+        done = forecast_checkpoint(
+            operator,
+            run,
+            args.step,
+            out=args.out,
+            **output_of(args),
+            progress=progress,
+        )
+    return done.to_dict(), str(done)
+
+
+def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, dict[int, Path]]:
+    """The saved farcaster, or a baseline made for the steps at hand; the checkpoints by step."""
+    from .. import linear_trend, load, persistence
+
+    make = {"line": linear_trend, "persistence": persistence}.get(str(args.farcaster))
+    if make is None:
+        if not args.farcaster.exists():
+            raise CheckpointError(
+                f"--farcaster: there is no file {str(args.farcaster)!r}; 'line' and 'persistence' "
+                "need none"
+            )
+        if args.out.exists() and args.out.samefile(args.farcaster):
+            raise CheckpointError(f"cannot write {str(args.out)!r}: it is the farcaster")
+        operator = load(args.farcaster)
+        return operator, _observed(args.checkpoints, operator.inputs)
+    if args.step is None or any(step is None for step, _ in args.checkpoints):
+        raise WfcastError(
+            f"--farcaster {args.farcaster} is made from the steps: give --step, and the "
+            "checkpoints as STEP=PATH"
+        )
+    run = _observed(args.checkpoints, ())
+    return make(tuple(run), (args.step,)), run
+
+
+def _observed(given: Sequence[tuple[int | None, Path]], inputs: Sequence[int]) -> dict[int, Path]:
+    """The checkpoints by step; those without one are the inputs in order."""
+    named = [(step, path) for step, path in given if step is not None]
+    if len(named) == len(given):
+        return run_of(named, "the run")
+    if named:
+        raise CheckpointError("give all checkpoints as STEP=PATH, or none of them")
+    if len(given) != len(inputs):
+        raise CheckpointError(
+            f"checkpoints given: {len(given)}, expected one for each of the farcaster's "
+            f"{len(inputs)} input steps, {', '.join(map(str, inputs))}"
+        )
+    return dict(zip(inputs, (path for _, path in given), strict=True))

@@ -1,0 +1,164 @@
+"""Judges: what gives a number for a checkpoint on disk, a function or a command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from .._errors import WfcastError
+from .._parameters import is_finite
+
+__all__ = ["CommandJudge", "Judge", "number_by"]
+
+Judge = Callable[[Path], Any]
+
+SHOWN_LINES = 3
+"""The lines of what a command printed on stderr that its failure is reported with."""
+
+SHOWN_BYTES = 1 << 12
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_NUMBER = re.compile(
+    r"(?<![\w.])(?<!\w-)[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w|\.\d)",
+    re.IGNORECASE,
+)
+
+
+class CommandJudge:
+    """A command that prints a number: the last one on its stdout counts.
+
+    Parameters
+    ----------
+    command : str
+        Split as a shell does, but run without one; ``{}`` in it stands for the path.
+    timeout : float, optional
+        Seconds, after which it is killed with all that it has started.
+
+    Raises
+    ------
+    WfcastError
+        It is no command, has no ``{}``, or there is no such program.
+    """
+
+    def __init__(self, command: str, timeout: float | None = None) -> None:
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise WfcastError(f"the judge {command!r} is no command: {error}") from error
+        if not any("{}" in word for word in self._words):
+            raise WfcastError(
+                f"the judge {command!r} has no {{}}, which stands for the path of a candidate: "
+                "expected a command such as 'python eval.py {}'"
+            )
+        if shutil.which(self._words[0]) is None:
+            raise WfcastError(f"the judge {command!r}: there is no program {self._words[0]!r}")
+        if timeout is not None and (not is_finite(timeout) or timeout <= 0):
+            raise WfcastError(f"judge_timeout is {timeout!r}, expected seconds above 0")
+        self._timeout = timeout
+
+    def __call__(self, path: Path) -> float:
+        words = [word.replace("{}", os.fspath(path)) for word in self._words]
+        # files, not pipes: what the command leaves running may hold them open as long as it likes
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            code = self._run(words, out, err)
+            if code is None:
+                raise WfcastError(f"the judge was killed after {self._timeout:g} s{_said(err)}")
+            if code:
+                ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                raise WfcastError(f"the judge {ended}{_said(err)}")
+            return _last_number(out, err)
+
+    def _run(self, words: list[str], out: IO[bytes], err: IO[bytes]) -> int | None:
+        """The exit code; None where it was killed for taking too long."""
+        with (
+            _ended_by_sigterm(),
+            subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            ) as process,
+        ):
+            try:
+                return process.wait(self._timeout)
+            except subprocess.TimeoutExpired:
+                _kill(process)
+                return None
+            except BaseException:  # Ctrl-C, which a session of its own does not hear
+                _kill(process)
+                raise
+
+
+def number_by(judge: Judge, path: Path) -> float:
+    """What a judge says of a path.
+
+    Raises
+    ------
+    WfcastError
+        It fails, whatever it raises, or gives no finite number.
+    """
+    try:
+        value = judge(path)
+    except WfcastError:
+        raise
+    except Exception as error:
+        raise WfcastError(f"the judge raised {type(error).__name__}: {error}") from error
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise WfcastError(f"the judge gave {value!r}, expected a number") from error
+    if not is_finite(number):
+        raise WfcastError(f"the judge gave {number}, expected a finite number")
+    return number
+
+
+def _last_number(out: IO[bytes], err: IO[bytes]) -> float:
+    out.seek(0)
+    last = None
+    for line in out:
+        for match in _NUMBER.finditer(_COLOUR.sub("", line.decode(errors="replace"))):
+            last = match[0]
+    if last is None:
+        raise WfcastError(f"the judge printed no number on stdout{_said(err)}")
+    return float(last)
+
+
+def _said(err: IO[bytes]) -> str:
+    """The end of what it printed on stderr, in one line."""
+    err.seek(max(0, err.seek(0, os.SEEK_END) - SHOWN_BYTES))
+    lines = [line.strip() for line in err.read().decode(errors="replace").splitlines()]
+    lines = [_COLOUR.sub("", line) for line in lines if line][-SHOWN_LINES:]
+    return f"; its last words: {' | '.join(lines)}" if lines else ""
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it has started: it leads a group of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, where it would end this process, end it as Ctrl-C does: with all cleaned up."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
