@@ -345,7 +345,7 @@ def test_runs_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(wfcast.WfcastError, match="the run has one checkpoint, step 100"):
         wfcast.anneal_run({100: run[100]}, tmp_path / "y.safetensors")
     with pytest.raises(wfcast.CheckpointError, match="there is no folder"):
-        wfcast.anneal_run(run, tmp_path / "no" / "y.safetensors", judge=len)
+        wfcast.anneal_run(states(), tmp_path / "no" / "y.safetensors", judge=len)
 
 
 def test_a_disk_too_small_for_all_candidates(
