@@ -300,6 +300,103 @@ def print_row(result: dict[str, Any]) -> list[str]:
     ]
 
 
+# ---- what rides on a sweep, and the other sweeps ------------------------------------------------
+
+
+def reading(n_bytes: int, threads: int) -> Call:
+    """The triad over as many bytes, a part at a time."""
+    parts = 1 + n_bytes // (3 * 64 << 20)
+    size = n_bytes // 12 // parts
+    room = [np.ones(size, np.float32) for _ in range(3)]
+
+    def call() -> None:
+        for _ in range(parts):
+            _core.triad(*room, 2.0, threads)
+
+    return call
+
+
+def states(dtype: str, count: int, rows: int) -> list[Any]:
+    """Columns near each other as the core takes them."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(min(rows, 1 << 20), dtype=np.float32)
+    found = [
+        np.resize(base + 1e-3 * rng.standard_normal(base.size, dtype=np.float32), rows)
+        for _ in range(count)
+    ]
+    if dtype == "bfloat16":
+        return [c.astype(ml_dtypes.bfloat16).view(np.uint16) for c in found]
+    return [c.astype(dtype) for c in found]
+
+
+def moves_target(dtype: str, p: int, quick: bool, threads: int, repeats: int) -> Target:
+    """The sums of moves on the sweep, against the sweep alone."""
+    size = np.dtype(DTYPES[dtype]).itemsize
+    x = states(dtype, p, (8 << 20 if quick else CASE_BYTES // 2) // size // (p + 1))
+    y, coef, intercept = np.zeros_like(x[0]), np.full((1, p), 1 / p), np.zeros(1)
+    times = common.interleaved(
+        {
+            "alone": lambda: _core.apply(x, [y], coef, intercept, True, threads),
+            "moves": lambda: _core.apply(x, [y], coef, intercept, True, threads, True),
+        },
+        repeats=repeats,
+        twice=True,
+    )
+    name = f"{dtype} p={p} m=1 with moves, against without"
+    return Target(name, common.ratio(times, "moves", "alone"), 1.05, at_most=True, unit="x")
+
+
+def blend_target(dtype: str, quick: bool, threads: int, repeats: int) -> Target:
+    """Five float32 averages of DistilBERT's tensors, against the triad over as many bytes."""
+    layer = [768 * 768] * 4 + [768 * 3072] * 2 + [768] * 10
+    sizes = layer if quick else [30522 * 768, 512 * 768, *layer * 6]
+    w = [states(dtype, 1, n)[0] for n in sizes]
+    averages = [[np.ones(n, np.float32) for _ in range(5)] for n in sizes]
+    c = np.linspace(0.1, 0.5, 5)
+    n_bytes = sum(sizes) * (40 + w[0].itemsize)
+    times = common.interleaved(
+        {
+            "triad": reading(n_bytes, threads),
+            "blend": lambda: _core.blend(w, averages, c, threads),
+        },
+        repeats=repeats,
+        twice=True,
+    )
+    name = f"five float32 averages of {sum(sizes) / 1e6:.3g}M {dtype} weights, against the triad"
+    return Target(name, common.ratio(times, "blend", "triad"), 1.2, at_most=True, unit="x")
+
+
+def gram_target(quick: bool, threads: int, repeats: int) -> Target:
+    """What low_rank does with 16 states, a Gram matrix of differences and a sweep."""
+    base, *others = x = states("float32", 16, 100_000 if quick else 4_000_000)
+    y, coef, intercept = np.zeros_like(base), np.full((1, 16), 1 / 16), np.zeros(1)
+
+    def both() -> None:
+        _core.gram(others, None, threads, base)
+        _core.apply(x, [y], coef, intercept, True, threads)
+
+    times = common.interleaved(
+        {"triad": reading(2 * sum(c.nbytes for c in x), threads), "both": both},
+        repeats=repeats,
+        twice=True,
+    )
+    name = f"Gram and sweep of 16 x {base.size / 1e6:g}M float32, against the triad"
+    return Target(name, common.ratio(times, "both", "triad"), 1.5, at_most=True, unit="x")
+
+
+def companions(quick: bool, threads: int, repeats: int) -> list[Target]:
+    """All of them."""
+    return [
+        *(
+            moves_target(dtype, p, quick, threads, repeats)
+            for dtype in ("float32", "bfloat16")
+            for p in (2, 5, 10)
+        ),
+        *(blend_target(dtype, quick, threads, repeats) for dtype in ("float32", "bfloat16")),
+        gram_target(quick, threads, repeats),
+    ]
+
+
 HEADER = (
     "dtype",
     "layout",
@@ -369,7 +466,9 @@ def main() -> None:
         print(".", end="", file=sys.stderr, flush=True)
     print("\n" + common.table(HEADER, rows, left=2))
     print("torch and numpy columns: times faster than. * measured once, being slow.")
-    goals = targets(results)
+    goals = targets(results) + companions(
+        options.quick, options.threads, 5 if options.quick else 15
+    )
     common.print_targets(goals)
     common.write_json(
         options,

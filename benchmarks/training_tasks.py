@@ -6,9 +6,13 @@ runs with and without jumps see the same batches. On the CPU everything is train
 
 from __future__ import annotations
 
+import math
+import sysconfig
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -364,20 +368,83 @@ class Classes(Task):
         return [{"input_ids": x[rows], "labels": y[rows]} for rows in order.split(HELD_OUT_CHUNK)]
 
 
+# ---- (e) a decoder ----------------------------------------------------------------------------
+
+
+class Decoder(Task):
+    """A small Llama (rotary positions, RMSNorm, SwiGLU) on the bytes of the library's sources.
+
+    One source file in ten is held out.
+    """
+
+    name = "decoder"
+    steps, every = 1000, 25
+    rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    untuned = 1e-3
+    betas, weight_decay = (0.9, 0.95), 0.1
+    context = 64
+
+    @cached_property
+    def _data(self) -> tuple[Tensor, Tensor]:
+        parts: tuple[list[bytes], list[bytes]] = ([], [])
+        library = Path(sysconfig.get_path("stdlib"))
+        for path in sorted(library.glob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="ignore").encode("ascii", "ignore")
+            parts[zlib.crc32(path.name.encode()) % 10 == 0].append(text)
+        train, held = (torch.frombuffer(bytearray(b"".join(p)), dtype=torch.uint8) for p in parts)
+        return train.long(), held.long()
+
+    def model(self, seed: int) -> nn.Module:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=128,
+            hidden_size=48,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=self.context,
+            initializer_range=0.05,
+            use_cache=False,
+        )
+        model: nn.Module = LlamaForCausalLM(config)
+        return model
+
+    def _windows(self, ids: Tensor, starts: Tensor) -> Tensor:
+        return ids[starts[:, None] + torch.arange(self.context)]
+
+    def batch(self, seed: int, step: int) -> Tensor:
+        ids, draw = self._data[0], generator(seed, step)
+        return self._windows(ids, torch.randint(len(ids) - self.context, (32,), generator=draw))
+
+    def loss(self, model: Any, batch: Tensor) -> Tensor:
+        loss: Tensor = model(input_ids=batch, labels=batch).loss
+        return loss
+
+    @cached_property
+    def held_out(self) -> list[Any]:
+        ids = self._data[1]
+        starts = torch.linspace(0, len(ids) - self.context, HELD_OUT_CHUNK).long()
+        return [self._windows(ids, starts)]
+
+
 TASKS: tuple[type[Task], ...] = (Digits, Characters, MaskedWords, Classes, BaseMaskedWords)
 
 
 # ---- schedules --------------------------------------------------------------------------------
 
-SCHEDULES = ("constant", "linear", "tail")
+SCHEDULES = ("constant", "linear", "cosine", "tail")
 
 
 def factor(schedule: str, step: int, steps: int) -> float:
     """What the rate of step 1, 2, ..., `steps` is multiplied by; a fiftieth of them warms up.
 
-    "linear" falls to 0 from there, "tail" in the last fifth.
+    "linear" and "cosine" fall to 0 from there, "tail" in the last fifth.
     """
     warm = min(1.0, step / max(1, steps // 50))
     if schedule == "linear":
         return warm * (1 - (step - 1) / steps)
+    if schedule == "cosine":
+        return warm * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
     return warm * min(1.0, (steps - step + 1) / (steps / 5)) if schedule == "tail" else warm

@@ -484,6 +484,12 @@ def test_error_sums_and_update_norm(isa, dtype):
                 np.testing.assert_allclose(got[key], value, rtol=1e-12, atol=1e-9, err_msg=key)
         if n <= 10:
             np.testing.assert_allclose(_core.update_norm(a, b), want["sum_abs"], rtol=1e-12)
+        _core.set_isa("scalar")
+        assert _core.error_sums(a, b, 2) == got  # the same bits
+        _core.set_isa(isa)
+    huge = np.array([1.5e308, 1.0, -np.inf])
+    got = _core.error_sums(huge, np.array([-1.5e308, 3.0, 1.0]))
+    assert (got["n"], got["n_nonfinite"], got["max_abs"]) == (1, 2, 2.0)
 
 
 @pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
@@ -507,6 +513,62 @@ def test_gram_does_not_depend_on_threads():
     x = [rng.normal(size=300_001).astype(np.float32) for _ in range(3)]
     np.testing.assert_array_equal(_core.gram(x, None, 1), _core.gram(x, None, 4))
     np.testing.assert_array_equal(_core.gram(x[:1], x, 1), _core.gram(x[:1], x, 3))
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_gram_of_differences(isa, dtype):
+    """Of states that lie close together, also where nothing moved."""
+    rng = np.random.default_rng(22)
+    for n in (0, 1, 500, 8191, 8192, 8192 + 515, 40_001):
+        for step, offset in ((1, 0), (1, 1), (-2, 0)):
+            base = rng.normal(size=n)
+            states = [base * (1 + 0.1 * rng.random(n)) for _ in range(5)]
+            base, *x = (
+                reference.placed(reference.narrow(c, dtype), step, offset) for c in (base, *states)
+            )
+            x[3] = base
+            wide = [reference.widen(c) - reference.widen(base) for c in x]
+            want = reference.gram(wide)
+            norms = np.sqrt(np.diag(want))
+            got = _core.gram(x, None, 1, base)
+            assert (np.abs(got - want) <= 3e-7 * np.outer(norms, norms)).all()
+            np.testing.assert_array_equal(got, got.T)
+            np.testing.assert_array_equal(got, _core.gram(x, None, 3, base))
+            want = reference.gram(wide[:2], wide[2:])
+            got = _core.gram(x[:2], x[2:], 2, base)
+            np.testing.assert_allclose(got, want, atol=1e-12 * max(1.0, np.abs(want).max()))
+
+
+def test_gram_of_differences_gives_the_same_bits_on_every_set(isa):
+    rng = np.random.default_rng(23)
+    for n in (8192, 10_007):
+        base, *x = (rng.normal(size=n).astype(np.float32) for _ in range(7))
+        got = _core.gram(x, None, 2, base)
+        _core.set_isa("scalar")
+        want = _core.gram(x, None, 2, base)
+        _core.set_isa(isa)
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e25])
+def test_gram_of_differences_beyond_the_squares_of_float32(scale):
+    rng = np.random.default_rng(24)
+    base, *x = ((rng.normal(size=9000) * scale).astype(np.float32) for _ in range(4))
+    want = reference.gram([reference.widen(c) - reference.widen(base) for c in x])
+    got = _core.gram(x, None, 1, base)
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12 * np.abs(want).max())
+
+
+def test_gram_of_differences_refuses():
+    for n in (20, 9000):
+        x = [np.ones(n, np.float32) for _ in range(3)]
+        x[1][n - 1] = np.nan
+        for k, args in ((1, (x[:2], None, 1, x[2])), (1, (x[2:], None, 1, x[1]))):
+            with pytest.raises(_core.NonFinite) as info:
+                _core.gram(*args)
+            assert info.value.args == ("input", k, n - 1)
+        with pytest.raises(ValueError, match="base 0 has another shape"):
+            _core.gram(x[:1], None, 1, x[0][1:])
 
 
 def test_gram_refuses():

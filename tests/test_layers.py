@@ -17,6 +17,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 LAYERS = (
     ("python/*",),
     ("solve/fit.c", "solve/exchange.c", "solve/errors.c", "solve/gram.c", "solve/halves.c"),
+    ("solve/differences.*",),
     ("solve/least_squares/least_squares.*", "solve/lad/lad.*"),
     (
         "solve/least_squares/exchange.*",
@@ -24,6 +25,7 @@ LAYERS = (
         "solve/least_squares/rows.*",
         *(f"solve/lad/{name}.*" for name in ("sample", "band", "join", "solve", "exchange")),
     ),
+    ("solve/least_squares/intercept.*",),
     ("solve/least_squares/state.h", "solve/lad/whiten.*"),
     ("solve/lad/unit.*",),
     ("solve/ipm/ipm.*",),

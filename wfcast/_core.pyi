@@ -94,8 +94,18 @@ def blend(
 def error_sums(pred: Column, true: Column, n_threads: int = 0, /) -> ErrorSums: ...
 def update_norm(a: Column, b: Column, n_threads: int = 0, /) -> float: ...
 def gram(
-    x: Sequence[Column], y: Sequence[Column] | None = None, n_threads: int = 0, /
-) -> NDArray[np.float64]: ...
+    x: Sequence[Column],
+    y: Sequence[Column] | None = None,
+    n_threads: int = 0,
+    less: Column | None = None,
+    /,
+) -> NDArray[np.float64]:
+    """Sums of products of the columns x with the columns y, or with themselves; float64.
+
+    All less the column `less` where it is given. The products of long columns without float64 with
+    themselves are then of float32: off by at most 3e-6 of the norms' product, by 1e-7 as a rule.
+    """
+
 def halves(x: Sequence[Column], middle: int, n_threads: int = 0, /) -> NDArray[np.float64]: ...
 def triad(
     out: NDArray[np.float32],

@@ -39,6 +39,9 @@ from .report import Grid, Report, finite
 
 __all__ = ["ForecastReport", "forecast_checkpoint"]
 
+INPUT_BYTES = 1 << 27
+"""The most bytes of all inputs that are mapped for one piece of the output."""
+
 SHOWN = 8
 """The most names that are printed of each sort."""
 
@@ -496,7 +499,9 @@ def _forecast(
     tensor = outputs[0][0].latest.tensors[name]
     width = tensor.bits // 8
     sums = np.zeros((len(outputs), 2))
-    for index, start, size in blocks(tensor.shape, max(1, BLOCK_BYTES // width)):
+    limit = min(BLOCK_BYTES, INPUT_BYTES // len(inputs)) // width
+    for index, start, size in blocks(tensor.shape, max(1, limit)):
+        # mapped anew for each block, so that no more than it is resident
         x = [c.column(name).array[index] for c in inputs]
         for (plan, writer), moves in zip(outputs, sums, strict=True):
             y = writer.room(name, size * width).view(x[-1].dtype).reshape(x[-1].shape)

@@ -36,6 +36,8 @@ enum { WF_MOVE_LANES = 32, WF_MOVE_RUN = 512 };
 typedef void wf_moves_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, const void *a,
                              const void *b, void *y, int stream, wf_finite *finite, double *sums);
 
+enum { WF_GRAM_RUN = 512, WF_GRAM_LANES = 16, WF_GRAM_TILE = 4 };
+
 /* Rows of an interior point method, and a direction from where they are (solve/ipm/state.h). */
 enum { WF_IPM_CHUNK = 256 }; /* rows worked on at a time: a handful of them fit the first cache */
 
@@ -68,12 +70,22 @@ typedef struct {
     int (*blend_f32)(ptrdiff_t n, const float *w, ptrdiff_t k, const float *c, float *const *a);
     int (*blend_f64)(ptrdiff_t n, const double *w, ptrdiff_t k, const double *c, double *const *a);
 
+    /* out = x - base, and the next WF_GRAM_RUN elements of x are fetched meanwhile. */
+    void (*minus)(ptrdiff_t n, const float *x, const float *base, float *out);
+    /* sums[a][b][l] += x_a x_b, b <= a, over the rows i of i % WF_GRAM_LANES = l: p columns (whole
+     * tiles) WF_GRAM_RUN elements apart, n <= WF_GRAM_RUN a multiple of WF_GRAM_LANES. */
+    void (*gram_f32)(ptrdiff_t n, ptrdiff_t p, const float *x, double *sums);
+
     /* n bytes from cached memory to elsewhere, past the caches (the caller fences). */
     void (*stream_bytes)(ptrdiff_t n, const char *src, char *dst);
     void (*triad)(ptrdiff_t n, const float *a, const float *b, float scalar, float *out);
 
     /* 1 when one of n values is NaN or infinite. */
     int (*nonfinite)(ptrdiff_t n, const double *x);
+    /* Differences d = a - b and b itself, both 0 where d is not finite; returns how many are not, and
+     * lifts *most to the largest |d|. */
+    ptrdiff_t (*differences)(ptrdiff_t n, const double *a, const double *b, double *d,
+                             double *truth, double *most);
     /* r = y - b_p - sum_k b_k x_k; y may be NULL for zeros. */
     void (*residual)(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
                      const double *b, double *r);

@@ -1,5 +1,6 @@
 /* Every kernel of one instruction set, over the vector words of a simd_*.h file. Included once per
  * set. */
+#include <float.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
@@ -216,6 +217,62 @@ STAMP_BLEND(blend_f64, double, vd, DW, vd_set1, vd_fma, vd_load_f64, vd_store_f6
             vd_bad)
 #undef STAMP_BLEND
 
+/* -- products of columns -- */
+
+static void minus(ptrdiff_t n, const float *x, const float *base, float *out)
+{
+    ptrdiff_t i = 0;
+    for (; i + FW <= n; i += FW) {
+        __builtin_prefetch(x + i + WF_GRAM_RUN);
+        vf_store_f32(out + i, vf_fma(vf_load_f32(base + i), vf_set1(-1), vf_load_f32(x + i)));
+    }
+    for (; i < n; i++) {
+        out[i] = x[i] - base[i];
+    }
+}
+
+/* Four columns by two; the lanes that do not fit a vector are left to further passes. */
+static inline void gram_tile(ptrdiff_t n, const float *x, const float *y, double *sums,
+                             ptrdiff_t to_next_row)
+{
+    for (ptrdiff_t lane = 0; lane < WF_GRAM_LANES; lane += FW) {
+        vf acc[8];
+        UNROLL
+        for (int t = 0; t < 8; t++) {
+            acc[t] = vf_set1(0);
+        }
+        for (ptrdiff_t i = lane; i < n; i += WF_GRAM_LANES) {
+            const vf one = vf_load_f32(y + i), two = vf_load_f32(y + WF_GRAM_RUN + i);
+            UNROLL
+            for (int a = 0; a < 4; a++) {
+                const vf v = vf_load_f32(x + a * WF_GRAM_RUN + i);
+                acc[2 * a] = vf_fma(v, one, acc[2 * a]);
+                acc[2 * a + 1] = vf_fma(v, two, acc[2 * a + 1]);
+            }
+        }
+        UNROLL
+        for (int t = 0; t < 8; t++) {
+            float part[FW];
+            double *to = sums + t / 2 * to_next_row + t % 2 * WF_GRAM_LANES + lane;
+            vf_store_f32(part, acc[t]);
+            for (int l = 0; l < FW; l += DW) {
+                const vd more = vd_load_f32(part + l);
+                vd_store_f64(to + l, vd_fma(more, vd_set1(1), vd_load_f64(to + l)));
+            }
+        }
+    }
+}
+
+static void gram_f32(ptrdiff_t n, ptrdiff_t p, const float *x, double *sums)
+{
+    for (ptrdiff_t a = 0; a < p; a += WF_GRAM_TILE) {
+        for (ptrdiff_t b = 0; b < a + WF_GRAM_TILE; b += 2) {
+            gram_tile(n, x + a * WF_GRAM_RUN, x + b * WF_GRAM_RUN,
+                      sums + (a * p + b) * WF_GRAM_LANES, p * WF_GRAM_LANES);
+        }
+    }
+}
+
 static void stream_bytes(ptrdiff_t n, const char *src, char *dst)
 {
     const ptrdiff_t size = FW * (ptrdiff_t)sizeof(float);
@@ -305,6 +362,35 @@ static int nonfinite(ptrdiff_t n, const double *x)
     }
     const double total = join(running);
     return total != total;
+}
+
+static ptrdiff_t differences(ptrdiff_t n, const double *restrict a, const double *restrict b,
+                             double *restrict d, double *restrict truth, double *most)
+{
+    double largest[WF_RUNNING_SUMS] = {0};
+    int64_t left_out = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const double move = a[i] - b[i];
+        const int fine = __builtin_fabs(move) <= DBL_MAX;
+        d[i] = fine ? move : 0;
+        truth[i] = fine ? b[i] : 0;
+        left_out += fine ? 0 : 1;
+    }
+    ptrdiff_t i = 0;
+    for (; i + WF_RUNNING_SUMS <= n; i += WF_RUNNING_SUMS) {
+        for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+            const double size = __builtin_fabs(d[i + l]);
+            largest[l] = size > largest[l] ? size : largest[l];
+        }
+    }
+    for (int l = 0; i < n; i++, l++) {
+        const double size = __builtin_fabs(d[i]);
+        largest[l] = size > largest[l] ? size : largest[l];
+    }
+    for (int l = 0; l < WF_RUNNING_SUMS; l++) {
+        *most = largest[l] > *most ? largest[l] : *most;
+    }
+    return (ptrdiff_t)left_out;
 }
 
 static void residual(ptrdiff_t n, ptrdiff_t p, const double *const *x, const double *y,
@@ -404,9 +490,12 @@ const wf_kernels TABLE(ISA) = {
     .widen_f32 = widen_f32,
     .blend_f32 = blend_f32,
     .blend_f64 = blend_f64,
+    .minus = minus,
+    .gram_f32 = gram_f32,
     .stream_bytes = stream_bytes,
     .triad = triad,
     .nonfinite = nonfinite,
+    .differences = differences,
     .residual = residual,
     .whiten = whiten,
     .band = band,

@@ -216,10 +216,10 @@ static PyObject *core_update_norm(PyObject *module, PyObject *args)
 
 static PyObject *core_gram(PyObject *module, PyObject *args)
 {
-    PyObject *x, *y = Py_None, *result = NULL;
+    PyObject *x, *y = Py_None, *base = Py_None, *last = NULL, *result = NULL;
     int n_threads = 0;
     wf_arrays arrays = {0};
-    if (!PyArg_ParseTuple(args, "O|Oi:gram", &x, &y, &n_threads) ||
+    if (!PyArg_ParseTuple(args, "O|OiO:gram", &x, &y, &n_threads, &base) ||
         (n_threads = wf_threads(n_threads)) < 0 || wf_arrays_add(&arrays, x, "column", 0) != 0) {
         goto done;
     }
@@ -232,6 +232,10 @@ static PyObject *core_gram(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "gram needs at least one column on each side");
         goto done;
     }
+    if (base != Py_None &&
+        (!(last = PyTuple_Pack(1, base)) || wf_arrays_add(&arrays, last, "base", 0) != 0)) {
+        goto done;
+    }
     npy_intp shape[2] = {p, m};
     result = PyArray_SimpleNew(2, shape, NPY_DOUBLE);
     if (!result) {
@@ -241,13 +245,14 @@ static PyObject *core_gram(PyObject *module, PyObject *args)
     wf_fault fault = {0, 0};
     wf_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wf_gram(&arrays.table, p, n_threads, out, &fault);
+    status = wf_gram(&arrays.table, p, base != Py_None, n_threads, out, &fault);
     Py_END_ALLOW_THREADS
     if (status != WF_OK) {
         Py_DECREF(result);
         result = wf_raise(wf_state_of(module), status, &fault);
     }
 done:
+    Py_XDECREF(last);
     wf_arrays_release(&arrays);
     return result;
 }
@@ -358,7 +363,7 @@ static PyMethodDef functions[] = {
     {"blend", core_blend, METH_VARARGS, "blend(tensors, averages, c, n_threads=0) -> int"},
     {"error_sums", core_error_sums, METH_VARARGS, "error_sums(pred, true, n_threads=0) -> dict"},
     {"update_norm", core_update_norm, METH_VARARGS, "update_norm(a, b, n_threads=0) -> float"},
-    {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0) -> array"},
+    {"gram", core_gram, METH_VARARGS, "gram(x, y=None, n_threads=0, less=None) -> array"},
     {"halves", core_halves, METH_VARARGS, "halves(x, middle, n_threads=0) -> array"},
     {"triad", core_triad, METH_VARARGS, "triad(out, a, b, scalar, n_threads=0)"},
     {"config", core_config, METH_NOARGS, "config() -> dict"},

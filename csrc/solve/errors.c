@@ -1,5 +1,4 @@
 /* Streaming error sums of one column against another. */
-#include <float.h>
 #include <math.h>
 
 #include "kernels/kernels.h"
@@ -11,17 +10,7 @@ static wf_status visit(void *context, int lane, const wf_rows_block *rows, doubl
     wf_errors *e = (wf_errors *)context + lane;
     const double *a = rows->column[0], *b = rows->column[1];
     double *difference = room, *truth = room + WF_SCAN_ROWS;
-    double most = e->max_abs;
-    ptrdiff_t bad = 0;
-    for (ptrdiff_t i = 0; i < rows->n; i++) {
-        const double d = a[i] - b[i];
-        const int fine = fabs(d) <= DBL_MAX;
-        difference[i] = fine ? d : 0;
-        truth[i] = fine ? b[i] : 0;
-        bad += !fine;
-        most = fmax(most, fabs(difference[i]));
-    }
-    e->max_abs = most;
+    const ptrdiff_t bad = wf_k->differences(rows->n, a, b, difference, truth, &e->max_abs);
     e->n += rows->n - bad;
     e->n_nonfinite += bad;
     e->sum_abs += wf_k->sum_abs(rows->n, difference);

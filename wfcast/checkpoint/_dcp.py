@@ -66,6 +66,7 @@ class DistributedCheckpoint(FileCheckpoint):
         self._found = self._read_metadata()
         self._places: dict[str, list[_Place]] = {}
         self._files: dict[str, int] = {}
+        self._latest: tuple[str, Column] | None = None
         stored = self._stored()
         tree = self._tree()
         found = state_in(tree, lambda leaf: isinstance(leaf, str))
@@ -297,6 +298,12 @@ class DistributedCheckpoint(FileCheckpoint):
         return held
 
     def column(self, name: str) -> Column:
+        if self._latest is None or self._latest[0] != name:
+            self._latest = None  # one tensor at a time
+            self._latest = name, self._column(name)
+        return self._latest[1]
+
+    def _column(self, name: str) -> Column:
         tensor = self.tensors[name]
         mapped = self._map(name) if tensor.dtype in FLOATS else None
         if mapped is None:

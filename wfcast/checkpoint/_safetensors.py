@@ -66,7 +66,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
         super().__init__(path, what)
         try:
             with open(path, "rb") as file:
-                self._identity = _identity(file)
+                self._identity = _identity(file.fileno())
                 size = os.fstat(file.fileno()).st_size
                 _check_header(file, size)
             with safe_open(path, framework="numpy") as header:
@@ -92,22 +92,26 @@ class SafetensorsCheckpoint(FileCheckpoint):
         start, length = self._spans[name]
         if length == 0:
             return np.empty(0, np.uint8)
-        start += self._base
-        slack = start % mmap.ALLOCATIONGRANULARITY
         try:
-            with open(self.path, "rb") as file:
-                same = _identity(file) == self._identity
-                mapped = (
-                    mmap.mmap(
-                        file.fileno(), length + slack, access=mmap.ACCESS_READ, offset=start - slack
-                    )
-                    if same
-                    else None
-                )
+            found = self._mapped(self._base + start, length)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
-        if mapped is None:
+        if found is None:
             raise CheckpointError(f"{self.what} changed while it was being read")
+        return found
+
+    def _mapped(self, start: int, length: int) -> Array | None:
+        """Bytes of the file; None where it is another one by now."""
+        slack = start % mmap.ALLOCATIONGRANULARITY
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _identity(descriptor) != self._identity:
+                return None
+            mapped = mmap.mmap(
+                descriptor, length + slack, access=mmap.ACCESS_READ, offset=start - slack
+            )
+        finally:
+            os.close(descriptor)
         return np.frombuffer(mapped, np.uint8, length, slack)
 
     def column(self, name: str) -> Column:
@@ -153,8 +157,8 @@ def _torch_bits(tensor: Any) -> Array:
     return bits
 
 
-def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
-    s = os.fstat(file.fileno())
+def _identity(descriptor: int) -> tuple[int, int, int, int]:
+    s = os.fstat(descriptor)
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._apply import apply
-from .._columns import Label, blocks
+from .._apply import nonfinite_error
+from .._columns import Label, value_at
 from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
@@ -20,9 +20,6 @@ from ..checkpoint import Checkpoint
 from ._linear_trend import linear_trend
 
 __all__ = ["low_rank"]
-
-BUFFER = 1 << 20
-"""The most elements that differences are held of at a time."""
 
 EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
@@ -112,32 +109,20 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
 
 
 def _gram(states: Sequence[Checkpoint], name: str) -> Vector:
-    """The (n, n) Gram matrix of a tensor's states less the first, by blocks of bounded size.
+    """The (n, n) Gram matrix of a tensor's states less the first.
 
     It is of differences, since sums over the weights themselves would lose what is small beside
     them.
     """
-    columns = [state.column(name).array for state in states]
-    shape, n = columns[0].shape, len(states)
-    limit = max(1, BUFFER // n)
-    held = np.zeros((n, min(limit, columns[0].size)))
-    total = np.zeros((n, n))
-    for index, start, size in blocks(shape, limit):
-        first, *others = (c[index] for c in columns)
-        for k, other in enumerate(others, 1):
-            apply(
-                [first, other],
-                [held[k, :size].reshape(first.shape)],
-                np.array([[-1.0, 1.0]]),
-                np.zeros(1),
-                check_finite=True,
-                n_threads=None,
-                inputs=[Label("", states[i].label(name)) for i in (0, k)],
-                outputs=[name],
-                shape=shape,
-                start=start,
-            )
-        total += _core.gram(list(held[:, :size]))
+    first, *others = (state.column(name).array for state in states)
+    total = np.zeros((len(states), len(states)))
+    try:
+        total[1:, 1:] = _core.gram(others, None, 0, first)
+    except _core.NonFinite as error:
+        _, k, row = error.args
+        column, state = (others[k], states[k + 1]) if k < len(others) else (first, states[0])
+        label = Label("", state.label(name))
+        raise nonfinite_error(label, value_at(column, row), column.shape, row) from None
     return total
 
 

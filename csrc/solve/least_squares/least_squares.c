@@ -18,6 +18,7 @@
 #include "solve/blas.h"
 #include "solve/least_squares/exchange.h"
 #include "solve/least_squares/inverse.h"
+#include "solve/least_squares/intercept.h"
 #include "solve/least_squares/rows.h"
 #include "solve/least_squares/state.h"
 #include "solve/scan.h"
@@ -265,19 +266,6 @@ static void first_solution(wf_fit *fit, const double *total)
     }
 }
 
-static void set_intercept(wf_fit *fit)
-{
-    const wf_least_squares *s = fit->solver;
-    const ptrdiff_t p = fit->options.p;
-    for (ptrdiff_t j = 0; j < fit->options.m && fit->options.fit_intercept; j++) {
-        double value = s->mean[p + j] + s->shift[p + j];
-        for (ptrdiff_t k = 0; k < p; k++) {
-            value -= fit->coef[j * p + k] * (s->mean[k] + s->shift[k]);
-        }
-        fit->intercept[j] = value;
-    }
-}
-
 /* From a refining pass: products of shifted inputs with the residuals of the current solution. */
 static void exact_gradient(wf_fit *fit, const double *total, double *rss, double *gradient)
 {
@@ -330,7 +318,7 @@ static double solve_from_sums(wf_fit *fit, double *rss, double *gradient)
     const ptrdiff_t p = fit->options.p;
     double most = 0;
     step(fit, s->cross);
-    set_intercept(fit);
+    wf_least_squares_set_intercept(fit);
     for (ptrdiff_t j = 0; j < fit->options.m; j++) {
         const double *coef = fit->coef + j * p, *cross = s->cross + j * p;
         double reach = 0; /* its square bounds sum |a_k gram_kl a_l| */

@@ -24,6 +24,7 @@
 
 #include "kernels/kernels.h"
 #include "solve/blas.h"
+#include "solve/least_squares/intercept.h"
 #include "solve/least_squares/state.h"
 
 static double *rows_of(const wf_fit *fit)
@@ -172,26 +173,8 @@ static double refine(wf_fit *fit, decomposition *d)
     }
 }
 
-/* mean y - mean x'coef. Its terms may be many times its size, and residuals were taken without it:
- * so it is summed with the rounding of every product and sum (T. Ogita, S. M. Rump, S. Oishi,
- * Accurate Sum and Dot Product, 2005, doi:10.1137/030601818). */
-static double intercept_of(const wf_least_squares *s, ptrdiff_t p, const double *coef, ptrdiff_t j)
-{
-    double sum = s->shift[p + j], rest = s->mean[p + j];
-    for (ptrdiff_t k = 0; k < p; k++) {
-        const double terms[] = {s->shift[k], s->mean[k]};
-        for (int t = 0; t < 2; t++) {
-            const double product = -coef[k] * terms[t], low = fma(-coef[k], terms[t], -product);
-            const double next = sum + product, back = next - sum;
-            rest += (sum - (next - back)) + (product - back) + low;
-            sum = next;
-        }
-    }
-    return sum + rest;
-}
-
-/* The intercept, F times N m, and what its rounding is measured by: the targets' squares, and the
- * squares of |x||a|, an epsilon of which residuals are off by. */
+/* F times N m, and what its rounding is measured by: the targets' squares, and the squares of
+ * |x||a|, an epsilon of which residuals are off by. */
 static void conclude(wf_fit *fit, const double *residual, double *total, double *size)
 {
     const wf_least_squares *s = fit->solver;
@@ -203,9 +186,6 @@ static void conclude(wf_fit *fit, const double *residual, double *total, double 
     for (ptrdiff_t j = 0; j < m; j++) {
         const double *y = s->rows + (p + j) * n, *r = residual + j * n, *coef = fit->coef + j * p;
         const double mean = s->shift[p + j] + s->mean[p + j];
-        if (fit->options.fit_intercept) {
-            fit->intercept[j] = intercept_of(s, p, coef, j);
-        }
         const double norm = wf_k->dot(p, coef, coef);
         *total += wf_k->dot(n, r, r) + fit->options.alpha * norm;
         *size += wf_k->dot(n, y, y) + (double)n * mean * mean + DBL_EPSILON * inputs * norm;
@@ -262,6 +242,7 @@ wf_status wf_least_squares_solve_rows(wf_fit *fit, double *total, double *above,
     *total = *size = 0;
     centre(fit);
     *above = solve(fit, &d, work, lwork, integers);
+    wf_least_squares_set_intercept(fit);
     conclude(fit, d.R, total, size);
 done:
     free(d.size);
