@@ -167,7 +167,9 @@ def test_one_profile_is_the_operator(run: Path, tmp_path: Path) -> None:
     )
     assert sum(report.weights.values()) == pytest.approx(1)
     with safe_open(out, "np") as file:
-        assert json.loads(file.metadata()["wfcast.forecast"])["step"] == 1000
+        said = json.loads(file.metadata()["wfcast.forecast"])
+    assert (said["step"], said["strategy"], said["profile"]) == (1000, "annealed", 10)
+    assert tuple(map(int, said["inputs"])) == STEPS
 
 
 def test_any_decay_and_states_in_memory(tmp_path: Path) -> None:

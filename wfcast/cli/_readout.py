@@ -119,7 +119,9 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
 
         def judge(path: Path) -> float:
             log(f"judging {path.parent.name}")
-            return command(path)
+            number = command(path)
+            log(f"judged {path.parent.name}: {number:g}")
+            return number
 
     run = _run_of(args)
     tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors
