@@ -139,8 +139,9 @@ def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]
     }
     run("loop", "training-loops.md", names)
     assert "3 jumps, 3 kept" in capsys.readouterr().out
+    run("annealed", "training-loops.md", names)
     before = {name: w.clone() for name, w in model.state_dict().items()}
     states = {step: {k: w * (1 + 0.01 * step) for k, w in before.items()} for step in range(4)}
     run("export", "training-loops.md", {**names, "states": states})
-    assert saved == ["if-training-ended-now"]
+    assert saved == 2 * ["if-training-ended-now"]
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
