@@ -178,3 +178,37 @@ def test_fit_fails_on_all_ranks(case, rank, message, together):
         assert re.match(message, text), text
         at_fault = rank is None or r == rank % world
         assert at_fault == (f": rank {(rank or 0) % world}: " not in text), text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "world"), [("ddp", 2), ("fsdp", 4)])
+def test_readouts_as_in_one_process(kind, world, tmp_path):
+    """Of shards of unequal size, too, one of them empty: each process has its own."""
+    (alone,) = run("annealed_ranks.py", "single", tmp_path / "alone.json")
+    first, *others = run("annealed_ranks.py", kind, tmp_path / "out.json", world=world)
+    assert all(other == first for other in others)  # to the bit
+    assert first["chosen"] == alone["chosen"]
+    np.testing.assert_allclose(first["coef"], alone["coef"], rtol=2e-2, atol=2e-2)
+    for name, weights in alone["readout"].items():
+        np.testing.assert_allclose(first["readout"][name], weights, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_trouble_with_readouts_of_one_process_is_that_of_all(tmp_path):
+    first, last = run("annealed_ranks.py", "trouble", tmp_path / "out.json", world=2)
+    for case, message in {
+        "a judge": "RuntimeError: no held-out data",
+        "a judge of fit": "RuntimeError: no held-out data",
+        "a refresh": "RuntimeError: no held-out data",
+        "NaN in a shard": "WfcastError: Input contains NaN or infinity: parameter '2.bias'",
+    }.items():
+        assert last[case].startswith(message)
+        assert first[case].startswith("WfcastError: rank 1 failed: " + message)
+
+
+@pytest.mark.slow
+def test_readouts_in_a_trainer_of_several_processes(tmp_path):
+    pytest.importorskip("accelerate")
+    first, last = run("annealed_ranks.py", "trainer", tmp_path / "out.json", world=2)
+    assert len(first["losses"]) == 2
+    assert first == last
