@@ -10,51 +10,14 @@ pl = pytest.importorskip("lightning.pytorch")
 import loops  # noqa: E402  only with them
 from models import small  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from torch.optim.lr_scheduler import StepLR  # noqa: E402
-from transformers import (  # noqa: E402
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from trainers import Counting, Module, fit, make, tokenizer  # noqa: E402
+from transformers import EarlyStoppingCallback, TrainerCallback  # noqa: E402
 
 from wfcast import WfcastError  # noqa: E402
 from wfcast.torch import FarcastingCallback  # noqa: E402
 from wfcast.torch.lightning import FarcastingCallback as Lightning  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9}
-
-
-class Counting(torch.utils.data.Dataset):
-    """Sequences that count up: something to learn."""
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, i):
-        tokens = (torch.arange(12) + i) % 64
-        return {"input_ids": tokens, "labels": tokens}
-
-
-def make(folder, *callbacks, steps=50, kind="distilbert", **arguments):
-    settings = {
-        "max_steps": steps,
-        "per_device_train_batch_size": 8,
-        "save_steps": 13,
-        "logging_steps": 10,
-        "learning_rate": 1e-3,
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-    }
-    return Trainer(
-        small(kind),
-        TrainingArguments(str(folder), **settings),
-        train_dataset=Counting(),
-        eval_dataset=Counting(),
-        callbacks=list(callbacks),
-    )
 
 
 def train(folder, callback, steps=50, resume=None, **arguments):
@@ -193,41 +156,6 @@ def test_nothing_is_saved_beside_bare_models(tmp_path):
 # ---- Lightning ----------------------------------------------------------------------------------
 
 
-class Module(pl.LightningModule):
-    def __init__(self, optimizers=1, offset=0):
-        super().__init__()
-        self.net, self.optimizers_, self.offset = loops.mlp(), optimizers, offset
-        self.automatic_optimization = optimizers == 1
-
-    def training_step(self, batch, index):
-        # Lightning does not put the loader back to where it was: the step says which batch
-        loss = loops.loss_of(self.net, loops.batch(self.trainer.global_step + self.offset * index))
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self):
-        made = [torch.optim.Adam(self.parameters(), lr=1e-3) for _ in range(self.optimizers_)]
-        if self.optimizers_ > 1:
-            return made
-        return made, [{"scheduler": StepLR(made[0], 15), "interval": "step"}]
-
-
-def fit(module, *callbacks, steps=40, checkpoint=None, **arguments):
-    trainer = pl.Trainer(
-        max_steps=steps,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
-    )
-    loader = torch.utils.data.DataLoader(range(40), batch_size=None)
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    return trainer
-
-
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_jumps_and_resumes(tmp_path):
     class SaveAt23(pl.Callback):
@@ -336,13 +264,3 @@ def test_trl(tmp_path):
     )
     trainer.train()
     assert [entry["step"] for entry in callback.farcasting.history] == [10, 20]
-
-
-def tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{i}": i for i in range(64)}
-    plain = Tokenizer(WordLevel(words, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="w1", eos_token="w2")

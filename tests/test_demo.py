@@ -68,10 +68,10 @@ def sum_abs(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 def test_what_it_leaves(done: tuple[Path, dict[str, Any], str]) -> None:
     out, report, stderr = done
     assert json.loads((out / "report.json").read_text()) == report
-    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert (out / "demo.png").stat().st_size > 20_000
-    assert "record run-1" in stderr
-    assert "train on after the jump" in stderr
+    for picture in ("readout.png", "forecast.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert (out / picture).stat().st_size > 20_000
+    assert "%" not in stderr  # bars are for a terminal
     assert {
         "wfcast",
         "size",
@@ -82,6 +82,7 @@ def test_what_it_leaves(done: tuple[Path, dict[str, Any], str]) -> None:
         "text",
         "runs",
         "fit",
+        "readout",
         "observed_loss",
         "horizons",
         "jump",
@@ -115,6 +116,33 @@ def test_runs_learn_and_differ(report: dict[str, Any], out: Path) -> None:
         starts.append(load_file(out / run["files"]["0"]))
     assert sum_abs(starts[0], starts[1]) > 0
     assert sum_abs(starts[0], starts[-1]) > 0
+
+
+def test_readouts_leave_the_run_as_it_was(report: dict[str, Any]) -> None:
+    from wfcast.demo.readout import Readout
+    from wfcast.demo.text import build_corpus
+    from wfcast.demo.train import SIZES, Trainer
+
+    torch.set_num_threads(1)
+    size, seen = SIZES["tiny"], report["readout"]
+    rows, length = seen["rows"], size.targets[-1]
+    assert [row["step"] for row in rows] == [length * k // 5 for k in range(1, 6)]
+    corpus, _ = build_corpus(
+        size.vocab_size, size.length, docstrings=False, held_out_rows=size.held_out_rows
+    )
+    watched, alone = (Trainer(size, corpus, report["seeds"]["fresh"]) for _ in range(2))
+    readout = Readout(watched, length)
+    for _ in range(length):
+        watched.train_step()
+        readout.after_step()
+        alone.train_step()
+    for a, b in zip(watched.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for row, again in zip(rows, readout.rows, strict=True):
+        assert row["decays"].keys() == again["decays"].keys() == {"0.1", "0.2"}
+        assert row["latest"] == pytest.approx(again["latest"], rel=1e-4)
+        assert row["decays"] == pytest.approx(again["decays"], rel=1e-4)
+    assert rows[-1]["latest"] == pytest.approx(alone.held_out_loss(), rel=1e-4)
 
 
 def test_errors_are_those_of_the_files(report: dict[str, Any], out: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_commands_are_found() -> None:
     shown = {command.split()[1] for command in commands()}
-    assert {"fit", "forecast", "inspect", "compare"} <= shown
+    assert {"fit", "forecast", "anneal", "extrapolate", "inspect", "compare"} <= shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -88,6 +91,29 @@ def test_from_file_to_file(names: dict[str, Any]) -> None:
         save_file({"w": np.full(3, step, np.float32)}, f"step-{step}.safetensors")
     run("files", "notebooks.md", {**names, "mf": wfcast.linear_trend((0, 500), (1500,))})
     np.testing.assert_array_equal(load_file("forecast-1500.safetensors")["w"], np.full(3, 1500))
+
+
+def test_a_judge_of_readouts(
+    names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from models import small
+
+    for step in (10, 20, 30):
+        model = small("gpt2", seed=step)
+        model.save_pretrained(f"runs/a/checkpoint-{step}")
+    torch.save(list(torch.arange(48).reshape(3, 2, 8)), "held-out.pt")
+
+    def held_out_loss(path: Path) -> float:
+        monkeypatch.setattr(sys, "argv", ["judge.py", str(path)])
+        with redirect_stdout(StringIO()) as printed:
+            run("judge", "readouts.md", {})
+        return float(printed.getvalue())
+
+    monkeypatch.setattr(wfcast.ReadoutReport, "plot", lambda self: None)
+    run("anneal", "readouts.md", {**names, "held_out_loss": held_out_loss})
+    assert held_out_loss(Path("annealed")) <= held_out_loss(Path("runs/a/checkpoint-30"))
 
 
 def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The notebook, executed for real. Run as a program, this file writes its outputs anew."""
+"""The notebooks, executed for real. Run as a program, this file writes their outputs anew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ nbformat = pytest.importorskip("nbformat")
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402  only with them
 from jupyter_client.manager import AsyncKernelManager  # noqa: E402
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "farcasting.ipynb"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FARCASTING, READOUTS = DOCS / "farcasting.ipynb", DOCS / "readouts.ipynb"
 PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -34,10 +35,10 @@ class ThisPython(AsyncKernelManager):
         return KernelSpec(argv=launch, display_name="Python 3", language="python")
 
 
-def execute(folder: Path) -> Any:
+def execute(notebook: Path, folder: Path) -> Any:
     """The notebook with the outputs of a fresh kernel that runs in `folder`."""
     client = nbclient.NotebookClient(
-        nbformat.read(NOTEBOOK, as_version=4),
+        nbformat.read(notebook, as_version=4),
         kernel_manager_class=ThisPython,
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
@@ -51,24 +52,27 @@ def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def check_outputs(notebook: Any) -> None:
+def check_outputs(path: Path, notebook: Any) -> None:
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     shown = [output.data for output in outputs if "data" in output]
     figures = [data["image/png"] for data in shown if "image/png" in data]
-    assert len(figures) == sum("plot()" in c.source or "\ncompare(" in c.source for c in cells)
+    drawn = ("plot()", "\ncompare(", "plt.subplots")
+    if path == FARCASTING:
+        drawn = drawn[:2]  # there the function that compares has the subplots
+    assert len(figures) == sum(any(d in c.source for d in drawn) for c in cells)
     assert all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
-    histories = [data["text/html"] for data in shown if "text/html" in data]
-    assert len(histories) == 2
-    assert all("<table" in html and "heading for" in html for html in histories)
+    tables = [data["text/html"] for data in shown if "text/html" in data]
+    assert len(tables) == 2
+    assert all("<table" in html for html in tables)
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jumps_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    done = execute(tmp_path)
-    check_outputs(done)
+    done = execute(FARCASTING, tmp_path)
+    check_outputs(FARCASTING, done)
     latest, average, fitted, again = re.findall(
         r"^[a-z ]+? +(\d+\.\d+)", code_cells(done)[-1].outputs[0].text, re.M
     )
@@ -76,12 +80,24 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({latest, average, fitted}) > 1
 
 
-def test_what_is_committed() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.slow
+def test_readouts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    done = execute(READOUTS, tmp_path)
+    check_outputs(READOUTS, done)
+    losses = next(c.outputs[0].text for c in code_cells(done) if c.source.startswith("model.load"))
+    latest, beside, stored, decayed = map(float, re.findall(r" (\d+\.\d+)$", losses, re.M))
+    assert max(beside, stored) < latest
+    assert max(beside, stored) < 1.1 * decayed
+
+
+@pytest.mark.parametrize("path", [FARCASTING, READOUTS], ids=lambda path: path.stem)
+def test_what_is_committed(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    check_outputs(notebook)
+    check_outputs(path, notebook)
     assert notebook.metadata == {"kernelspec": PYTHON, "language_info": {"name": "python"}}
-    text = NOTEBOOK.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     assert len(text) < 300_000
     assert not re.search(r"site-packages|/(home|root|tmp|Users)/| at 0x", text)
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
@@ -89,9 +105,10 @@ def test_what_is_committed() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        notebook = execute(Path(folder))
-    notebook.metadata = {"kernelspec": PYTHON, "language_info": {"name": "python"}}
-    for data in (o.data for cell in code_cells(notebook) for o in cell.outputs if "data" in o):
-        data["text/plain"] = re.sub(r" at 0x\w+", "", data["text/plain"])
-    nbformat.write(notebook, NOTEBOOK)
+    for path in map(Path, sys.argv[1:] or (FARCASTING, READOUTS)):
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = execute(path, Path(folder))
+        notebook.metadata = {"kernelspec": PYTHON, "language_info": {"name": "python"}}
+        for data in (o.data for cell in code_cells(notebook) for o in cell.outputs if "data" in o):
+            data["text/plain"] = re.sub(r" at 0x\w+", "", data["text/plain"])
+        nbformat.write(notebook, path)

@@ -1,9 +1,9 @@
 """``wfcast demo``: forecast a DistilBERT in the middle of its training, on any machine.
 
 The model is the real ``transformers`` one, the text is what CPython carries, and nothing is
-downloaded. Modules: `text` (corpus, tokenizer, masks), `train` (recorded runs), `evaluate`
-(forecast against what happened), `jump` (go on from a forecast), `plots`, `words` (tables and
-verdict), `run` (the flow).
+downloaded. Modules: `text` (corpus, tokenizer, masks), `train` (recorded runs), `readout` (what the
+model would be if training ended now), `evaluate` (forecast against what happened), `jump` (go on
+from a forecast), `plots`, `words` (tables and verdict), `run` (the flow).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_demo(
         tiny: seconds; small: about two minutes on two cores; base: the 66M DistilBERT, for a GPU.
     out : path
         The folder to fill: ``run-*/step-*.safetensors``, ``forecasts/``, ``report.json``,
-        ``demo.png``. It must be new, empty, or filled by an earlier demo.
+        ``readout.png``, ``forecast.png``. It must be new, empty, or filled by an earlier demo.
     steps : int, optional
         The length of the recorded runs; the size's own by default.
     seed : int

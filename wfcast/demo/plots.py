@@ -1,4 +1,4 @@
-"""The demo's picture."""
+"""The demo's pictures."""
 
 from __future__ import annotations
 
@@ -12,39 +12,120 @@ from matplotlib.figure import Figure
 
 from .._atomic import atomic_file
 
-__all__ = ["plot"]
+__all__ = ["plot_forecast", "plot_readout"]
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and by marker besides
+_READOUT, _DECAYS = "#D55E00", ("#56B4E9", "#0072B2")
 _TRUTH, _FORECAST, _PERSISTENCE, _LINE = "#000000", "#D55E00", "#0072B2", "#009E73"
 _GREY = "#999999"
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind text that crosses a grid
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Draw the four panels of `report` into a PNG; it appears complete or not at all."""
-    figure = Figure(figsize=(12.5, 9.4))
-    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
-    FigureCanvasAgg(figure)
+def plot_readout(report: dict[str, Any], path: Path) -> None:
+    """Draw the readout beside real decays into a PNG; it appears complete or not at all."""
+    figure = _figure(11.5, 4.6)
+    losses, changes = figure.subplots(1, 2)
+    _readout_losses(losses, report)
+    _readout_changes(changes, report)
+    model = report["model"]
+    _finish(
+        figure,
+        f"{model['class']} ({model['parameters']:,} parameters) at a constant rate: "
+        "what if training ended now?",
+        path,
+    )
+
+
+def plot_forecast(report: dict[str, Any], path: Path) -> None:
+    """Draw the forecasts and the jump into a PNG; it appears complete or not at all."""
+    figure = _figure(12.5, 9.4)
     (by_horizon, by_kind), (curves, difference) = figure.subplots(2, 2)
     _horizons(by_horizon, report)
     _kinds(by_kind, report)
     _curves(curves, report)
     _difference(difference, report)
-    for axes in (by_horizon, by_kind, curves, difference):
+    model, n = report["model"], report["jump"]["from"]
+    _finish(
+        figure,
+        f"Forecasting the weights of {model['class']} ({model['parameters']:,} parameters) "
+        f"from its steps 0 and {n}",
+        path,
+    )
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(figure: Figure, title: str, path: Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="both", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
-    model, n = report["model"], report["jump"]["from"]
-    figure.suptitle(
-        f"Forecasting the weights of {model['class']} ({model['parameters']:,} parameters) "
-        f"from its steps 0 and {n}",
-        fontsize=14,
-        fontweight="bold",
-    )
+    figure.suptitle(title, fontsize=14, fontweight="bold")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     with atomic_file(path) as file:
         file.write(buffer.getvalue())
+
+
+def _readout_losses(axes: Axes, report: dict[str, Any]) -> None:
+    rows = report["readout"]["rows"]
+    fresh = next(r for r in report["runs"] if r["role"] == "fresh")["held_out_loss"]
+    first = rows[0]["step"] / 2
+    axes.plot(
+        *zip(*[point for point in fresh if point[0] >= first], strict=True),
+        color=_TRUTH,
+        label="the run, its latest weights",
+    )
+    steps = [row["step"] for row in rows]
+    for share, colour, marker in zip(rows[0]["decays"], _DECAYS, "v^", strict=True):
+        axes.plot(
+            steps,
+            [row["decays"][share] for row in rows],
+            linestyle="none",
+            marker=marker,
+            markersize=7,
+            color=colour,
+            label=f"rate really decayed, last {float(share):.0%}",
+        )
+    axes.plot(
+        steps,
+        [row["readout"] for row in rows],
+        color=_READOUT,
+        marker="o",
+        markerfacecolor="white",
+        label="readout: an average, no training",
+    )
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("held-out loss, nats per masked token")
+    axes.legend(fontsize=9, frameon=False, loc="lower left")
+    _title(axes, "Held-out loss (lower is better)")
+
+
+def _readout_changes(axes: Axes, report: dict[str, Any]) -> None:
+    rows = report["readout"]["rows"]
+    series = [
+        (f"decay, {float(share):.0%}", colour, [row["decays"][share] for row in rows])
+        for share, colour in zip(rows[0]["decays"], _DECAYS, strict=True)
+    ]
+    series.append(("readout", _READOUT, [row["readout"] for row in rows]))
+    width = 0.8 / len(series)
+    for k, (label, colour, losses) in enumerate(series):
+        change = [100 * (v / row["latest"] - 1) for v, row in zip(losses, rows, strict=True)]
+        at = [x + (k - (len(series) - 1) / 2) * width for x in range(len(rows))]
+        bars = axes.bar(at, change, width * 0.92, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    axes.axhline(0, color=_TRUTH, linewidth=1)
+    axes.set_xticks(range(len(rows)), [str(row["step"]) for row in rows])
+    axes.margins(y=0.15)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("held-out loss against the latest weights, %")
+    axes.legend(fontsize=9, frameon=False, loc="lower left")
+    _title(axes, "What ending now gains")
 
 
 def _title(axes: Axes, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo's flow: text, recorded runs, fit, forecasts, jump, report."""
+"""The demo's flow: text, recorded runs with a readout, fit, forecasts, jump, report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from ..model import pass_sizes
 from ..report import FarcasterReport
 from .evaluate import evaluate, forecast_file
 from .jump import jump
-from .plots import plot
+from .plots import plot_forecast, plot_readout
+from .readout import Readout
 from .text import build_corpus
 from .train import SIZES, Run, Size, Trainer, record
 from .words import tables, verdict
@@ -97,7 +98,8 @@ def run(
             sibling = Trainer(size, corpus, seed + k, device)
             siblings.append(record(sibling, f"run-{k}", out, size.targets[-1], sparse=True)[0])
         trainer = Trainer(size, corpus, seed, device)
-        fresh, state = record(trainer, "run-fresh", out, size.last)
+        readout = Readout(trainer, size.targets[-1])
+        fresh, state = record(trainer, "run-fresh", out, size.last, after_step=readout.after_step)
 
     with clock.phase("fit"):
         farcaster = _fit(size, siblings, n_threads)
@@ -122,13 +124,15 @@ def run(
             "file": "farcaster.safetensors",
             "largest_dual_gap": max(farcaster.dual_gap_.values()),
         },
+        "readout": readout.report(),
         "observed_loss": dict(fresh.curve)[size.observed],
         "horizons": horizons,
         "jump": jumped,
     }
     report["verdict"] = verdict(report)
     with clock.phase("plot"):
-        plot(report, out / "demo.png")
+        plot_readout(report, out / "readout.png")
+        plot_forecast(report, out / "forecast.png")
     report["seconds"] = {**clock.seconds, "total": clock.total()}
     report["out"] = str(out)
     with atomic_file(out / REPORT) as file:
@@ -154,7 +158,7 @@ def _prepare(out: Path, overwrite: bool) -> None:
     for pattern in ("run-*/step-*.safetensors", "forecasts/*.safetensors", "*.safetensors"):
         for old in out.glob(pattern):
             old.unlink()
-    for name in (REPORT, "demo.png", "tokenizer.json"):
+    for name in (REPORT, "readout.png", "forecast.png", "tokenizer.json"):
         (out / name).unlink(missing_ok=True)
 
 

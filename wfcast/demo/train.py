@@ -10,6 +10,8 @@ import copy
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ class Size:
     after_jump: int  # optimizer steps after the jump
     siblings: int
     evaluate_every: int
+    average_every: int  # steps between two looks of the averages that the readout is made of
     held_out_rows: int
     docstrings: bool
     threads: int  # CPU threads; 0: all CPUs that the process may use
@@ -96,6 +99,7 @@ class Size:
             jump_to=targets[self.targets.index(self.jump_to)],
             after_jump=max(1, round(self.after_jump * factor)),
             evaluate_every=max(1, round(self.evaluate_every * factor)),
+            average_every=max(1, round(self.average_every * factor)),
         )
         if len(result.recorded) < 3 + len(targets):
             raise WfcastError(
@@ -130,6 +134,7 @@ SIZES: dict[str, Size] = {
         after_jump=60,
         siblings=2,
         evaluate_every=20,
+        average_every=2,
         held_out_rows=128,
         docstrings=False,
         threads=1,
@@ -158,6 +163,7 @@ SIZES: dict[str, Size] = {
         after_jump=600,
         siblings=2,
         evaluate_every=50,
+        average_every=10,
         held_out_rows=1024,
         docstrings=True,
         threads=1,
@@ -182,6 +188,7 @@ SIZES: dict[str, Size] = {
         after_jump=1000,
         siblings=2,
         evaluate_every=100,
+        average_every=10,
         held_out_rows=512,
         docstrings=True,
         threads=0,
@@ -269,12 +276,12 @@ class Trainer:
         hidden = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
         return cross_entropy(model.vocab_projector(hidden), batch["labels"][asked])
 
-    def train_step(self) -> float:
-        """One optimizer step; the training loss before it."""
+    def train_step(self, share: float = 1.0) -> float:
+        """One optimizer step, at a share of the usual rate; the training loss before it."""
         self.step += 1
         torch.manual_seed(self._seed_of(self.step))
         self.model.train()
-        rate = self.size.lr * min(1.0, self.step / self.size.warmup)
+        rate = share * self.size.lr * min(1.0, self.step / self.size.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = {name: t.to(self.device) for name, t in self._batch(self.step).items()}
@@ -285,25 +292,50 @@ class Trainer:
         self.optimizer.step()
         return float(loss.detach())
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean cross-entropy, in nats, of the masked held-out tokens (always the same masks)."""
+        loss = self._mean_loss(self._held_out)
+        if not math.isfinite(loss):
+            raise WfcastError(
+                f"the held-out loss of seed {self.seed} is {loss} at step {self.step}"
+            )
+        return loss
+
+    def training_loss(self, batches: int) -> float:
+        """The mean over so many batches of the training text (always the same ones)."""
+        generator = torch.Generator().manual_seed(0)
+        rows = self.size.batch * batches
+        picked = torch.randint(len(self.corpus.train), (rows,), generator=generator)
+        return self._mean_loss(
+            masked_batch(self.corpus.train[picked], generator, self.corpus.vocab_size)
+        )
+
+    @torch.no_grad()
+    def _mean_loss(self, rows: dict[str, torch.Tensor]) -> float:
         self.model.eval()
         total, count = 0.0, 0
-        for start in range(0, len(self._held_out["labels"]), 256):
-            batch = {k: t[start : start + 256].to(self.device) for k, t in self._held_out.items()}
+        for start in range(0, len(rows["labels"]), 256):
+            batch = {k: t[start : start + 256].to(self.device) for k, t in rows.items()}
             asked = int((batch["labels"] != IGNORE).sum())
             total += float(self._loss(batch)) * asked
             count += asked
-        if not math.isfinite(total):
-            raise WfcastError(
-                f"the held-out loss of seed {self.seed} is {total} at step {self.step}"
-            )
         return total / count
 
     def optimizer_state(self) -> dict[str, Any]:
         """A copy of the optimizer's state."""
         return copy.deepcopy(self.optimizer.state_dict())
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """A context to train on in; at its end the run stands where it stood."""
+        step, optimizer = self.step, self.optimizer_state()
+        weights = copy.deepcopy(self.model.state_dict())
+        try:
+            yield
+        finally:
+            self.step = step
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(optimizer)
 
     def resume(self, step: int, weights: Path, optimizer_state: dict[str, Any]) -> None:
         """Go on after `step` with the weights of a file and a kept optimizer state."""
@@ -312,7 +344,13 @@ class Trainer:
         self.step = step
 
     def train(
-        self, until: int, progress: Any, *, folder: Path | None = None, sparse: bool = False
+        self,
+        until: int,
+        progress: Any,
+        *,
+        folder: Path | None = None,
+        sparse: bool = False,
+        after_step: Callable[[], None] | None = None,
     ) -> list[tuple[int, float]]:
         """Train until step `until`; with a `folder`, save the size's recorded steps to it.
 
@@ -331,6 +369,8 @@ class Trainer:
             if self.step == until:
                 return curve
             self.train_step()
+            if after_step is not None:
+                after_step()
             progress.update()
 
 
@@ -356,16 +396,28 @@ class Run:
 
 
 def record(
-    trainer: Trainer, name: str, out: Path, until: int, *, sparse: bool = False
+    trainer: Trainer,
+    name: str,
+    out: Path,
+    until: int,
+    *,
+    sparse: bool = False,
+    after_step: Callable[[], None] | None = None,
 ) -> tuple[Run, dict[str, Any]]:
-    """Train a run from its initial weights and keep its checkpoints; `sparse` as in `train`.
+    """Train a run from its initial weights and keep its checkpoints; the rest as in `train`.
 
     Returns the run, and the optimizer's state at the last observed step.
     """
     size, folder, begun = trainer.size, out / name, time.perf_counter()
     with bar(until, f"record {name}", "step") as progress:
-        curve = trainer.train(size.observed, progress, folder=folder, sparse=sparse)
+
+        def train(until: int) -> list[tuple[int, float]]:
+            return trainer.train(
+                until, progress, folder=folder, sparse=sparse, after_step=after_step
+            )
+
+        curve = train(size.observed)
         state = trainer.optimizer_state()
-        curve += trainer.train(until, progress, folder=folder, sparse=sparse)[1:]
+        curve += train(until)[1:]
     files = {step: checkpoint_path(folder, step) for step in size.recorded}
     return Run(name, trainer.seed, files, curve, time.perf_counter() - begun), state

@@ -8,6 +8,7 @@ from .._terminal import table
 
 __all__ = ["tables", "verdict"]
 
+_LEVEL = 2e-3  # a relative difference of losses up to this is called level
 _TIE = 1e-3  # relative differences, and nats, below this are called a tie
 
 
@@ -64,11 +65,14 @@ def tables(report: dict[str, Any]) -> str:
     )
     model, threads = report["model"], report["machine"]["threads"]
     head = (
-        f"{model['class']}, {model['parameters']:,} parameters; farcaster fitted on "
-        f"{len(report['seeds']['siblings'])} sibling runs; fresh run observed at steps 0 and {n}"
+        f"Forecasts: a farcaster fitted on {len(report['seeds']['siblings'])} sibling runs; the "
+        f"run observed at steps 0 and {n}"
     )
     return "\n\n".join(
         (
+            f"{model['class']}, {model['parameters']:,} parameters",
+            "If training ended now: held-out loss (nats) of a run at a constant rate, and where a\n"
+            f"linear decay of the rate over its last steps really leads\n{_readouts(report)}",
             head,
             "By horizon: held-out loss (nats) of the weights, weight error against persistence\n"
             + by_horizon,
@@ -79,14 +83,57 @@ def tables(report: dict[str, Any]) -> str:
             "What this shows\n" + "\n".join(f"* {sentence}" for sentence in report["verdict"]),
             f"{report['seconds']['total']:.0f} s on {threads} "
             f"thread{'s' * (threads > 1)}; "
-            f"report.json, demo.png and all checkpoints are in {report['out']}",
+            f"report.json, readout.png, forecast.png and all checkpoints are in {report['out']}",
         )
     )
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
     """Who won, in sentences that follow from the numbers alone."""
-    return [_weights(report), _kinds(report), _losses(report), *_jump(report)]
+    return [
+        _readout(report),
+        _weights(report),
+        _kinds(report),
+        _losses(report),
+        *_jump(report),
+    ]
+
+
+def _profile(chosen: Any) -> str:
+    return f"{chosen:g}" if isinstance(chosen, int | float) else str(chosen)
+
+
+def _readouts(report: dict[str, Any]) -> str:
+    rows = report["readout"]["rows"]
+    shares = list(rows[0]["decays"])
+    return table(
+        ("step", "latest", "readout", "profile", *(f"last {float(s):.0%}" for s in shares)),
+        [
+            (
+                str(row["step"]),
+                f"{row['latest']:.3f}",
+                f"{row['readout']:.3f}",
+                _profile(row["profile"]),
+                *(f"{row['decays'][share]:.3f}" for share in shares),
+            )
+            for row in rows
+        ],
+        left=0,
+    )
+
+
+def _readout(report: dict[str, Any]) -> str:
+    readout = report["readout"]
+    rows = readout["rows"]
+    against = [row["readout"] / min(row["decays"].values()) - 1 for row in rows]
+    level = sum(change <= _LEVEL for change in against)
+    gains = [row["readout"] / row["latest"] - 1 for row in rows]
+    return (
+        f"Readout: {100 * min(gains):+.1f} to {100 * max(gains):+.1f} % against the latest "
+        f"weights, {100 * min(against):+.1f} to {100 * max(against):+.1f} % against the better of "
+        f"two real decays; level with it or below at {level} of {len(rows)} steps. The decays cost "
+        f"{readout['decay_steps']} further steps, the averages none."
+    )
 
 
 def _steps(horizons: list[dict[str, Any]]) -> str:

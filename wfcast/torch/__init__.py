@@ -1,8 +1,9 @@
 """Forecasts inside a training loop: everything that needs torch.
 
-`Farcasting` jumps ahead while training, `fit_to_loss` finds the best combination of recorded
-states, `FarcastingCallback` puts the former into the Hugging Face Trainer;
-`wfcast.torch.lightning.FarcastingCallback` does so for Lightning.
+`Annealed` keeps averages beside a run and gives readouts of it, `Farcasting` jumps ahead while
+training, `fit_to_loss` finds the best combination of recorded states. `AnnealedCallback` and
+`FarcastingCallback` put the first two into the Hugging Face Trainer, those of
+`wfcast.torch.lightning` into Lightning.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,18 +24,25 @@ from .farcasting import Farcasting
 from .loss_fit import fit_to_loss
 
 if TYPE_CHECKING:
-    from .transformers import FarcastingCallback
+    from .transformers import AnnealedCallback, FarcastingCallback
 
-__all__ = ["Annealed", "Farcasting", "FarcastingCallback", "FarcastingReport", "fit_to_loss"]
+__all__ = [
+    "Annealed",
+    "AnnealedCallback",
+    "Farcasting",
+    "FarcastingCallback",
+    "FarcastingReport",
+    "fit_to_loss",
+]
 
 
 if not TYPE_CHECKING:  # else every misspelling would pass for a name of this module
 
     def __getattr__(name: str) -> Any:
-        if name == "FarcastingCallback":  # transformers is imported on use
-            from .transformers import FarcastingCallback
+        if name in ("AnnealedCallback", "FarcastingCallback"):  # transformers is imported on use
+            from . import transformers
 
-            return FarcastingCallback
+            return getattr(transformers, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

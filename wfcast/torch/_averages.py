@@ -22,7 +22,7 @@ from ._store import Kept, Store, where_to_keep
 
 __all__ = ["Averages"]
 
-TOGETHER = 4  # averages that one sweep of the core moves in place
+TOGETHER = 16  # averages that one sweep of the core moves
 
 
 class Averages:
@@ -35,6 +35,12 @@ class Averages:
     store : {"auto", "device", "cpu", "disk"} or path
     dtype : torch.dtype or None
         None: float64 for tensors in float64, else float32.
+
+    Attributes
+    ----------
+    spoilt : str
+        The first tensor found to hold NaN or infinity, which its averages hold from then on; empty
+        for none. Those of a GPU are not looked at: that would make it wait.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Averages:
                 f"state_dtype is {dtype}, expected torch.float32, torch.float64 or None"
             )
         Store(store if store != "auto" else "cpu")  # whether there is such a place
+        self.spoilt = ""
         self._count, self._dtype = count, dtype
         self._store: Any = store
         self._kept: dict[str, list[torch.Tensor]] = {}
@@ -64,8 +71,7 @@ class Averages:
 
     def load(self, kept: dict[str, list[torch.Tensor]], slots: Sequence[Slot]) -> None:
         """Take averages that were saved."""
-        self._coming = None
-        self._kept = {}
+        self._coming, self._kept, self.spoilt = None, {}, ""
         self._make(slots)
         with torch.no_grad():
             for name, averages in self._kept.items():
@@ -80,9 +86,13 @@ class Averages:
             for slot in new:
                 for average in self._kept[slot.name]:
                     average.copy_(slot.local)
-        slots = [s for s in slots if s.local.numel() and s not in new]
-        away = [s for s in slots if s.local.device != self._kept[s.name][0].device]
-        here = [s for s in slots if s not in away]
+        begun = {s.name for s in new}
+        here: list[Slot] = []
+        away: list[Slot] = []
+        for slot in slots:
+            if slot.local.numel() and slot.name not in begun:
+                beside = slot.local.device == self._kept[slot.name][0].device
+                (here if beside else away).append(slot)
         if here:
             self._blend(here, [s.local for s in here], shares)
         if away:  # of a GPU: fetched while the training goes on
@@ -112,9 +122,22 @@ class Averages:
             for j, share in enumerate(shares):
                 averages = [self._kept[slots[i].name][j] for i in on_device]
                 torch._foreach_lerp_(averages, wide, share)
-        for i, (slot, weight) in enumerate(zip(slots, weights, strict=True)):
-            if i not in on_device:
-                _blend_here(slot.name, weight, self._kept[slot.name], shares)
+        here = [i for i, w in enumerate(weights) if w.device.type == "cpu"]
+        if here:
+            names = [slots[i].name for i in here]
+            self._blend_here(names, [weights[i] for i in here], shares)
+
+    def _blend_here(
+        self, names: Sequence[str], weights: Sequence[torch.Tensor], shares: Sequence[float]
+    ) -> None:
+        """In the core, without a copy."""
+        columns = [column(w, name).array for name, w in zip(names, weights, strict=True)]
+        for begin in range(0, self._count, TOGETHER):
+            part = slice(begin, begin + TOGETHER)
+            averages = [[column(a, name).array for a in self._kept[name][part]] for name in names]
+            spoilt = _core.blend(columns, averages, np.array(shares[part]), threads(None))
+            if spoilt >= 0:
+                self.spoilt = self.spoilt or names[spoilt]
 
     def _make(self, slots: Sequence[Slot]) -> None:
         """Room for the averages of tensors that are new."""
@@ -148,22 +171,3 @@ class Averages:
                 file.truncate(size)
         whole = torch.from_numpy(np.memmap(path, np.uint8, "r+", shape=(size,)))
         return whole[: shape.numel() * dtype.itemsize].view(dtype).view(shape)
-
-
-def _blend_here(
-    name: str, weight: torch.Tensor, averages: Sequence[torch.Tensor], shares: Sequence[float]
-) -> None:
-    """In the core, without a copy: as many averages at a time as it writes in place."""
-    w = column(weight, name).array
-    for begin in range(0, len(averages), TOGETHER):
-        part = shares[begin : begin + TOGETHER]
-        some = [column(a, name).array for a in averages[begin : begin + TOGETHER]]
-        matrix = np.column_stack([part, np.diag(1 - np.asarray(part))])
-        _core.apply(
-            [w, *some],
-            some,
-            np.ascontiguousarray(matrix),
-            np.zeros(len(part)),
-            False,
-            threads(None),
-        )

@@ -14,7 +14,7 @@ import torch
 from .._errors import CheckpointError, WfcastError, warn
 from .._live import distributed
 from .._live.span import States, restored, write
-from .._live.tensors import Slot, Vector, bare, check_slot, combine, known, reshard
+from .._live.tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 from .._operator import Operator
 from .._parameters import ALL
 from ._averages import Averages
@@ -138,6 +138,7 @@ class Annealed:
         self.n_steps = 0
         self._averages = Averages(len(self.profiles), store, state_dtype)
         self._last = 0  # the step of the last look
+        self._told = False
         self._swapped = False
         if not any(p.requires_grad for p in model.parameters()):
             raise WfcastError("the model has no trainable parameters")
@@ -161,6 +162,24 @@ class Annealed:
         ]
         return found
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is an average, as from step `every` on."""
+        return bool(self._averages.names)
+
+    def log(self) -> dict[str, float]:
+        """What to log now: ``"annealed/profile"`` and the judge's losses, of the last choice.
+
+        The latest weights, chosen, have no profile.
+        """
+        numbers = {}
+        if isinstance(self.chosen, int | float):
+            numbers["annealed/profile"] = float(self.chosen)
+        for name, loss in self.losses.items():
+            label = name if isinstance(name, str) else f"{name:g}"
+            numbers[f"annealed/loss/{label}"] = loss
+        return numbers
+
     # ---- averaging ----------------------------------------------------------------------------
 
     def step(self) -> bool:
@@ -171,6 +190,11 @@ class Annealed:
         bool
             Whether it looked.
 
+        Warns
+        -----
+        UserWarning
+            Once, where weights on a CPU hold NaN or infinity: no readout can be had any more.
+
         Raises
         ------
         WfcastError
@@ -180,12 +204,24 @@ class Annealed:
         self.n_steps += 1
         if self.n_steps % self.every:
             self._averages.proceed()
+            self._tell()
             return False
         t = self.n_steps
         shares = [1 - (self._last / t) ** (gamma + 1) for gamma in self.profiles]
         self._averages.take(self._slots(), shares)
         self._last = t
+        self._tell()
         return True
+
+    def _tell(self) -> None:
+        """Warn, once, of weights that are no numbers any more."""
+        name = self._averages.spoilt
+        if name and not self._told:
+            self._told = True
+            warn(
+                f"parameter {name!r} holds NaN or infinity by step {self._last}: so do its "
+                "averages from now on, and there are no more readouts"
+            )
 
     # ---- readouts -----------------------------------------------------------------------------
 
@@ -269,6 +305,27 @@ class Annealed:
                         )
                     self._refresh()
             yield self.model
+
+    def write(self, profile: Profile | None = None) -> None:
+        """Replace the weights in the model by a readout, as at the end of a run.
+
+        Parameters
+        ----------
+        profile : float, "latest" or Operator, optional
+            As in `applied`.
+
+        Raises
+        ------
+        WfcastError
+            As in `applied`; then the model is as it was.
+        """
+        with self.applied(profile), torch.no_grad():
+            changed = [*(s.parameter for s in self._slots()), *self.model.buffers()]
+            readout = [(t, local(t).clone()) for t in changed]
+        reshard(self.model)
+        with torch.no_grad():
+            for tensor, values in readout:
+                local(tensor).copy_(values)
 
     @contextmanager
     def _inside(self, what: str) -> Iterator[list[Slot]]:

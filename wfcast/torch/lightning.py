@@ -1,8 +1,9 @@
-"""Farcasting in Lightning."""
+"""Farcasting and readouts in Lightning."""
 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ except ModuleNotFoundError as error:
 
 from .._errors import WfcastError
 from ._callback import check_names
+from .annealed import Annealed
 from .farcasting import Farcasting
 
-__all__ = ["FarcastingCallback"]
+__all__ = ["AnnealedCallback", "FarcastingCallback"]
+
+OWN = "current_model_state"  # as Lightning's WeightAveraging calls the run's own weights
 
 
 class FarcastingCallback(Callback):
@@ -75,7 +79,7 @@ class FarcastingCallback(Callback):
     """
 
     def __init__(self, **parameters: Any) -> None:
-        check_names(parameters, ("model", "optimizer", "scheduler"))
+        check_names(parameters, Farcasting, ("model", "optimizer", "scheduler"))
         self.parameters = parameters
         self.farcasting: Farcasting | None = None
         self._saved: dict[str, Any] | None = None
@@ -133,6 +137,151 @@ class FarcastingCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
         return {} if self.farcasting is None else self.farcasting.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From one of Lightning's checkpoints."""
+        self._saved = state_dict or None
+
+
+class AnnealedCallback(Callback):
+    """`Annealed` as a callback: ``Trainer(callbacks=[AnnealedCallback()])``.
+
+    As with Lightning's own `WeightAveraging`, the model is validated with the weights of the
+    readout, and the ``state_dict`` of a checkpoint is the readout's, which
+    ``load_from_checkpoint`` gives; the run's own weights lie beside it, and training resumes from
+    them to the bit. The run itself is not touched.
+
+    Parameters
+    ----------
+    validate : bool, default=True
+        Whether validation sees the readout.
+    save : bool, default=True
+        Whether checkpoints hold the readout.
+    final : bool, default=False
+        Whether the model has the weights of the readout at the end.
+    **parameters
+        Those of `Annealed`, but for the model.
+
+    Attributes
+    ----------
+    annealed : Annealed or None
+        Made when training begins; ``annealed.choose(judge)`` picks a profile, which is the one
+        nearest to 10 by default.
+
+    See Also
+    --------
+    wfcast.torch.Annealed : Parameters, and what a readout is.
+    wfcast.torch.AnnealedCallback : The same in the Hugging Face Trainer.
+
+    Examples
+    --------
+    >>> import lightning, torch
+    >>> from wfcast.torch.lightning import AnnealedCallback
+    >>> class Sums(lightning.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = torch.nn.Linear(4, 1)
+    ...     def training_step(self, batch):
+    ...         return (self.layer(batch) - batch.sum(1, keepdim=True)).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.01)
+    >>> callback = AnnealedCallback(final=True)
+    >>> trainer = lightning.Trainer(
+    ...     accelerator="cpu",
+    ...     max_steps=30,
+    ...     callbacks=[callback],
+    ...     logger=False,
+    ...     enable_checkpointing=False,
+    ...     enable_progress_bar=False,
+    ...     enable_model_summary=False,
+    ... )
+    >>> trainer.fit(Sums(), torch.utils.data.DataLoader(torch.randn(256, 4), batch_size=8))
+    >>> callback.annealed.n_steps
+    30
+    """
+
+    def __init__(
+        self, *, validate: bool = True, save: bool = True, final: bool = False, **parameters: Any
+    ) -> None:
+        check_names(parameters, Annealed, ("model",))
+        self.validate, self.save, self.final = validate, save, final
+        self.parameters = parameters
+        self.annealed: Annealed | None = None
+        self._saved: dict[str, Any] | None = None
+        self._stepped = 0
+        self._within = ExitStack()  # a validation
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave what belonged to an earlier fit, before a checkpoint is loaded."""
+        if stage == "fit":
+            self.annealed = self._saved = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on from a checkpoint."""
+        self.annealed = Annealed(pl_module, **self.parameters)
+        self._stepped = trainer.global_step
+        if self._saved is not None:
+            self.annealed.load_state_dict(self._saved)
+            self._saved = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One batch is done; only those that end with an optimizer step count."""
+        assert self.annealed is not None
+        if self._stepped != trainer.global_step:  # several optimizers count each of their own
+            self._stepped = trainer.global_step
+            self.annealed.step()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the readout into the model."""
+        annealed = self._readout(trainer)
+        if annealed is not None and self.validate:
+            self._within.enter_context(annealed.applied())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the run's own weights back."""
+        self._within.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the run's own weights back, if a validation broke off."""
+        self._within.close()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the weights by the readout, if so wished: after the last checkpoint."""
+        annealed = self._readout(trainer)
+        if annealed is not None and self.final:
+            annealed.write()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The readout as the checkpoint's weights, the run's own beside it."""
+        annealed = self._readout(trainer)
+        if annealed is None or not self.save:
+            return
+        with annealed.applied():
+            readout = trainer.strategy.lightning_module_state_dict()
+            readout = {name: value.clone() for name, value in readout.items()}
+        checkpoint[OWN], checkpoint["state_dict"] = checkpoint["state_dict"], readout
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on training from the run's own weights; all else is done with the readout."""
+        if OWN in checkpoint and trainer.state.fn == "fit":
+            pl_module.load_state_dict(checkpoint[OWN])
+
+    def _readout(self, trainer: Trainer) -> Annealed | None:
+        """The averages, where there are any and a run is going on."""
+        there = self.annealed is not None and self.annealed.ready and trainer.state.fn == "fit"
+        return self.annealed if there else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoints."""
+        return {} if self.annealed is None else self.annealed.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""
