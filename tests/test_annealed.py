@@ -195,6 +195,9 @@ def test_judges_that_fail():
         WfcastError, match="no finite number, but nan for the latest weights and nan"
     ):
         annealed.choose(lambda: math.nan)
+    for nothing in (None, "low", torch.zeros(2)):
+        with pytest.raises(WfcastError, match=r"the judge returned .*, expected one number"):
+            annealed.choose(lambda nothing=nothing: nothing)
     assert annealed.chosen == 2  # a choice that failed is none
 
     def fails():
