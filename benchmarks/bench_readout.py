@@ -426,7 +426,7 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
     """A panel for each task."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(found), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(found), 3.8), layout="constrained")
     styles = {
         "latest": ("0.6", ":"),
         "20 stored": ("#009E73", "--"),
@@ -444,7 +444,8 @@ def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("held-out loss against the best real decay, %")
-    figure.axes[0].legend(frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=120)
 
 
