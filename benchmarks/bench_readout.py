@@ -44,13 +44,28 @@ TENTHS = 10
 PROFILES = (1, 2, 5, 10, 20, 40)
 DECAYS = (0.1, 0.2, 0.4)  # over so large a share of the steps so far a branch's rate falls to 0
 STORED = (5, 10, 20)  # checkpoints, evenly over the steps so far
+OF_STORED = (2, 5, 10, 20)  # profiles that are tried of them
 STATES = 200  # of a run, that stored checkpoints are picked from
 EMAS = (0.99, 0.999)
 JUDGED = 16  # training batches of a judge
 N_EVALS = 40  # gradients of a fit
 EDGE = 3  # times that a sweep may go beyond its grid
 FORWARD = 1 / 3  # of a step's cost
-LENGTHS = {"digits": 1000, "characters": 800, "decoder": 800, "distilbert-mlm": 1000}
+LENGTHS = {
+    "digits": 600,
+    "characters": 400,
+    "decoder": 400,
+    "distilbert-mlm": 800,
+    "distilbert-classes": 300,
+}
+RATES = {
+    "digits": (2e-3, 4e-3, 8e-3),
+    "characters": (4e-3, 8e-3),
+    "decoder": (4e-3, 8e-3),
+    "distilbert-mlm": (3e-3, 6e-3),
+    "distilbert-classes": (1e-4, 3e-4, 1e-3),
+}
+VERSION = 2  # of what a kept run means
 KINDS: tuple[type[Task], ...] = (Digits, Characters, MaskedWords, Classes, Decoder)
 
 
@@ -68,7 +83,7 @@ class Spec:
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        text = json.dumps([asdict(self), PROFILES, DECAYS, STORED, JUDGED, N_EVALS])
+        text = json.dumps([asdict(self), VERSION])
         return RESULTS / NAME / f"{self.task}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
 
@@ -80,7 +95,7 @@ def task_named(name: str) -> Task:
 
 def length_of(task: Task, quick: bool) -> int:
     """The steps of its runs, a multiple of ten tenths."""
-    return 100 if quick else LENGTHS.get(task.name, task.steps)
+    return 100 if quick else LENGTHS[task.name]
 
 
 # ---- one run ----------------------------------------------------------------------------------
@@ -99,6 +114,8 @@ class Run:
         """One step, at a share of what the schedule says."""
         spec = self.spec
         self.step += 1
+        torch.manual_seed(spec.seed * 1_000_003 + self.step)  # of dropout: the same in a branch
+        self.model.train()
         rate = share * spec.rate * factor(spec.schedule, self.step, spec.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -123,6 +140,7 @@ class Run:
     @torch.no_grad()
     def judge(self) -> float:
         """The mean loss over some training batches, the same ones for every candidate."""
+        self.model.eval()
         return statistics.fmean(
             float(self.task.loss(self.model, self.task.batch(90_000 + self.spec.seed, k)))
             for k in range(JUDGED)
@@ -207,7 +225,7 @@ def readouts(
     row["stored"] = {}
     for n in STORED:
         picked = spread(steps, n)
-        row["stored"][str(n)] = from_disk(run, states, picked, PROFILES)
+        row["stored"][str(n)] = from_disk(run, states, picked, OF_STORED)
     late = [s for s in steps if s > 0.75 * run.step]
     quarter = spread(late, 10)
     half = [s for s in picked if s > run.step / 2]
@@ -312,7 +330,7 @@ def bench(task: Task, options: Any, pool: ProcessPoolExecutor) -> dict[str, Any]
     steps = length_of(task, options.quick)
     work = Bench(task.name, steps, pool)
     seeds = range(options.seeds)
-    sweep = work.sweep(task.rates)
+    sweep = work.sweep(RATES[task.name])
     real = {cell: run["loss"] for cell, run in sweep.items()}
     best = sorted(real, key=real.__getitem__)[:2]
     constant = min((c for c in sweep if c[0] == "constant"), key=lambda c: end(sweep[c]))
@@ -348,6 +366,7 @@ def relative(rows: Sequence[Sequence[dict[str, Any]]], k: int, value: Any) -> fl
 
 COLUMNS = {
     "latest": lambda row: row["latest"],
+    "best profile": lambda row: min(row["profiles"].values()),
     "chosen": lambda row: row["chosen"],
     "fitted": lambda row: row["fitted"],
     "20 stored": lambda row: row["stored"]["20"]["loss"],
@@ -399,6 +418,18 @@ def tell(found: dict[str, Any]) -> None:
     )
 
 
+def costs() -> str:
+    """What a reading costs, in steps of training."""
+    judged = (len(PROFILES) + 1) * JUDGED * FORWARD
+    rows = [
+        ("averages", "0"),
+        ("choice", f"{judged:.0f}"),
+        ("fit", f"{N_EVALS + judged + JUDGED * FORWARD:.0f}"),
+        *((f"real decay, last {share:.0%} of n steps", f"{share:g} n") for share in DECAYS),
+    ]
+    return table(("what one reading costs", "steps"), rows)
+
+
 def reached(found: Sequence[dict[str, Any]]) -> list[Target]:
     """The targets."""
     every = [(task, k) for task in found for k in range(TENTHS)]
@@ -415,7 +446,7 @@ def reached(found: Sequence[dict[str, Any]]) -> list[Target]:
         Target("chosen readout against the best real decay, worst tenth", max(chosen), 0.002, True),
         Target("tenths at which the fitted readout is at or below it, worst task", min(fitted), 8),
         Target(
-            "tasks that end at or below the best schedule",
+            "tasks whose fitted readout ends at or below the best schedule",
             sum(change <= 0 for change in at_end),
             min(4, len(found)),
         ),
@@ -469,9 +500,9 @@ def main() -> None:
             found.append(bench(task_named(name), args, pool))
         tell(found[-1])
         write_json(args, f"{NAME}-{name}", {"machine": info, **found[-1]})
-    print()
+    print(f"\n{costs()}")
     print_targets(reached(found))
-    plot(found, RESULTS / f"{NAME}.png")
+    plot(found, RESULTS / f"{NAME}{'-quick' if args.quick else ''}.png")
 
 
 if __name__ == "__main__":
