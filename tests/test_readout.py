@@ -598,6 +598,8 @@ def test_the_command_line(run: Path, tmp_path: Path) -> None:
         ["anneal", "run", "-o", "x", "--window", "0.5", "--last", "3"],
         ["anneal", "run", "-o", "x", "--last", "0"],
         ["anneal", "run", "-o", "x", "--maximize"],
+        ["anneal", "run", "-o", "x", "--profile", "1", "2"],
+        ["extrapolate", "run", "-o", "x", "--ahead", "1", "2"],
         ["extrapolate", "run", "-o", "x", "--judge-timeout", "3"],
         ["extrapolate", "run", "-o", "x", "--strategy", "cubic"],
         ["extrapolate", "run", "-o", "x", "--strategy", "line", "--rank", "3"],
@@ -611,10 +613,22 @@ def test_bad_usage_exits_2(run: Path, words: list[str]) -> None:
 
 
 def test_a_failure_is_one_line(run: Path, tmp_path: Path) -> None:
-    done = wf("anneal", "run", "-o", "x", "--profile", "1", "2", cwd=tmp_path)
+    done = wf("anneal", "run", "-o", "x", "--profile", "1", "1", "--judge", "true {}", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("wfcast: error: 2 values of profile are given and no judge")
+    assert done.stderr.startswith("wfcast: error: profile 1 is given twice")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_that_wanders_is_told_so(tmp_path: Path) -> None:
+    """Without a judge, who would say so."""
+    walk = np.random.default_rng(0).normal(size=(9, 40, 50)).cumsum(axis=0)
+    drifting = np.linspace(0, 9, 9)[:, None, None] + walk
+    out = tmp_path / "out.safetensors"
+    wandering = {t: {"w": w} for t, w in enumerate(walk)}
+    with pytest.warns(UserWarning, match="do not lead anywhere: .* have the cosine"):
+        wfcast.extrapolate_run(wandering, out)
+    wfcast.extrapolate_run(wandering, out, (0.5, 1.0), judge=lambda path: 1.0)
+    wfcast.extrapolate_run({t: {"w": w} for t, w in enumerate(drifting)}, out)
 
 
 def test_reports(run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._apply import nonfinite_error
-from ._columns import Label, value_at
+from ._columns import Label, blocks, value_at
 from .checkpoint import Checkpoint
 
 __all__ = ["Moves", "middle_of", "moves"]
@@ -107,8 +107,16 @@ def _root(square: Any, least: float) -> Any:
     return np.sqrt(np.where(square > least, square, math.nan))
 
 
-def moves(states: Sequence[Checkpoint], name: str, middle: int, n_threads: int = 0) -> Moves:
+def moves(
+    states: Sequence[Checkpoint],
+    name: str,
+    middle: int,
+    n_threads: int = 0,
+    most: int | None = None,
+) -> Moves:
     """The moves of one tensor, which all states hold alike; it is read once.
+
+    Of a large one only its first `most` weights, where that is given.
 
     Raises
     ------
@@ -116,6 +124,9 @@ def moves(states: Sequence[Checkpoint], name: str, middle: int, n_threads: int =
         NaN or infinity in a state.
     """
     columns = [state.column(name).array for state in states]
+    if most is not None:
+        index, _, _ = next(blocks(columns[0].shape, most))
+        columns = [column[index] for column in columns]
     try:
         return Moves(columns[0].size, middle, _core.halves(columns, middle, n_threads))
     except _core.NonFinite as error:

@@ -113,6 +113,9 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
         args.usage_error("--window and --last exclude each other")
     if args.judge is None and (args.maximize or args.judge_timeout is not None):
         args.usage_error("--maximize and --judge-timeout go with --judge")
+    given = next(value for name, value in options.items() if name in ("profile", "ahead"))
+    if args.judge is None and len(given) > 1:
+        args.usage_error("several values need a judge to choose by: --judge 'python eval.py {}'")
     judge = None
     if args.judge is not None:
         command = CommandJudge(args.judge, args.judge_timeout)

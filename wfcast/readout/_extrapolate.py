@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
+from operator import add
 from typing import Any
 
 from .._apply import Progress
-from .._errors import WfcastError
+from .._errors import WfcastError, warn
+from .._moves import middle_of, moves
+from .._parameters import threads
 from .._patterns import Patterns
-from .._runs import states_of
+from .._runs import forecastable, has, open_run, states_of
 from ..operators._extrapolate import ahead_of, target_of
+from ..report._drift import leads_nowhere
 from ._choice import Candidate, judge_of, readout, short
 from ._judge import Judge
 from ._report import ReadoutReport
 from ._selection import selected, several
 
 __all__ = ["extrapolate_run"]
+
+SAMPLE = 1 << 16
+"""The most weights of a tensor that the drift is told by before a run is extrapolated."""
 
 
 def extrapolate_run(
@@ -77,6 +86,12 @@ def extrapolate_run(
     -------
     ReadoutReport
 
+    Warns
+    -----
+    UserWarning
+        Without a judge, a run of three checkpoints at least that does not drift, by the first
+        weights of each tensor (`drift` looks at all of them).
+
     Raises
     ------
     WfcastError, CheckpointError, OSError
@@ -114,6 +129,8 @@ def extrapolate_run(
                 "expected different steps"
             )
     judging = judge_of(judge, maximize, judge_timeout, names, "ahead")
+    if judging is None:
+        _warn_of_wandering(run, threads(n_threads))
     operator = ahead_of(run, tuple(sorted(targets)), strategy, rank)
     return readout(
         [Candidate(name, operator, t) for name, t in zip(names, targets, strict=True)],
@@ -133,3 +150,19 @@ def extrapolate_run(
         shard_size=shard_size,
         overwrite=overwrite,
     )
+
+
+def _warn_of_wandering(run: Mapping[int, Any], n_threads: int) -> None:
+    """Say so where a line leads nowhere, for nobody else will ask."""
+    observed = tuple(run)
+    if len(observed) < 3:
+        return
+    states = list(open_run(run, observed, "the run").values())
+    found = []
+    for tensor in forecastable(states[-1]):
+        if tensor.size and all(has(state, tensor) for state in states):
+            with suppress(WfcastError):  # NaN: what becomes of it is up to the forecast
+                middle = middle_of(observed)
+                found.append(moves(states, tensor.name, middle, n_threads, SAMPLE))
+    if found and (text := leads_nowhere(reduce(add, found).cosine()[0])):
+        warn(text)

@@ -16,7 +16,7 @@ from .._runs import open_alike, states_of, steps
 from ..checkpoint import Tensor
 from ._base import Grid, Report, finite
 
-__all__ = ["Drift", "drift"]
+__all__ = ["Drift", "drift", "leads_nowhere"]
 
 LEAST_COSINE = 0.35
 LEAST_STATES = 8
@@ -143,17 +143,21 @@ def _row(name: str, found: Mapping[str, float]) -> tuple[str, ...]:
     )
 
 
+def leads_nowhere(cosine: float) -> str:
+    """What a cosine of the halves says against a line; empty where it says nothing."""
+    if cosine >= LEAST_COSINE:
+        return ""
+    what = "have no cosine, as one is 0" if cosine != cosine else f"have the cosine {cosine:.2f}"
+    return (
+        f"lines through this run do not lead anywhere: the moves of its halves {what}, expected at "
+        f"least {LEAST_COSINE}"
+    )
+
+
 def _against(found: Drift, rounded: Moves | None) -> Iterable[str]:
     """What speaks against a line; `rounded` are the moves of 16-bit weights that moved."""
-    cosine = found.total["cosine"]
-    if not cosine >= LEAST_COSINE:
-        what = (
-            "have no cosine, as one is 0" if cosine != cosine else f"have the cosine {cosine:.2f}"
-        )
-        yield (
-            "lines through this run do not lead anywhere: the moves of its halves "
-            f"{what}, expected at least {LEAST_COSINE}"
-        )
+    if wandering := leads_nowhere(found.total["cosine"]):
+        yield wandering
     # what never moves, as the embeddings of words that do not occur, is no fault of rounding
     if rounded and rounded.moved_between < min(LEAST_MOVED, 0.9 * rounded.moved):
         yield (

@@ -149,6 +149,11 @@ class Annealed:
         for slot in self._slots():
             check_slot(slot)
 
+    def __repr__(self) -> str:
+        chosen = self.chosen if self.chosen is None or self.chosen == LATEST else f"{self.chosen:g}"
+        shown = ", ".join(f"{gamma:g}" for gamma in self.profiles)
+        return f"Annealed(profiles=({shown}), n_steps={self.n_steps}, chosen={chosen})"
+
     def _slots(self) -> list[Slot]:
         """What is averaged, as the model holds it now."""
         model = self.model
