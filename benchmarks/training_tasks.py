@@ -1,4 +1,4 @@
-"""What is trained in `bench_farcasting.py`: five models, on data that installed packages carry.
+"""What is trained in `bench_farcasting.py` and `bench_readout.py`, on data of installed packages.
 
 A run is a pure function of its seed: step t of it draws its batch from ``(seed, t)`` alone, so that
 runs with and without jumps see the same batches. On the CPU everything is trained on one thread.

@@ -80,6 +80,16 @@ class Job:
         if self.kind == "farcaster":
             wfcast.Operator((0,), (1,), [[float(step)]]).save(self.target)
             return
+        if self.kind == "readout":
+            ahead = {s: (s - 500) / 500 for s in STEPS}
+            wfcast.extrapolate_run(
+                self.run,
+                self.target,
+                list(ahead.values()),
+                judge=lambda path: float(path.parent.name != f"ahead-{ahead[step]:g}"),
+                overwrite=True,
+            )
+            return
         form = {"format": "dcp"} if self.kind == "dcp" else {}
         wfcast.forecast_checkpoint(LINE, self.run, step, self.target, overwrite=True, **form)
 

@@ -12,7 +12,7 @@ import pytest
 
 import wfcast
 
-KINDS = ("file", "shards", "torch", "dcp", "farcaster")
+KINDS = ("file", "shards", "torch", "dcp", "farcaster", "readout")
 DRIVER = Path(__file__).with_name("crashes.py")
 
 
@@ -33,7 +33,7 @@ def driven(mode, kind, folder, count, *words, **environment):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(tmp_path, kind):
-    """Twenty times for each of five kinds of output: the old one or the new one, whole."""
+    """Twenty times for each kind of output: the old one or the new one, whole."""
     found = driven("kill", kind, tmp_path, 20)
     assert sum(found.values()) == 20
 

@@ -71,8 +71,7 @@ def test_what_it_leaves(done: tuple[Path, dict[str, Any], str]) -> None:
     for picture in ("readout.png", "forecast.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert (out / picture).stat().st_size > 20_000
-    assert "record run-1" in stderr
-    assert "train on after the jump" in stderr
+    assert "%" not in stderr  # bars are for a terminal
     assert {
         "wfcast",
         "size",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_commands_are_found() -> None:
     shown = {command.split()[1] for command in commands()}
-    assert {"fit", "forecast", "inspect", "compare"} <= shown
+    assert {"fit", "forecast", "anneal", "extrapolate", "inspect", "compare"} <= shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -90,6 +93,29 @@ def test_from_file_to_file(names: dict[str, Any]) -> None:
     np.testing.assert_array_equal(load_file("forecast-1500.safetensors")["w"], np.full(3, 1500))
 
 
+def test_a_judge_of_readouts(
+    names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from models import small
+
+    for step in (10, 20, 30):
+        model = small("gpt2", seed=step)
+        model.save_pretrained(f"runs/a/checkpoint-{step}")
+    torch.save(list(torch.arange(48).reshape(3, 2, 8)), "held-out.pt")
+
+    def held_out_loss(path: Path) -> float:
+        monkeypatch.setattr(sys, "argv", ["judge.py", str(path)])
+        with redirect_stdout(StringIO()) as printed:
+            run("judge", "readouts.md", {})
+        return float(printed.getvalue())
+
+    monkeypatch.setattr(wfcast.ReadoutReport, "plot", lambda self: None)
+    run("anneal", "readouts.md", {**names, "held_out_loss": held_out_loss})
+    assert held_out_loss(Path("annealed")) <= held_out_loss(Path("runs/a/checkpoint-30"))
+
+
 def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -113,8 +139,9 @@ def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]
     }
     run("loop", "training-loops.md", names)
     assert "3 jumps, 3 kept" in capsys.readouterr().out
+    run("annealed", "training-loops.md", names)
     before = {name: w.clone() for name, w in model.state_dict().items()}
     states = {step: {k: w * (1 + 0.01 * step) for k, w in before.items()} for step in range(4)}
     run("export", "training-loops.md", {**names, "states": states})
-    assert saved == ["if-training-ended-now"]
+    assert saved == 2 * ["if-training-ended-now"]
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())

@@ -41,6 +41,8 @@ def python(code, cwd):
         ["--version"],
         ["forecast", "--help"],
         [*FORECAST, "out.safetensors"],
+        ["anneal", ".", "-o", "out.safetensors", "--profile", "1", "2", "--judge", "echo 1 {}"],
+        ["extrapolate", ".", "-o", "out.safetensors"],
         ["inspect", "step-0.safetensors"],
         ["inspect", "."],
         ["compare", "step-0.safetensors", "step-20.safetensors"],

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -181,7 +180,7 @@ def _temporary(target: Path, create: Callable[[Path], int | None]) -> Iterator[t
     _sweep(target.parent, stem)
     done = False
     while not done:
-        path = target.parent / f"{stem}{secrets.token_hex(6)}.tmp"
+        path = target.parent / f"{stem}{os.urandom(6).hex()}.tmp"
         descriptor = None
         try:
             descriptor = create(path)
@@ -292,7 +291,7 @@ def _exchange(new: Path, target: Path) -> None:
 
 def _exchange_by_renames(new: Path, target: Path) -> None:
     """Put `new` in the place of `target`, which goes by a name that is never swept meanwhile."""
-    aside = new.with_name(f".{_short(target)}.{secrets.token_hex(6)}.old")
+    aside = new.with_name(f".{_short(target)}.{os.urandom(6).hex()}.old")
     try:
         os.rename(target, aside)
         os.rename(new, target)

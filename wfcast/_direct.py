@@ -96,7 +96,8 @@ class DirectWriter:
 
     def _block(self) -> Array:
         """Memory that begins with a page, for a piece after what is carried over of a page."""
-        memory = mmap.mmap(-1, PAGE + BLOCK_BYTES)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, PAGE + BLOCK_BYTES, flags=private)
         if self._reserved:
             with suppress(AttributeError, OSError):  # not everywhere
                 memory.madvise(mmap.MADV_HUGEPAGE)

@@ -6,9 +6,8 @@ import math
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
-
-from tqdm import tqdm
+from functools import cache
+from typing import Any, Self
 
 __all__ = ["FitBar", "bar", "log", "quiet", "say"]
 
@@ -24,21 +23,53 @@ def log(message: str) -> None:
 
 def say(message: str) -> None:
     """The same of what is to be known in any case."""
-    tqdm.write(message, file=sys.stderr)
+    if "tqdm" in sys.modules:  # else there is no bar
+        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr)
 
 
-class _Bar(tqdm):  # type: ignore[misc]
-    """Shown from the first update on, so that an error before it stands alone."""
+@cache
+def _shown_bar() -> Any:
+    """The class of bars that are shown; tqdm takes as long to import as a small forecast."""
+    from tqdm import tqdm
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(delay=math.inf, **options)
-        self._shown = False
+    class Bar(tqdm):  # type: ignore[misc]
+        """Shown from the first update on, so that an error before it stands alone."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(delay=math.inf, **options)
+            self._shown = False
+
+        def update(self, n: float = 1) -> None:
+            if not self._shown:
+                self._shown, self.delay = True, 0
+                self.refresh()
+            super().update(n)
+
+    return Bar
+
+
+class _NoBar:
+    """What is used of a bar, where none is shown."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.n = total, 0.0
 
     def update(self, n: float = 1) -> None:
-        if not self._shown:
-            self._shown, self.delay = True, 0
-            self.refresh()
-        super().update(n)
+        self.n += n
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
@@ -46,12 +77,13 @@ def bar(total: int, what: str, unit: str, *, scale: bool = False) -> Any:
 
     `scale` shows thousands and millions of the unit.
     """
-    return _Bar(
+    if quiet.get() or not sys.stderr.isatty():
+        return _NoBar(total)
+    return _shown_bar()(
         total=total,
         desc=what,
         unit=unit,
         file=sys.stderr,
-        disable=quiet.get() or not sys.stderr.isatty(),
         dynamic_ncols=True,
         smoothing=0.1,
         unit_scale=scale,

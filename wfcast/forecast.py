@@ -480,6 +480,8 @@ def _provenance(plan: Plan) -> dict[str, Any]:
         "inputs": files,
         "step": plan.step,
         "forecaster": plan.operator.fingerprint(),
+        "strategy": plan.operator.strategy,
+        **{k: v for k, v in plan.operator.info.items() if k in ("profile", "rank")},
         "wfcast": __version__,
         "numpy": np.__version__,
     }

@@ -31,7 +31,7 @@ typedef struct {
     int wide;                     /* compute in float64 */
     int fused; /* one dtype, contiguous: the kernel reads and writes the columns themselves */
     int stream, check;
-    int through;     /* fused, but the output passes through scratch */
+    int through;     /* fused, but the output, an input too, waits in scratch for its moves */
     int dry;         /* compute and check, write nothing */
     ptrdiff_t block; /* rows at a time */
     ptrdiff_t phase; /* the first block ends here, so that outputs start on a line */
@@ -103,8 +103,7 @@ static wf_moves moving(const apply_job *job, int t, ptrdiff_t n, const void *con
 {
     const double least = 1e-28; /* 1e6 times what n <= MOST_BLOCK squares of float32 can lose */
     double sums[2];
-    job->moving(n, job->p, x, job->coef, job->intercept, y, job->stream && !job->through,
-                &job->finite[t], sums);
+    job->moving(n, job->p, x, job->coef, job->intercept, y, job->stream, &job->finite[t], sums);
     const wf_dtype dtype = job->table->columns[0].dtype;
     const void *last = x[job->p - 1];
     const size_t size = (size_t)(n * wf_item_size(dtype));
@@ -132,9 +131,7 @@ static void fused_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t star
     void *const y = job->through ? (void *)(pointers + p + 1) : pointers[p];
     job->moves[b] = moving(job, t, n, (const void *const *)pointers, y);
     const ptrdiff_t size = n * wf_item_size(dtype);
-    if (job->through && job->stream) {
-        wf_k->stream_bytes(size, y, pointers[p]);
-    } else if (job->through) {
+    if (job->through) {
         memcpy(pointers[p], y, (size_t)size);
     }
 }
@@ -212,7 +209,8 @@ static void plan(apply_job *job, int shared, int moves)
     job->fused = uniform && !job->dry && (!shared || one_group);
     job->stream = job->fused && !shared && out_bytes > last_level_cache();
     const int on_line = (uintptr_t)table->columns[job->p].data % LINE == 0;
-    job->through = job->fused && moves && (shared || (job->stream && !on_line));
+    job->stream = job->stream && (on_line || !moves); /* no head of odd rows: see phase */
+    job->through = job->fused && moves && shared;
     choose_kernels(job, job->fused ? table->columns[0].dtype : job->wide ? WF_F64 : WF_F32);
 
     const ptrdiff_t size = job->wide ? 8 : 4;

@@ -76,8 +76,6 @@ typedef struct {
      * tiles) WF_GRAM_RUN elements apart, n <= WF_GRAM_RUN a multiple of WF_GRAM_LANES. */
     void (*gram_f32)(ptrdiff_t n, ptrdiff_t p, const float *x, double *sums);
 
-    /* n bytes from cached memory to elsewhere, past the caches (the caller fences). */
-    void (*stream_bytes)(ptrdiff_t n, const char *src, char *dst);
     void (*triad)(ptrdiff_t n, const float *a, const float *b, float scalar, float *out);
 
     /* 1 when one of n values is NaN or infinite. */

@@ -273,19 +273,6 @@ static void gram_f32(ptrdiff_t n, ptrdiff_t p, const float *x, double *sums)
     }
 }
 
-static void stream_bytes(ptrdiff_t n, const char *src, char *dst)
-{
-    const ptrdiff_t size = FW * (ptrdiff_t)sizeof(float);
-    ptrdiff_t at = FW == 1 ? n : (ptrdiff_t)(-(uintptr_t)dst % (uintptr_t)size);
-    at = at < n ? at : n;
-    memcpy(dst, src, (size_t)at);
-    for (; at + size <= n; at += size) {
-        const vf bits = vf_load_f32((const float *)(const void *)(src + at));
-        vf_stream_f32((float *)(void *)(dst + at), bits);
-    }
-    memcpy(dst + at, src + at, (size_t)(n - at));
-}
-
 static void triad(ptrdiff_t n, const float *a, const float *b, float scalar, float *out)
 {
     ptrdiff_t i = 0;
@@ -492,7 +479,6 @@ const wf_kernels TABLE(ISA) = {
     .blend_f64 = blend_f64,
     .minus = minus,
     .gram_f32 = gram_f32,
-    .stream_bytes = stream_bytes,
     .triad = triad,
     .nonfinite = nonfinite,
     .differences = differences,

@@ -44,7 +44,7 @@ def add_extrapolate(add: Add) -> None:
         default="line",
         help="line through all checkpoints, in the main directions, or through two (line)",
     )
-    parser.add_argument("--rank", type=positive, default=2, help="of low-rank (2)")
+    parser.add_argument("--rank", type=positive, help="of low-rank (2)")
     _add_choice(parser)
     add_output(parser)
 
@@ -99,7 +99,10 @@ def _anneal(args: argparse.Namespace) -> Result:
 def _extrapolate(args: argparse.Namespace) -> Result:
     from ..readout import extrapolate_run
 
-    return _readout(args, extrapolate_run, ahead=args.ahead, strategy=args.strategy, rank=args.rank)
+    if args.rank is not None and args.strategy != "low-rank":
+        args.usage_error("--rank goes with --strategy low-rank")
+    rank = 2 if args.rank is None else args.rank
+    return _readout(args, extrapolate_run, ahead=args.ahead, strategy=args.strategy, rank=rank)
 
 
 def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: Any) -> Result:
@@ -116,7 +119,9 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
 
         def judge(path: Path) -> float:
             log(f"judging {path.parent.name}")
-            return command(path)
+            number = command(path)
+            log(f"judged {path.parent.name}: {number:g}")
+            return number
 
     run = _run_of(args)
     tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors

@@ -115,8 +115,9 @@ def readout(
 
 def _check_room(job: Job, n: int) -> None:
     """Raise CheckpointError where the disk is too small: to know before long work."""
-    needed, free = n * job.nbytes, shutil.disk_usage(job.target.parent).free
-    if needed > free:
+    usage = shutil.disk_usage(job.target.parent)
+    needed, free = n * job.nbytes, usage.free
+    if needed > free and usage.total:  # some network file systems say 0 of everything
         what = (
             "it takes" if n == 1 else f"the {n} candidates, the latest checkpoint among them, take"
         )

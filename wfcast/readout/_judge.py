@@ -10,10 +10,10 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from .._errors import WfcastError
 from .._parameters import is_finite
@@ -81,12 +81,13 @@ class CommandJudge:
     def _run(self, words: list[str], out: IO[bytes], err: IO[bytes]) -> int | None:
         """The exit code; None where it was killed for taking too long."""
         with (
-            _ended_by_sigterm(),
+            _Signals() as signals,
             subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             ) as process,
         ):
             try:
+                signals.let_in()
                 return process.wait(self._timeout)
             except subprocess.TimeoutExpired:
                 _kill(process)
@@ -146,19 +147,45 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, where it would end this process, end it as Ctrl-C does: with all cleaned up."""
+class _Signals:
+    """Ctrl-C and SIGTERM while a process is started, and then as long as it runs.
 
-    def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+    What comes before its number is known waits until then, so that it can be ended. SIGTERM, where
+    it would end this process at once, ends it as Ctrl-C does: with all cleaned up.
+    """
 
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._came: int | None = None
+        self._open = False
+
+    def let_in(self) -> None:
+        """Act on what has come, and from now on at once."""
+        self._open = True
+        if self._came is not None:
+            self._act(self._came, None)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self._open:
+            self._act(number, frame)
+        self._came = number
+
+    def _act(self, number: int, frame: Any) -> None:
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        self._before[number](number, frame)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others set no handlers
+            interrupt, end = (signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM))
+            if callable(interrupt):
+                self._before[signal.SIGINT] = interrupt
+            if end is signal.SIG_DFL:
+                self._before[signal.SIGTERM] = end
+            for number in self._before:
+                signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

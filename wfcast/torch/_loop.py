@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,3 +89,20 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     with aside(model), torch.no_grad():
         model.eval()
         yield
+
+
+def judged(judge: Callable[[], Any]) -> float:
+    """The judge's number.
+
+    Raises
+    ------
+    WfcastError
+        It returned something else, such as None.
+    """
+    found = judge()
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as reason:  # torch raises either of the last two
+        raise WfcastError(
+            f"the judge returned {found!r:.80}, expected one number, such as a held-out loss"
+        ) from reason

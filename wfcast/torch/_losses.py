@@ -9,7 +9,7 @@ import torch
 
 from .._errors import WfcastError
 from .._live import distributed
-from ._loop import evaluating
+from ._loop import evaluating, judged
 from ._trust import Point
 
 PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
@@ -79,7 +79,7 @@ class Losses:
         """What the judge says, the mean over the processes."""
         assert self._judge is not None
         with distributed.together(), evaluating(self._model):
-            value = float(self._judge())
+            value = judged(self._judge)
         return distributed.mean([value])[0]
 
     def between(self, first: int, last: int) -> list[Point]:

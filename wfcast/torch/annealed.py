@@ -18,7 +18,7 @@ from .._live.tensors import Slot, Vector, bare, check_slot, combine, known, loca
 from .._operator import Operator
 from .._parameters import ALL
 from ._averages import Averages, Sums
-from ._loop import evaluating, modes_kept
+from ._loop import evaluating, judged, modes_kept
 from ._profiles import checked, coefficients, error, nearest
 from .loss_fit import Feed, check_counts, search
 
@@ -250,14 +250,14 @@ class Annealed:
         Raises
         ------
         WfcastError
-            No average yet, or not one finite number.
+            No average yet, not one finite number, or a judge that returned no number.
         """
         losses: dict[float | str, float] = {}
         candidates: list[float | str] = [LATEST, *self.profiles]
         for name in candidates:
             with self.applied(name):
                 with distributed.together(), evaluating(self.model):
-                    value = float(judge())
+                    value = judged(judge)
                 losses[name] = distributed.mean([value])[0]
         finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
         if not finite:

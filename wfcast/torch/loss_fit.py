@@ -17,7 +17,7 @@ from .._live.span import States, parameters, restored, write
 from .._live.tensors import Slot, Vector, local, products, share
 from .._operator import Operator
 from .._runs import check_run
-from ._loop import modes_kept
+from ._loop import judged, modes_kept
 
 __all__ = ["Feed", "Found", "check_counts", "fit_to_loss", "search"]
 
@@ -356,7 +356,7 @@ class Feed(Iterator[Any]):
         def measure() -> float:
             with together(), torch.no_grad():
                 if judge is not None:
-                    value = float(judge())
+                    value = judged(judge)
                 else:
                     value = float(np.mean([float(loss_fn(model, batch)) for batch in self.held]))
             return mean([value])[0]
