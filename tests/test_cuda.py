@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 import loops  # noqa: E402  only with it
 
 from wfcast._live import tensors  # noqa: E402
-from wfcast.torch import Farcasting, fit_to_loss  # noqa: E402
+from wfcast.torch import Annealed, Farcasting, fit_to_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -289,3 +289,38 @@ def test_checkpoints_saved_on_the_gpu(tmp_path):
     want = {n: 2 * states[5][n].double() - states[0][n].double() for n in got}
     close({n: t.double() for n, t in got.items()}, want, rtol=1e-6, atol=1e-6)
     assert got.keys() == states[5].keys()
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_averages_are_those_of_the_core(store, dtype):
+    """Of the same weights, and resumed to the bit; the run gets its own back."""
+    torch.manual_seed(0)
+    moves = [torch.randn(64, 33) for _ in range(20)]
+
+    def follow(annealed, moves):
+        for move in moves:
+            with torch.no_grad():
+                annealed.model.weight += 0.01 * move.to(annealed.model.weight.device)
+            annealed.step()
+        return annealed
+
+    start = torch.nn.Linear(33, 64)
+    made = {"every": 2, "state_dtype": dtype}
+    here = follow(Annealed(copy.deepcopy(start), **made), moves)
+    model = copy.deepcopy(start).cuda()
+    there = follow(Annealed(model, store=store, **made), moves[:11])
+    file = io.BytesIO()
+    torch.save(there.state_dict(), file)
+    file.seek(0)
+    again = Annealed(copy.deepcopy(model), store=store, **made)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    follow(there, moves[11:])
+    follow(again, moves[11:])
+    own = loops.weights(model)
+    for gamma in (2, 40):
+        with here.applied(gamma), there.applied(gamma), again.applied(gamma):
+            readout = loops.weights(model)
+            close(readout, loops.weights(here.model), rtol=1e-5, atol=1e-3 if dtype else 1e-6)
+            assert loops.equal(readout, loops.weights(again.model))
+    assert loops.equal(loops.weights(model), own)
