@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,11 @@ class Averages:
         self._finish()
         return self._kept
 
-    def load(self, kept: dict[str, list[torch.Tensor]], slots: Sequence[Slot]) -> None:
+    def load(self, kept: Mapping[str, list[torch.Tensor]], slots: Sequence[Slot]) -> None:
         """Take averages that were saved."""
         self._coming, self._kept, self.spoilt = None, {}, ""
-        self._make(slots)
+        if slots:
+            self._make(slots)
         with torch.no_grad():
             for name, averages in self._kept.items():
                 torch._foreach_copy_(averages, kept[name])
