@@ -138,6 +138,22 @@ def test_which_tensors():
         assert model[1].weight is model[0].weight
 
 
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min])
+def test_masks_are_no_statistics(masked):
+    """Their infinity has no average, and the least number overflows with a coefficient above 1."""
+    model = loops.mlp(norm=True)
+    mask = torch.full((4, 4), masked).triu(1)
+    model.register_buffer("mask", mask.clone())
+    annealed = trained(30, model)
+    fitted = annealed.fit(loops.loss_of, [loops.batch(step) for step in range(20)], n_evals=8)
+    for profile in (10, 7, "latest", fitted):
+        with annealed.applied(profile):
+            assert torch.equal(model.mask, mask)
+    averages = annealed.state_dict()["averages"]
+    assert "mask" not in averages
+    assert "1.running_mean" in averages
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch.compile
 def test_wrapped_models():
     """Compiled or replicated, names are those of the bare model."""
@@ -293,6 +309,35 @@ def test_resumed_to_the_bit(store, dtype, tmp_path):
     assert ours["n_steps"] == 61
 
 
+def test_resumed_with_layers_frozen_meanwhile():
+    """What was averaged before it was frozen goes on to be, also in a new process."""
+    model = loops.mlp()
+    first = trained(4, model)
+    model[0].requires_grad_(False)
+    trained(4, model, begin=5, annealed=first)
+    saved = copy.deepcopy(first.state_dict())
+    other = loops.mlp(seed=5)
+    other.load_state_dict(model.state_dict())
+    other[0].requires_grad_(False)
+    again = Annealed(other, every=2)
+    again.load_state_dict(saved)
+    for annealed in (first, again):
+        trained(4, annealed.model, begin=9, annealed=annealed)
+    assert loops.equal(again.state_dict(), first.state_dict())
+
+
+@pytest.mark.parametrize("profiles", [PROFILES, (3,)])
+def test_a_state_from_before_the_first_look(profiles):
+    """It leaves nothing of what was there."""
+    fresh = Annealed(loops.mlp(), every=2, profiles=profiles).state_dict()
+    annealed = trained(10)
+    annealed.load_state_dict(fresh)
+    assert not annealed.ready
+    assert annealed.state_dict()["averages"] == {}
+    with pytest.raises(WfcastError, match="there is no average yet"):
+        readout(annealed)
+
+
 def test_profiles_changed_on_load():
     """Those that lie among the ones kept are put together well, and how well is said."""
     saved = trained(200, every=1).state_dict()
@@ -342,6 +387,7 @@ def test_a_run_that_diverges():
     """One warning that names the tensor, and no readout that is not finite."""
     model = loops.mlp()
     annealed = trained(10, model)
+    good = copy.deepcopy(annealed.state_dict())
     with torch.no_grad():
         model[2].bias[3] = torch.inf
     annealed.step()
@@ -356,6 +402,9 @@ def test_a_run_that_diverges():
     ):
         pass
     assert loops.equal(loops.weights(model), before)
+    annealed.load_state_dict(good)  # and then once more
+    with pytest.warns(UserWarning, match="parameter '2.bias' holds NaN or infinity by step 12"):
+        annealed.step(), annealed.step()
 
 
 def test_bad_input(tmp_path):

@@ -253,8 +253,20 @@ def test_verdict_follows_the_numbers() -> None:
         "steps_ahead": -3.0,
         "jumped": [[10, 2.1], [30, 1.5]],
     }
-    report = {"horizons": [horizon(20, 1.2, 2.1), horizon(30, 0.9, 1.9)], "jump": jump}
-    weights, kinds, losses, first, second = verdict(report)
+    ends = ((10, 2.2, 2.1, 2.0), (20, 2.0, 1.9, 1.92))
+    rows = [
+        {"step": step, "latest": latest, "readout": readout, "decays": {"0.1": real, "0.2": 2.3}}
+        for step, latest, readout, real in ends
+    ]
+    report = {
+        "readout": {"rows": rows, "decay_steps": 9},
+        "horizons": [horizon(20, 1.2, 2.1), horizon(30, 0.9, 1.9)],
+        "jump": jump,
+    }
+    readout, weights, kinds, losses, first, second = verdict(report)
+    assert "-5.0 to -4.5 % against the latest weights" in readout
+    assert "-1.0 to +5.0 % against the better of two real decays" in readout
+    assert "level with it or below at 1 of 2 steps. The decays cost 9 further steps" in readout
     assert "wins at +20, loses at +10 against persistence" in weights
     assert "the line loses at every horizon (+50.0% at +20)" in weights
     assert "behind persistence on: bias" in kinds

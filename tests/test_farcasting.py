@@ -976,7 +976,7 @@ def test_history_is_shown():
     [
         ("torch", "wfcast.torch", "wfcast.torch needs torch, which is not installed (the extra "),
         ("torch", "wfcast.average([0, 1]).applied(None, {})", "live models need torch, which is "),
-        ("transformers", "wfcast.torch.FarcastingCallback", "FarcastingCallback needs transfor"),
+        ("transformers", "wfcast.torch.FarcastingCallback", "callbacks of the Trainer need tra"),
         ("lightning", "import wfcast.torch.lightning", "wfcast.torch.lightning needs lightning, "),
     ],
 )

@@ -170,6 +170,8 @@ def test_one_profile_is_the_operator(run: Path, tmp_path: Path) -> None:
         said = json.loads(file.metadata()["wfcast.forecast"])
     assert (said["step"], said["strategy"], said["profile"]) == (1000, "annealed", 10)
     assert tuple(map(int, said["inputs"])) == STEPS
+    for one in (np.array(10.0), np.float32(10)):
+        assert wfcast.anneal_run(run, out, one).weights == report.weights
 
 
 def test_any_decay_and_states_in_memory(tmp_path: Path) -> None:

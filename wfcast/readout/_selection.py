@@ -17,6 +17,8 @@ __all__ = ["selected", "several"]
 def several(given: Any, name: str) -> list[Any]:
     """The values of a parameter that takes one or more."""
     alone = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    if getattr(given, "ndim", None) == 0:  # an array or a tensor of one number
+        alone, given = True, given.item()
     found = [given] if alone else list(given)
     if not found:
         raise WfcastError(f"{name} is {given!r}, expected one value at least")

@@ -94,7 +94,8 @@ class Averages:
     ) -> None:
         """Take averages that were saved; `raw` ones as they were kept."""
         self._coming, self._kept, self.spoilt = None, {}, ""
-        self._make(slots)
+        if slots:
+            self._make(slots)
         with torch.no_grad():
             for name, kept in self._kept.items():
                 averages = saved[name]

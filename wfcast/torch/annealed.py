@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from .loss_fit import Feed, check_counts, search
 __all__ = ["Annealed"]
 
 LATEST = "latest"
+LARGEST = 1e30  # of a buffer's numbers: masks hold infinity, or the least number there is
 Profile = float | str | Operator
 
 
@@ -46,8 +47,9 @@ class Annealed:
     ----------
     model : torch.nn.Module
         Plain, compiled, DistributedDataParallel or FSDP2. Averaged are the trainable parameters,
-        each process its own part, and the floating buffers, such as BatchNorm's statistics; a
-        parameter that becomes trainable later joins with the weights that it has then.
+        each process its own part, and the floating buffers, such as BatchNorm's statistics, but
+        for masks (what begins with numbers beyond 1e30); a parameter that becomes trainable later
+        joins with the weights that it has then.
     profiles : sequence of float, default=(2, 5, 10, 20, 40)
         The powers :math:`\gamma`, not below 0.
     every : int, default=10
@@ -146,18 +148,22 @@ class Annealed:
         self._swapped = False
         if not any(p.requires_grad for p in model.parameters()):
             raise WfcastError("the model has no trainable parameters")
-        for slot in self._slots():
+        self._masks: frozenset[str] = frozenset()
+        slots = self._slots()
+        for slot in slots:
             check_slot(slot)
+        buffers = {bare(name) for name, _ in model.named_buffers()}
+        self._masks = frozenset(s.name for s in slots if s.name in buffers and _is_mask(s.local))
 
     def __repr__(self) -> str:
         chosen = self.chosen if self.chosen is None or self.chosen == LATEST else f"{self.chosen:g}"
         shown = ", ".join(f"{gamma:g}" for gamma in self.profiles)
         return f"Annealed(profiles=({shown}), n_steps={self.n_steps}, chosen={chosen})"
 
-    def _slots(self) -> list[Slot]:
-        """What is averaged, as the model holds it now."""
+    def _slots(self, kept: Container[str] | None = None) -> list[Slot]:
+        """What is averaged, as the model holds it now; `kept` are the names of what was so far."""
         model = self.model
-        kept = self._averages.names
+        kept = self._averages.names if kept is None else kept
         found = [
             Slot(bare(name), p)
             for name, p in model.named_parameters()
@@ -169,7 +175,7 @@ class Annealed:
             for name, b in model.named_buffers()
             if name in persistent and b.is_floating_point() and known(b)
         ]
-        return found
+        return [s for s in found if s.name not in self._masks]
 
     @property
     def ready(self) -> bool:
@@ -513,14 +519,14 @@ class Annealed:
             raise CheckpointError(f"this is no state of Annealed: {error!r}") from error
         if version != 1:
             raise CheckpointError(f"the state is of version {version!r}, expected 1")
-        slots = [s for s in self._slots() if s.name in saved or not saved]
+        slots = [s for s in self._slots(saved) if s.name in saved]
         missing = saved.keys() - {s.name for s in slots}
         if missing:
             raise CheckpointError(
                 f"the state holds {len(missing)} tensors that the model does not average, "
                 f"{min(missing)!r} first"
             )
-        for slot in slots if saved else []:
+        for slot in slots:
             if saved[slot.name][0].shape != slot.local.shape:
                 raise CheckpointError(
                     f"{slot.name!r} is {list(slot.local.shape)} in the model, "
@@ -531,9 +537,8 @@ class Annealed:
             saved = Sums(saved, kept.index(min(kept)))
         if kept != self.profiles:
             saved = self._synthesised(kept, saved)
-        if saved:
-            self._averages.load(saved, slots, raw=raw)
-        self.n_steps, self._last = n_steps, last
+        self._averages.load(saved, slots, raw=raw)
+        self.n_steps, self._last, self._told = n_steps, last, False
         same = chosen in (None, LATEST, *self.profiles)
         self.chosen, self.losses = (chosen, dict(losses)) if same else (None, {})
 
@@ -554,3 +559,8 @@ class Annealed:
             ]
             combine(rows)
         return made
+
+
+def _is_mask(buffer: torch.Tensor) -> bool:
+    """Whether a buffer holds numbers that are none to be averaged: -inf less -inf is NaN."""
+    return not bool((buffer.abs() < LARGEST).all())

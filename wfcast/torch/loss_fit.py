@@ -287,14 +287,14 @@ def _derivatives(
                 raise WfcastError("loss_fn must return a scalar tensor that depends on the model")
             loss.backward()
         slots = [slot for slot in slots if slot.parameter.grad is not None]
-        sums = np.zeros((0, 1, len(states.steps)))
-        if slots:
-            sums = products((s.name, [_gradient(s)], states.of(s)) for s in slots)
-        return slots, sums
-    except ValueError as error:
-        if isinstance(error, WfcastError):
-            raise
-        raise WfcastError("a gradient of the loss holds NaN or infinity") from error
+        if not slots:
+            return slots, np.zeros((0, 1, len(states.steps)))
+        try:
+            return slots, products((s.name, [_gradient(s)], states.of(s)) for s in slots)
+        except ValueError as error:
+            if isinstance(error, WfcastError):
+                raise
+            raise WfcastError("a gradient of the loss holds NaN or infinity") from error
     finally:
         for parameter, then in zip(parameters, kept, strict=True):
             parameter.grad = then
