@@ -621,6 +621,23 @@ def test_a_failure_is_one_line(run: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_low_rank_looks_at_what_it_forecasts_only(tmp_path: Path) -> None:
+    run = {t: {"a": np.array([1.0, t, 2 * t]), "b": np.array([t, np.nan])} for t in (0, 10, 20)}
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(wfcast.WfcastError, match=r"NaN.* 'b'"):
+        wfcast.extrapolate_run(run, out, strategy="low-rank")
+    for options in ({"exclude": "b"}, {"nonfinite": "copy"}):
+        wfcast.extrapolate_run(run, out, strategy="low-rank", **options)
+        got = load_file(out)
+        np.testing.assert_allclose(got["a"], [1, 30, 60], rtol=1e-12)
+        np.testing.assert_array_equal(got["b"], [20, np.nan])
+    run[0]["b"] = np.zeros(3)
+    with pytest.raises(wfcast.CheckpointError, match="do not hold the same tensors"):
+        wfcast.extrapolate_run(run, out, strategy="low-rank", exclude="b")
+    wfcast.extrapolate_run(run, out, strategy="low-rank", partial=True)
+    np.testing.assert_allclose(load_file(out)["a"], [1, 30, 60], rtol=1e-12)
+
+
 def test_a_run_that_wanders_is_told_so(tmp_path: Path) -> None:
     """Without a judge, who would say so."""
     walk = np.random.default_rng(0).normal(size=(9, 40, 50)).cumsum(axis=0)

@@ -68,7 +68,11 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     ((300,), {'w': array([  1., 300.])})
     """
     run = states_of(run, "the run")
-    made = ahead_of(run, (target_of(tuple(run), ahead),), strategy, 2)
+    target = (target_of(tuple(run), ahead),)
+    if strategy == "low-rank":
+        made = low_rank(run, target)
+    else:
+        made = line_of(tuple(run), target, strategy)
     return Operator(
         made.inputs,
         made.targets,
@@ -81,15 +85,13 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     )
 
 
-def ahead_of(run: dict[int, Any], targets: tuple[int, ...], strategy: str, rank: int) -> Operator:
-    """The operator of a strategy for some targets; `rank` is that of "low-rank"."""
+def line_of(observed: tuple[int, ...], targets: tuple[int, ...], strategy: str) -> Operator:
+    """The operator of a strategy that goes by the steps alone."""
     if strategy not in STRATEGIES:
         raise WfcastError(
             f"strategy is {strategy!r}, expected one of {', '.join(map(repr, STRATEGIES))}"
         )
-    if strategy == "low-rank":
-        return low_rank(run, targets, rank)
-    observed = steps(run, "the run")
+    observed = steps(observed, "the run")
     ends = (observed[0], observed[-1])
     return linear_trend(observed if strategy == "line" else ends, targets)
 

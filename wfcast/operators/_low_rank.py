@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -16,10 +16,10 @@ from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
 from .._runs import open_alike, states_of, steps
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Tensor
 from ._linear_trend import linear_trend
 
-__all__ = ["low_rank"]
+__all__ = ["in_directions", "low_rank"]
 
 EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
@@ -86,17 +86,39 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     """
     found = states_of(run, "the run")
     observed = steps(found, "the run")
+    states, tensors = open_alike(found, "the run")
+    return in_directions(observed, states, targets, rank, tensors)
+
+
+def in_directions(
+    observed: tuple[int, ...],
+    states: Sequence[Checkpoint],
+    targets: Iterable[int],
+    rank: int,
+    tensors: Sequence[Tensor],
+    among: Container[str] | None = None,
+    *,
+    only_finite: bool = False,
+) -> Operator:
+    """`low_rank` of some tensors, which all states hold alike.
+
+    The line itself, without a look at them, for those that are not `among`, and with `only_finite`
+    for those that hold NaN or infinity: they are to be copied.
+    """
     line = linear_trend(observed, targets)
     n = len(observed)
     if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= n:
         raise WfcastError(
             f"rank is {rank!r}, expected an integer from 1 to {n}, the number of states"
         )
-    states, tensors = open_alike(found, "the run")
     coef = {t.name: line.coef[ALL] for t in tensors}
-    if rank < n:
-        for name in coef:
-            coef[name] = _projected(_gram(states, name), coef[name], int(rank))
+    for name in coef if rank < n else ():
+        if among is None or name in among:
+            try:
+                coef[name] = _projected(_gram(states, name), coef[name], int(rank))
+            except WfcastError:
+                if not only_finite:
+                    raise
     return Operator(
         observed,
         line.targets,

@@ -12,10 +12,12 @@ from typing import Any
 from .._apply import Progress
 from .._errors import WfcastError, warn
 from .._moves import middle_of, moves
+from .._operator import Operator
 from .._parameters import threads
-from .._patterns import Patterns
-from .._runs import forecastable, has, open_run, states_of
-from ..operators._extrapolate import ahead_of, target_of
+from .._patterns import Patterns, chosen
+from .._runs import forecastable, has, open_alike, open_run, states_of
+from ..operators._extrapolate import line_of, target_of
+from ..operators._low_rank import in_directions
 from ..report._drift import leads_nowhere
 from ._choice import Candidate, judge_of, readout, short
 from ._judge import Judge
@@ -131,7 +133,12 @@ def extrapolate_run(
     judging = judge_of(judge, maximize, judge_timeout, names, "ahead")
     if judging is None:
         _warn_of_wandering(run, threads(n_threads))
-    operator = ahead_of(run, tuple(sorted(targets)), strategy, rank)
+    ordered = tuple(sorted(targets))
+    if strategy == "low-rank":
+        only_finite = nonfinite == "copy"
+        operator = _low_rank(run, ordered, rank, include, exclude, only_finite, partial)
+    else:
+        operator = line_of(tuple(run), ordered, strategy)
     return readout(
         [Candidate(name, operator, t) for name, t in zip(names, targets, strict=True)],
         run,
@@ -150,6 +157,27 @@ def extrapolate_run(
         shard_size=shard_size,
         overwrite=overwrite,
     )
+
+
+def _low_rank(
+    run: Mapping[int, Any],
+    targets: tuple[int, ...],
+    rank: int,
+    include: Patterns | None,
+    exclude: Patterns | None,
+    only_finite: bool,
+    partial: bool,
+) -> Operator:
+    """`low_rank` of what will be forecast: what is copied is not looked at."""
+    if partial:
+        states = list(open_run(run, tuple(run), "the run").values())
+        alike = (t for t in forecastable(states[-1]) if all(has(s, t) for s in states))
+        tensors = [t for t in alike if t.size]
+    else:
+        states, tensors = open_alike(run, "the run")
+    among = chosen(states[-1].names, include, exclude, f"tensors of {states[-1].what}")
+    observed = tuple(run)
+    return in_directions(observed, states, targets, rank, tensors, among, only_finite=only_finite)
 
 
 def _warn_of_wandering(run: Mapping[int, Any], n_threads: int) -> None:
