@@ -154,6 +154,31 @@ def test_masks_are_no_statistics(masked):
     assert "1.running_mean" in averages
 
 
+def test_adapters_alone():
+    """Of LoRA only what is trained, in several groups of the optimizer."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0", "1"]))
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    annealed = Annealed(model, (5,), every=2)
+    rates = (1e-2, 2e-2, 3e-2, 4e-2)
+    groups = [{"params": [p], "lr": rate} for p, rate in zip(adapters.values(), rates, strict=True)]
+    optimizer, seen = torch.optim.Adam(groups), {}
+    for step in range(1, 21):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        if annealed.step():
+            seen[step] = {name: p.detach().double() for name, p in adapters.items()}
+    assert annealed.state_dict()["averages"].keys() == adapters.keys()
+    weights = np.diff([(step / 20) ** 6 for step in (0, *seen)])
+    with annealed.applied():
+        for name, p in adapters.items():
+            want = sum(a * w[name] for a, w in zip(weights, seen.values(), strict=True))
+            torch.testing.assert_close(p.detach().double(), want, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch.compile
 def test_wrapped_models():
     """Compiled or replicated, names are those of the bare model."""
