@@ -1,10 +1,12 @@
 """What is done where Linux has a call of its own, on Linux and without it."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ import pytest
 from portable import forget_linux
 
 import wfcast
-from wfcast import _atomic
-from wfcast.checkpoint import _dcp, open_checkpoint
+from wfcast import _atomic, forecast
+from wfcast.checkpoint import Layout, _dcp, open_checkpoint
 
 LINE = wfcast.linear_trend((0, 500), (1000, 1500))
 RUN = {step: {"w": np.full((40, 3), step, np.float32)} for step in (0, 500)}
@@ -73,7 +75,7 @@ DIES = """
 import os, pathlib, sys
 import pytest
 from portable import forget_linux
-from wfcast import _atomic
+from wfcast import _atomic, forecast
 forget_linux(pytest.MonkeyPatch())
 rename, target = os.rename, pathlib.Path(sys.argv[1])
 def dies(a, b):
@@ -123,3 +125,51 @@ def test_macos_is_asked_to_sync_the_disk_itself(tmp_path, monkeypatch, works):
         file.write(b"new")
     assert asked == [51, 51]  # the file, and its folder
     assert len(synced) == (0 if works else 2)
+
+
+def test_other_processes_come_between_every_two_renames(tmp_path, monkeypatch):
+    """Another's folder is there, is gone again, and a third has come before the old one is back."""
+    forget_linux(monkeypatch)
+    target = tmp_path / "out"
+    make_old(target)
+    rename, events = os.rename, []
+
+    def raced(a, b):
+        back = Path(a).suffix == ".old"
+        aside = Path(b).suffix == ".old"
+        if not aside and not back and events == ["aside"]:
+            events.append("taken and gone")
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        if back:
+            events.append("taken")
+            make_old(target)
+        if aside:
+            events.append("aside")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", raced)
+    replace(target)
+    assert events[:3] == ["aside", "taken and gone", "taken"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "out"]
+
+
+def test_a_folder_that_is_exchanged_by_renames_is_never_taken_for_a_file(tmp_path):
+    target, aside = tmp_path / "out", tmp_path / "aside"
+    make_old(target)
+    over = threading.Event()
+
+    def exchange():
+        while not over.is_set():
+            os.rename(target, aside)
+            os.rename(aside, target)
+
+    other = threading.Thread(target=exchange)
+    other.start()
+    try:
+        for _ in range(3000):
+            _atomic.check_target(target, folder=True)
+            with contextlib.suppress(wfcast.CheckpointError):  # it is there, and not empty
+                forecast._check_target(target, Layout(folder=True), False, None)
+    finally:
+        over.set()
+        other.join()

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,11 +30,15 @@ def check_target(target: Path, *, folder: bool = False) -> None:
         raise CheckpointError(
             f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}"
         )
-    if folder and target.exists() and not target.is_dir():
+    try:
+        mode = target.stat().st_mode  # one look: another process may take it away meanwhile
+    except OSError:
+        return  # nothing is there, or what is there leads nowhere
+    if folder and not stat.S_ISDIR(mode):
         raise CheckpointError(f"cannot write {str(target)!r}: it is a file, expected a folder name")
-    if not folder and target.is_dir():
+    if not folder and stat.S_ISDIR(mode):
         raise CheckpointError(f"cannot write {str(target)!r}: it is a folder, expected a file name")
-    if not folder and target.exists() and not target.is_file():
+    if not folder and not stat.S_ISREG(mode):
         # a device or a pipe, which the finished file would take the place of
         raise CheckpointError(f"cannot write {str(target)!r}: it is no regular file")
 
@@ -296,13 +301,23 @@ def _exchange_by_renames(new: Path, target: Path) -> None:
         os.rename(target, aside)
         os.rename(new, target)
     finally:
-        if os.path.lexists(target) and os.path.lexists(aside):  # the new one, or another process's
+        if os.path.lexists(aside) and (os.path.lexists(target) or not _is_back(aside, target)):
+            # the new one is there, or another process's
             try:
                 sync_folder(target.parent)  # before the old folder goes
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-        elif os.path.lexists(aside):
-            os.rename(aside, target)
+
+
+def _is_back(aside: Path, target: Path) -> bool:
+    """Give a folder its name again; False where another process has put something there."""
+    try:
+        os.rename(aside, target)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        return False
+    return True
 
 
 def _exchange_at_once(a: Path, b: Path) -> None:

@@ -437,7 +437,11 @@ def _warn_of_less(latest: Checkpoint, copied: Container[str], skipped: Sequence[
 
 
 def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> None:
-    if not (layout.folder and target.is_dir() and any(target.iterdir())):
+    try:
+        there = list(target.iterdir()) if layout.folder else []
+    except (FileNotFoundError, NotADirectoryError):
+        there = []  # another process may take it away meanwhile
+    if not there:
         return
     if not overwrite:
         raise CheckpointError(
@@ -451,7 +455,7 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
         reason = "it is the current folder, or holds it"
     elif any(len(path.relative_to(inside).parts) > 1 for path in files if inside in path.parents):
         reason = "an input is in one of its folders"
-    elif steps := sorted(p.name for p in target.iterdir() if p.is_dir() and _is_step(p.name)):
+    elif steps := sorted(p.name for p in there if p.is_dir() and _is_step(p.name)):
         reason = f"it holds other checkpoints, such as {steps[0]}"
     if reason:
         raise CheckpointError(f"cannot replace {str(target)!r} and all that is in it: {reason}")
