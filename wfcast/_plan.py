@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._adapters import Pair, Product, combine_product
 from ._apply import apply
 from ._columns import Label
 from ._errors import CheckpointError, warn
@@ -77,11 +78,59 @@ class Plan:
             check_finite=check_finite,
             n_threads=self.operator.n_threads,
             inputs=[Label("", c.label(name)) for c in self.inputs.values()],
-            outputs=[f"tensor {name!r} at step {self.step}"],
+            outputs=[self._output(name)],
             shape=self.latest.tensors[name].shape,
             start=start,
             moves=moves,
         )
+
+    def factors(self, pair: Pair, check_finite: bool) -> list[tuple[Any, Any]]:
+        """LoRA's A and B of all inputs, as matrices of float64."""
+        found = []
+        for checkpoint in self.inputs.values():
+            wide = []
+            for name in pair:
+                x = checkpoint.column(name).array
+                y = np.empty(x.shape)
+                self._convert(x, y, checkpoint.label(name), "", check_finite, x.shape, 0)
+                wide.append(y.reshape(len(y), -1))
+            found.append((wide[0], wide[1]))
+        return found
+
+    def product(self, pair: Pair, factors: Sequence[tuple[Any, Any]]) -> Product:
+        """The forecast of their product, of what `factors` gives."""
+        return combine_product(factors, self.operator.coefficients(pair.a)[0][self.horizon])
+
+    def round(self, name: str, x: Any, y: Any, check_finite: bool, start: int = 0) -> None:
+        """Round a forecast, or the block of it that begins at `start`, into `y`."""
+        shape = self.latest.tensors[name].shape
+        self._convert(x, y, "", self._output(name), check_finite, shape, start)
+
+    def _convert(
+        self,
+        x: Any,
+        y: Any,
+        what: str,
+        output: str,
+        check_finite: bool,
+        shape: tuple[int, ...],
+        start: int,
+    ) -> None:
+        apply(
+            [x],
+            [y],
+            np.ones((1, 1)),
+            np.zeros(1),
+            check_finite=check_finite,
+            n_threads=self.operator.n_threads,
+            inputs=[Label("", what)],
+            outputs=[output],
+            shape=shape,
+            start=start,
+        )
+
+    def _output(self, name: str) -> str:
+        return f"tensor {name!r} at step {self.step}"
 
 
 def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) -> Plan:

@@ -46,6 +46,7 @@ def extrapolate_run(
     check_finite: bool = True,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
+    adapters: str = "product",
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -77,7 +78,9 @@ def extrapolate_run(
         Of "low-rank".
     window, last, every, judge, maximize, judge_timeout
         As of `anneal_run`. Half a run is a shorter history: `ahead` counts in that.
-    check_finite, include, exclude, norms, nonfinite, partial, format, shard_size, overwrite
+    check_finite, include, exclude, adapters, norms, nonfinite, partial
+        As of `forecast_checkpoint`.
+    format, shard_size, overwrite
         As of `forecast_checkpoint`.
     n_threads : int, optional
         All CPUs by default.
@@ -150,6 +153,7 @@ def extrapolate_run(
         progress,
         include=include,
         exclude=exclude,
+        adapters=adapters,
         norms=norms,
         nonfinite=nonfinite,
         partial=partial,
