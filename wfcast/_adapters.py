@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ._errors import CheckpointError
 
-__all__ = ["FACTORS", "Pair", "Product", "combine_product", "pairs_in", "recombined"]
+__all__ = [
+    "FACTORS",
+    "Pair",
+    "Product",
+    "combine_product",
+    "pairs_in",
+    "product_gram",
+    "recombined",
+    "without_zeros",
+]
 
 Matrix = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 FACTORS = "pass adapters='factors' (--adapters factors)"
 """What a message says of the way out."""
@@ -126,17 +136,31 @@ def combine_product(
     Any invertible G gives the same product by the factors :math:`B G` and :math:`G^{-1} A`; see
     `recombined` for the one that is taken.
     """
-    last_a, last_b = states[-1]
-    if coefficients[-1] == 1 and not any(coefficients[:-1]):
-        return Product(last_a, last_b, 0.0, 0.0)
-    kept = [k for k, c in enumerate(coefficients) if c or k == len(states) - 1]
-    a, b = ([states[k][side] for k in kept] for side in (0, 1))
-    if not all(np.isfinite(factor).all() for factor in (*a, *b)):
-        return Product(np.full_like(last_a, np.nan), np.full_like(last_b, np.nan), np.nan, np.nan)
-    left, b = _basis(b)
-    right, a = _basis([factor.T for factor in a])
-    small = recombined(a, b, [coefficients[k] for k in kept])
+    states, coefficients = without_zeros(states, coefficients)
+    if coefficients == [1]:
+        return Product(*states[-1], 0.0, 0.0)
+    right, a = _basis([a.T for a, _ in states])
+    left, b = _basis([b for _, b in states])
+    small = recombined(a, b, coefficients)
     return Product((right @ small.a).T, left @ small.b, small.left_out, small.moved)
+
+
+def without_zeros(
+    states: Sequence[T], coefficients: Sequence[float]
+) -> tuple[list[T], list[float]]:
+    """Both without the states whose coefficient is 0; the last one stays, whatever it has."""
+    last = len(states) - 1
+    kept = [k for k, c in enumerate(coefficients) if c or k == last]
+    return [states[k] for k in kept], [float(coefficients[k]) for k in kept]
+
+
+def product_gram(states: Sequence[tuple[Matrix, Matrix]]) -> Matrix:
+    """The inner products of all B A less the first: of states as `combine_product` has them."""
+    _, a = _basis([a.T for a, _ in states])
+    _, b = _basis([b for _, b in states])
+    products = np.stack([(left @ right.T).ravel() for left, right in zip(b, a, strict=True)])
+    moves: Matrix = products - products[0]
+    return moves @ moves.T
 
 
 def _basis(factors: Sequence[Matrix]) -> tuple[Matrix, list[Matrix]]:
@@ -171,16 +195,18 @@ def recombined(a: Sequence[Matrix], b: Sequence[Matrix], coefficients: Sequence[
     """
     last_a, last_b = a[-1], b[-1]
     rank = last_b.shape[1]
-    weighted = [c * factor for c, factor in zip(coefficients, b, strict=True)]
-    core = np.hstack(weighted) @ np.hstack(a).T
-    u, s, vt = np.linalg.svd(core, full_matrices=False)
+    weighted = np.hstack([c * factor for c, factor in zip(coefficients, b, strict=True)])
+    beside = np.hstack(a)
+    if not (np.isfinite(weighted).all() and np.isfinite(beside).all()):
+        return Product(last_a * np.nan, last_b * np.nan, np.nan, np.nan)
+    u, s, vt = np.linalg.svd(weighted @ beside.T, full_matrices=False)
     total = np.square(s).sum()
     left_out = np.square(s[rank:]).sum() / total if total else 0.0
     last = last_b @ last_a.T
     step = (u[:, :rank] * s[:rank]) @ vt[:rank] - last
     moved = _ratio(np.linalg.norm(step), np.linalg.norm(last))
     # a direction that is rounding alone gets what the last state has in its place (`_nearest`)
-    s = np.where(s[:rank] > EPS * max(core.shape) * s[0], s[:rank], 0.0)
+    s = np.where(s[:rank] > EPS * weighted.shape[1] * s[0], s[:rank], 0.0)
     difference = (np.square(last_b).sum() - np.square(last_a).sum()) / rank
     larger = np.sqrt((np.hypot(difference, 2 * s) + abs(difference)) / 2) * (s > 0)
     smaller = np.divide(s, larger, out=np.zeros_like(s), where=s > 0)

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._adapters import FACTORS, Pair, Product, pairs_in
+from ._adapters import Pair, Product
 from ._apply import Progress
-from ._columns import FLOATS, Array, blocks
+from ._columns import FLOATS, blocks
 from ._direct import BLOCK_BYTES
 from ._errors import CheckpointError, WfcastError, warn
 from ._kinds import is_norm
 from ._operator import Operator, operator_of
 from ._parameters import threads
 from ._patterns import Patterns, chosen
-from ._plan import Plan
+from ._plan import Plan, factors_of, pairs_of
 from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
@@ -357,7 +357,7 @@ def prepare(
     latest = plan.latest
     among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
     copied = _copied(plan, among, norms == "copy", nonfinite == "copy")
-    pairs = _pairs(plan, copied) if adapters == "product" else {}
+    pairs = pairs_of(plan, copied) if adapters == "product" else {}
     skipped = sorted(
         {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
     )
@@ -450,42 +450,6 @@ def _copied(
         elif only_finite and not _is_finite(plan, name):
             why[name] = "not finite"
     return why
-
-
-def _pairs(plan: Plan, copied: dict[str, str]) -> dict[str, Pair]:
-    """The factors that are forecast by their product; where one is copied, the other is, too.
-
-    Raises
-    ------
-    CheckpointError
-        A factor without the other one, or of another rank.
-    WfcastError
-        Coefficients that differ between the two, or an intercept.
-    """
-    tensors = plan.latest.tensors
-    found = pairs_in(name for name in tensors if copied.get(name) != "not chosen")
-    for pair in dict.fromkeys(found.values()):
-        if why := copied.get(pair.a, copied.get(pair.b)):
-            copied.update(dict.fromkeys(pair, why))
-            continue
-        a, b = (tensors[name].shape for name in pair)
-        if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
-            raise CheckpointError(
-                f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {plan.latest.what}, which "
-                f"have no product, expected (rank, in) and (out, rank): {FACTORS}"
-            )
-        (coef, intercept), (other, same) = map(plan.operator.coefficients, pair)
-        if intercept.any() or same.any():
-            raise WfcastError(
-                f"the forecast has an intercept for {pair.a!r} and {pair.b!r}, which means "
-                f"nothing for their product: fit without one, or {FACTORS}"
-            )
-        if (coef != other).any():
-            raise WfcastError(
-                f"the coefficients of {pair.a!r} and {pair.b!r} differ, and their product needs "
-                f"the same: fit with by='all', or {FACTORS}"
-            )
-    return {name: pair for name, pair in found.items() if name not in copied}
 
 
 def _is_finite(plan: Plan, name: str) -> bool:
@@ -602,26 +566,19 @@ class _Products:
         progress: Progress | None,
     ) -> list[Product]:
         """Write the factor `name` of a pair; gives the products."""
+        first = outputs[0][0]
         if pair != self._pair:
-            factors = outputs[0][0].factors(pair, self._check_finite)
+            n_threads = first.operator.n_threads
+            factors = factors_of(first.inputs.values(), pair, self._check_finite, n_threads)
             self._made = [plan.product(pair, factors) for plan, _ in outputs]
             self._pair = pair
-        tensor = outputs[0][0].latest.tensors[name]
+        tensor, dtype = first.latest.tensors[name], first.latest.column(name).array.dtype
         for (plan, writer), made in zip(outputs, self._made, strict=True):
-            factor = made.a if name == pair.a else made.b
-            _round(plan, writer, name, factor.reshape(tensor.shape), self._check_finite)
+            factor = (made.a if name == pair.a else made.b).reshape(tensor.shape)
+            for index, start, size in blocks(tensor.shape, BLOCK_BYTES // dtype.itemsize):
+                x = factor[index]
+                y = writer.room(name, size * dtype.itemsize).view(dtype).reshape(x.shape)
+                plan.round(name, x, y, self._check_finite, start)
         if progress is not None:
             progress(name, tensor.size)
         return self._made
-
-
-def _round(
-    plan: Plan, writer: CheckpointWriter, name: str, factor: Array, check_finite: bool
-) -> None:
-    """Write a factor, rounded once to the dtype of the last input."""
-    width = plan.latest.tensors[name].bits // 8
-    dtype = plan.latest.column(name).array.dtype
-    for index, start, size in blocks(factor.shape, BLOCK_BYTES // 8):
-        x = factor[index]
-        y = writer.room(name, size * width).view(dtype).reshape(x.shape)
-        plan.round(name, x, y, check_finite, start)

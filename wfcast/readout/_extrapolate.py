@@ -9,6 +9,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+from .._adapters import pairs_in
 from .._apply import Progress
 from .._errors import WfcastError, warn
 from .._moves import middle_of, moves
@@ -139,7 +140,8 @@ def extrapolate_run(
     ordered = tuple(sorted(targets))
     if strategy == "low-rank":
         only_finite = nonfinite == "copy"
-        operator = _low_rank(run, ordered, rank, include, exclude, only_finite, partial)
+        among = include, exclude
+        operator = _low_rank(run, ordered, rank, among, adapters, only_finite, partial)
     else:
         operator = line_of(tuple(run), ordered, strategy)
     return readout(
@@ -167,8 +169,8 @@ def _low_rank(
     run: Mapping[int, Any],
     targets: tuple[int, ...],
     rank: int,
-    include: Patterns | None,
-    exclude: Patterns | None,
+    patterns: tuple[Patterns | None, Patterns | None],
+    adapters: str,
     only_finite: bool,
     partial: bool,
 ) -> Operator:
@@ -179,9 +181,19 @@ def _low_rank(
         tensors = [t for t in alike if t.size]
     else:
         states, tensors = open_alike(run, "the run")
-    among = chosen(states[-1].names, include, exclude, f"tensors of {states[-1].what}")
-    observed = tuple(run)
-    return in_directions(observed, states, targets, rank, tensors, among, only_finite=only_finite)
+    among = chosen(states[-1].names, *patterns, f"tensors of {states[-1].what}")
+    there = {t.name for t in tensors}
+    pairs = pairs_in(among & there) if adapters == "product" else {}
+    return in_directions(
+        tuple(run),
+        states,
+        targets,
+        rank,
+        tensors,
+        among,
+        only_finite=only_finite,
+        pairs=pairs,
+    )
 
 
 def _warn_of_wandering(run: Mapping[int, Any], n_threads: int) -> None:
