@@ -57,7 +57,8 @@ class Pair(NamedTuple):
 
     def __str__(self) -> str:
         """Their common name."""
-        return self.a.replace("lora_A", "lora").replace("lora_embedding_A", "lora_embedding")
+        stem, _, rest = _parts(self.a)
+        return stem + rest
 
 
 class Product(NamedTuple):
@@ -93,8 +94,8 @@ def pairs_in(names: Iterable[str]) -> dict[str, Pair]:
                 f"{name!r} is of AdaLoRA, whose product of three factors wfcast does not combine: "
                 f"{FACTORS}"
             )
-        if match := _FACTOR.fullmatch(name):
-            stem, side, rest = (group for group in match.groups() if group is not None)
+        if parts := _parts(name):
+            stem, side, rest = parts
             sides.setdefault((stem, rest), {})[side] = name
     found = {}
     for (stem, rest), pair in sides.items():
@@ -106,6 +107,12 @@ def pairs_in(names: Iterable[str]) -> dict[str, Pair]:
             )
         found.update(dict.fromkeys(pair.values(), Pair(pair["A"], pair["B"])))
     return found
+
+
+def _parts(name: str) -> list[str]:
+    """What stands before and after "_A" or "_B", and which it is between them; [] for others."""
+    match = _FACTOR.fullmatch(name)
+    return [group for group in match.groups() if group is not None] if match else []
 
 
 def combine_product(
@@ -236,6 +243,8 @@ def _nearest(a: Matrix, b: Matrix, last_a: Matrix, last_b: Matrix) -> tuple[Matr
     """
     eye = np.eye(b.shape[1])
     best = np.inf
+    if len(a) < len(eye):  # few inputs: A always takes something to 0, so that B is first
+        b = b + (last_b - b) @ _directions(a)[2]
     for _ in range(ROUNDS):
         of_b, p, unseen = _directions(b)
         a = a + (last_a - a) @ unseen
