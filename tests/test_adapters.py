@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import wfcast
-from wfcast._adapters import Pair, combine_product, pairs_in, product_gram
+from wfcast._adapters import Pair, _nearest, combine_product, pairs_in, product_gram
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 STEPS = (0, 10, 20)
@@ -95,15 +95,52 @@ def test_the_last_state_alone_is_itself() -> None:
     assert made[2:] == (0, 0)
 
 
+def with_dead_rows(scale: float) -> list[State]:
+    """Half of A is 0 and all of it frozen, while B learns."""
+    states = factors(3, 24, 4, 30)
+    a = states[0][0] * [[1], [1], [0], [0]]
+    return [(a, b * scale) for _, b in states]
+
+
+def with_dead_columns(scale: float) -> list[State]:
+    """The same with A and B in each other's place."""
+    return [(b.T, a.T) for a, b in with_dead_rows(scale)]
+
+
 @pytest.mark.parametrize(
     "states",
-    [training(12), factors(3, 2, 8, 20), factors(3, 20, 8, 3), factors(3, 5, 3, 5)],
-    ids=["training", "few-outputs", "few-inputs", "any"],
+    [
+        training(12),
+        factors(3, 5, 3, 5),
+        factors(3, 2, 8, 20),
+        factors(3, 20, 8, 3),
+        factors(3, 2, 8, 3),
+        [(a, b * 1e-9) for a, b in training(3)],
+        *(dead(scale) for dead in (with_dead_rows, with_dead_columns) for scale in (30, 1 / 30)),
+    ],
+    ids=[
+        *("training", "any", "few-outputs", "few-inputs", "few", "tiny-b"),
+        *("dead-rows", "dead-rows-small-b", "dead-columns", "dead-columns-small-a"),
+    ],
 )
 def test_little_of_another_state_moves_the_factors_little(states: list[State]) -> None:
+    last = states[-1]
+    size = max(np.linalg.norm(factor) for factor in last)
     for share in (1e-3, 1e-6):
         made = combine_product(states, [share, *[0] * (len(states) - 2), 1 - share])
-        assert distance(made, states[-1]) < 5 * share * np.linalg.norm(states[-1][0])
+        assert distance(made, last) < 5 * share * size
+        a, b = (made.a.T, made.b), (last[0].T, last[1])
+        for one, other in ((0, 1), (1, 0)):  # what one factor takes to 0 is free in the other
+            _, s, vt = np.linalg.svd(a[one])
+            free = vt[np.count_nonzero(s > 1e-12 * s[0]) :].T
+            np.testing.assert_allclose(a[other] @ free, b[other] @ free, atol=1e-12 * size)
+
+
+def test_a_step_that_would_end_at_0_is_shortened() -> None:
+    one, two = np.ones((1, 1)), np.full((1, 1), 2.0)
+    a, b = _nearest(one, one, two, one * 0)
+    assert a * b == pytest.approx(1)
+    assert distance((a, b), (two, one * 0)) < distance((one, one), (two, one * 0))
 
 
 def test_no_factors_of_the_product_are_nearer() -> None:

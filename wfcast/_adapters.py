@@ -243,7 +243,8 @@ def _nearest(a: Matrix, b: Matrix, last_a: Matrix, last_b: Matrix) -> tuple[Matr
     """
     eye = np.eye(b.shape[1])
     best = np.inf
-    if len(a) < len(eye):  # few inputs: A always takes something to 0, so that B is first
+    # the factor that was of lower rank keeps taking to 0 what it took to 0
+    if np.linalg.matrix_rank(last_a) < np.linalg.matrix_rank(last_b):
         b = b + (last_b - b) @ _directions(a)[2]
     for _ in range(ROUNDS):
         of_b, p, unseen = _directions(b)
