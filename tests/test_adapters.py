@@ -72,10 +72,10 @@ def test_the_best_of_the_rank(n: int, out: int, rank: int, width: int) -> None:
     states = factors(n, out, rank, width)
     coefficients = np.random.default_rng(1).normal(size=n)
     made = combine_product(states, coefficients)
-    wanted, left_out = best(states, coefficients)
+    wanted, cut = best(states, coefficients)
     assert (made.a.shape, made.b.shape) == ((rank, width), (out, rank))
     np.testing.assert_allclose(of(made), wanted, atol=1e-12 * np.abs(wanted).max())
-    assert made.left_out == pytest.approx(left_out, abs=1e-15)
+    assert made.cut == pytest.approx(cut, abs=1e-15)
     last = of(states[-1])
     moved = np.linalg.norm(wanted - last) / np.linalg.norm(last)
     assert made.moved == pytest.approx(moved, rel=1e-12)
@@ -167,7 +167,7 @@ def test_what_has_not_learned_yet_can_still() -> None:
     made = combine_product(states, COEF)
     np.testing.assert_allclose(made.a, states[-1][0], rtol=1e-12)
     assert not made.b.any()
-    assert (made.left_out, made.moved) == (0, 0)
+    assert (made.cut, made.moved) == (0, 0)
     only = [states[0], (states[0][0], np.eye(12, 3) * [1, 1e-6, 0])]
     made = combine_product(only, (-0.5, 1.5))
     assert np.linalg.svd(made.a)[1].min() > 0.5 * np.linalg.svd(only[1][0])[1].min()
@@ -267,13 +267,13 @@ def test_a_forecast_of_files(tmp_path: Path, out: Path) -> None:
     for step, tensors in run.items():
         save_file({**tensors, "w": np.full(3, step, np.float32)}, paths[step])
     report = wfcast.forecast_checkpoint(LINE, paths, 30, out)
-    wanted, left_out = best(list(map(written, paths.values())), COEF)
+    wanted, cut = best(list(map(written, paths.values())), COEF)
     np.testing.assert_allclose(of(written(out)), wanted, atol=1e-6 * np.abs(wanted).max())
     np.testing.assert_array_equal(load_file(out)["w"], np.float32([30, 30, 30]))
-    assert report.left_out == {"q.lora.weight": pytest.approx(left_out)}
+    assert report.rank_cut == {"q.lora.weight": pytest.approx(cut)}
     assert report.moves[A] == report.moves[B] > 0
-    assert report.to_dict()["left_out"] == report.left_out
-    assert f"LoRA's products forecast: 1; their rank leaves out {left_out:.2g} of" in str(report)
+    assert report.to_dict()["rank_cut"] == report.rank_cut
+    assert f"LoRA's products forecast: 1; their rank cuts off {cut:.2g} of" in str(report)
     with safe_open(out, "numpy") as file:
         assert json.loads(file.metadata()["wfcast.forecast"])["adapters"] == "product"
 
@@ -284,7 +284,7 @@ def test_factors_go_by_themselves_where_asked_for(out: Path) -> None:
     for name, found in load_file(out).items():
         wanted = sum(c * run[step][name] for c, step in zip(COEF, STEPS, strict=True))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
-    assert report.left_out == {}
+    assert report.rank_cut == {}
     assert "LoRA" not in str(report)
     with safe_open(out, "numpy") as file:
         assert "adapters" not in json.loads(file.metadata()["wfcast.forecast"])
@@ -295,7 +295,7 @@ def test_persistence_copies_the_factors(out: Path) -> None:
     report = wfcast.forecast_checkpoint(wfcast.persistence(STEPS, (30,)), run, 30, out)
     for made, last in zip(written(out), run[20].values(), strict=True):
         np.testing.assert_array_equal(made, last)
-    assert report.left_out == {"q.lora.weight": 0}
+    assert report.rank_cut == {"q.lora.weight": 0}
 
 
 def test_large_factors_are_written_in_blocks(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +450,7 @@ def test_both_factors_are_chosen_or_neither(out: Path) -> None:
         wfcast.forecast_checkpoint(LINE, run, 30, out, exclude="*lora_B*")
     report = wfcast.forecast_checkpoint(LINE, run, 30, out, exclude="*lora*")
     assert report.copied == {A: "not chosen", B: "not chosen"}
-    assert report.left_out == {}
+    assert report.rank_cut == {}
 
 
 def test_where_one_is_copied_so_is_the_other(out: Path) -> None:
@@ -473,7 +473,7 @@ def test_nan_goes_through_unchecked(out: Path) -> None:
     run[10][B][0, 0] = np.nan
     report = wfcast.forecast_checkpoint(LINE, run, 30, out, check_finite=False)
     assert all(np.isnan(factor).all() for factor in written(out))
-    assert report.to_dict()["left_out"] == {"q.lora.weight": None}
+    assert report.to_dict()["rank_cut"] == {"q.lora.weight": None}
 
 
 # ---- readouts -----------------------------------------------------------------------------------
@@ -490,9 +490,9 @@ def test_profiles_and_a_judge(out: Path) -> None:
         run, out, ("mean", 3), judge=lambda path: np.abs(of(written(path)) - of(states[1])).max()
     )
     assert report.chosen == "profile mean"
-    wanted, left_out = best(states, [1 / 3] * 3)
+    wanted, cut = best(states, [1 / 3] * 3)
     np.testing.assert_allclose(of(written(out)), wanted, atol=1e-7)
-    assert report.written.left_out == {"q.lora.weight": pytest.approx(left_out, rel=1e-3)}
+    assert report.written.rank_cut == {"q.lora.weight": pytest.approx(cut, rel=1e-3)}
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -506,6 +506,22 @@ def test_the_main_directions_are_those_of_the_product(rank: int, out: Path) -> N
     u, s, vt = np.linalg.svd(ahead.reshape(24, 40))
     wanted = (u[:, :4] * s[:4]) @ vt[:4]
     np.testing.assert_allclose(of(written(out)), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_low_rank_refuses_and_copies_as_others_do(out: Path) -> None:
+    run = run_of(training(3), w=np.ones(3, np.float32))
+    broken = {
+        step: {**tensors, B: np.full((24, 3), step, np.float32)} for step, tensors in run.items()
+    }
+    with pytest.raises(wfcast.CheckpointError, match=r"'q\.lora_B\.weight' \[24, 3\]"):
+        wfcast.extrapolate_run(broken, out, strategy="low-rank")
+    del run[10][B]
+    report = wfcast.extrapolate_run(run, out, strategy="low-rank", partial=True)
+    assert report.written.copied == {A: "not alike", B: "not alike"}
+    run = run_of(training(3), w=np.ones(3, np.float32))
+    run[10][B][0, 0] = np.nan
+    report = wfcast.extrapolate_run(run, out, strategy="low-rank", nonfinite="copy")
+    assert report.written.copied == {A: "not finite", B: "not finite"}
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -543,11 +559,11 @@ def test_a_command(command: str, tmp_path: Path, out: Path) -> None:
     coef = wfcast.annealed(STEPS).coef["*"][0] if command == "anneal" else COEF
     said = wf(command, *COMMANDS[command], "-o", out, cwd=run)
     np.testing.assert_allclose(of(written(out)), best(states, coef)[0], atol=1e-6)
-    assert list(said["left_out"]) == ["q.lora.weight"]
+    assert list(said["rank_cut"]) == ["q.lora.weight"]
     said = wf(command, *COMMANDS[command], "-o", out, "--adapters", "factors", cwd=run)
     wanted = sum(c * a for c, (a, _) in zip(coef, states, strict=True))
     np.testing.assert_allclose(load_file(out)[A], wanted, atol=1e-6)
-    assert said["left_out"] == {}
+    assert said["rank_cut"] == {}
 
 
 # ---- PEFT ---------------------------------------------------------------------------------------
@@ -595,7 +611,7 @@ def test_a_run_of_peft(use_dora: bool, tmp_path: Path) -> None:
     report = wfcast.extrapolate_run(tmp_path / "run", out, ahead=1 / 3)
     coefficients = list(report.weights.values())
     found = updates(peft.PeftModel.from_pretrained(small("llama"), out))
-    assert len(found) == len(report.written.left_out) == (4 if use_dora else 5)
+    assert len(found) == len(report.written.rank_cut) == (4 if use_dora else 5)
     for name, update in found.items():
         whole = sum(c * s[name] for c, s in zip(coefficients, seen.values(), strict=True))
         u, s, vt = np.linalg.svd(whole)

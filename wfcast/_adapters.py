@@ -67,15 +67,15 @@ class Product(NamedTuple):
     Attributes
     ----------
     a, b : (rank, in) and (out, rank) arrays
-    left_out : float
-        The share of the squared norm that the rank leaves out, from 0 to 1.
+    cut : float
+        The share of the squared norm that the rank cuts off, from 0 to 1.
     moved : float
         How far the product is from that of the last state, as a share of the norm of that.
     """
 
     a: Any
     b: Any
-    left_out: float
+    cut: float
     moved: float
 
 
@@ -149,7 +149,7 @@ def combine_product(
     right, a = _basis([a.T for a, _ in states])
     left, b = _basis([b for _, b in states])
     small = recombined(a, b, coefficients)
-    return Product((right @ small.a).T, left @ small.b, small.left_out, small.moved)
+    return Product((right @ small.a).T, left @ small.b, small.cut, small.moved)
 
 
 def without_zeros(
@@ -208,7 +208,7 @@ def recombined(a: Sequence[Matrix], b: Sequence[Matrix], coefficients: Sequence[
         return Product(last_a * np.nan, last_b * np.nan, np.nan, np.nan)
     u, s, vt = np.linalg.svd(weighted @ beside.T, full_matrices=False)
     total = np.square(s).sum()
-    left_out = np.square(s[rank:]).sum() / total if total else 0.0
+    cut = np.square(s[rank:]).sum() / total if total else 0.0
     last = last_b @ last_a.T
     step = (u[:, :rank] * s[:rank]) @ vt[:rank] - last
     moved = _ratio(np.linalg.norm(step), np.linalg.norm(last))
@@ -220,9 +220,7 @@ def recombined(a: Sequence[Matrix], b: Sequence[Matrix], coefficients: Sequence[
     of_a, of_b = (smaller, larger) if difference > 0 else (larger, smaller)
     new_a, new_b = _padded(vt[:rank].T * of_a, rank), _padded(u[:, :rank] * of_b, rank)
     p, _, qt = np.linalg.svd(new_b.T @ last_b + new_a.T @ last_a)
-    return Product(
-        *_nearest(new_a @ p @ qt, new_b @ p @ qt, last_a, last_b), float(left_out), moved
-    )
+    return Product(*_nearest(new_a @ p @ qt, new_b @ p @ qt, last_a, last_b), float(cut), moved)
 
 
 def _ratio(value: Any, of: Any) -> float:

@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, FileCheckpoint, Tensor, step_named
 if TYPE_CHECKING:
     from ._operator import Operator
 
-__all__ = ["Plan", "factors_of", "pairs_of", "plan"]
+__all__ = ["Plan", "check_pair", "factors_of", "pairs_of", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,28 +148,18 @@ def pairs_of(plan: Plan, copied: dict[str, str]) -> dict[str, Pair]:
     WfcastError
         Coefficients that differ between the two, or an intercept.
     """
-    latest = plan.latest
-    found = pairs_in(name for name in latest.tensors if copied.get(name) != "not chosen")
+    tensors = plan.latest.tensors
+    found = pairs_in(name for name in tensors if copied.get(name) != "not chosen")
     for pair in dict.fromkeys(found.values()):
         if why := copied.get(pair.a, copied.get(pair.b)):
             copied.update(dict.fromkeys(pair, why))
             continue
-        if latest.stacked:
-            raise CheckpointError(
-                f"{latest.what} adapts single parameters (target_parameters), and those of experts "
-                f"have several products in one pair of factors: {FACTORS}"
-            )
-        a, b = (latest.tensors[name].shape for name in pair)
-        if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
-            raise CheckpointError(
-                f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {latest.what}, expected "
-                f"(rank, in) and (out, rank), which have a product: {FACTORS}"
-            )
+        check_pair(plan.latest, pair)
         (coef, intercept), (of_b, intercept_of_b) = map(plan.operator.coefficients, pair)
         if intercept.any() or intercept_of_b.any():
             raise WfcastError(
                 f"the forecast has an intercept for {pair.a!r} and {pair.b!r}, which means "
-                f"nothing for their product: fit without one, or {FACTORS}"
+                f"nothing for their product: fit with fit_intercept=False, or {FACTORS}"
             )
         if (coef != of_b).any():
             raise WfcastError(
@@ -177,6 +167,21 @@ def pairs_of(plan: Plan, copied: dict[str, str]) -> dict[str, Pair]:
                 f"the same: fit with by='all', or {FACTORS}"
             )
     return {name: pair for name, pair in found.items() if name not in copied}
+
+
+def check_pair(checkpoint: Checkpoint, pair: Pair) -> None:
+    """Raise CheckpointError where two factors have no product B A of their own."""
+    if checkpoint.stacked:
+        raise CheckpointError(
+            f"{checkpoint.what} adapts single parameters (target_parameters), and those of experts "
+            f"have several products in one pair of factors: {FACTORS}"
+        )
+    a, b = (checkpoint.tensors[name].shape for name in pair)
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
+        raise CheckpointError(
+            f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {checkpoint.what}, expected "
+            f"(rank, in) and (out, rank), which have a product: {FACTORS}"
+        )
 
 
 def factors_of(

@@ -70,7 +70,7 @@ class ForecastReport(Report):
     moves : dict of str to float
         ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast; of LoRA's
         factors that of their product.
-    left_out : dict of str to float
+    rank_cut : dict of str to float
         LoRA's pairs of factors that were forecast by their product -> the share of its squared
         norm that does not fit in their rank.
     beyond : tuple of str
@@ -100,7 +100,7 @@ class ForecastReport(Report):
     carried: tuple[str, ...]
     left: tuple[str, ...]
     moves: dict[str, float]
-    left_out: dict[str, float]
+    rank_cut: dict[str, float]
     beyond: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class ForecastReport(Report):
             "carried": list(self.carried),
             "left": list(self.left),
             "moves": {name: finite(move) for name, move in self.moves.items()},
-            "left_out": {name: finite(share) for name, share in self.left_out.items()},
+            "rank_cut": {name: finite(share) for name, share in self.rank_cut.items()},
             "beyond": list(self.beyond),
         }
 
@@ -136,10 +136,10 @@ class ForecastReport(Report):
             )
             if names
         ]
-        if self.left_out:
-            name, share = max(self.left_out.items(), key=lambda pair: pair[1])
+        if self.rank_cut:
+            name, share = max(self.rank_cut.items(), key=lambda pair: pair[1])
             lines.append(
-                f"LoRA's products forecast: {len(self.left_out)}; their rank leaves out "
+                f"LoRA's products forecast: {len(self.rank_cut)}; their rank cuts off "
                 f"{share:.2g} of the squared norm at most ({name})"
             )
         yield "\n".join(lines)
@@ -374,7 +374,7 @@ def write(
     """Write outputs that have the same inputs and layout, in one sweep over the inputs."""
     latest = jobs[0].plan.latest
     moves: list[dict[str, float]] = [{} for _ in jobs]
-    left_out: list[dict[str, float]] = [{} for _ in jobs]
+    rank_cut: list[dict[str, float]] = [{} for _ in jobs]
     products = _Products(check_finite)
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(job)) for job in jobs]
@@ -387,14 +387,14 @@ def write(
             if moving and (pair := jobs[moving[0]].pairs.get(name)):
                 made = products.write(outputs, pair, name, progress)
                 for k, product in zip(moving, made, strict=True):
-                    moves[k][name], left_out[k][str(pair)] = product.moved, product.left_out
+                    moves[k][name], rank_cut[k][str(pair)] = product.moved, product.cut
             elif moving:
                 found = _forecast(outputs, name, check_finite, progress)
                 for k, moved in zip(moving, found, strict=True):
                     moves[k][name] = moved
             elif progress is not None:
                 progress(name, latest.tensors[name].size)
-    return [_report(*one) for one in zip(jobs, moves, left_out, strict=True)]
+    return [_report(*one) for one in zip(jobs, moves, rank_cut, strict=True)]
 
 
 def _writer(job: Job) -> AbstractContextManager[CheckpointWriter]:
@@ -409,7 +409,7 @@ def _writer(job: Job) -> AbstractContextManager[CheckpointWriter]:
     )
 
 
-def _report(job: Job, moves: dict[str, float], left_out: dict[str, float]) -> ForecastReport:
+def _report(job: Job, moves: dict[str, float], rank_cut: dict[str, float]) -> ForecastReport:
     return ForecastReport(
         job.target,
         job.plan.step,
@@ -419,7 +419,7 @@ def _report(job: Job, moves: dict[str, float], left_out: dict[str, float]) -> Fo
         (*(path.name for path in job.layout.carried), *job.layout.others),
         job.layout.left,
         moves,
-        left_out,
+        rank_cut,
         job.plan.beyond,
     )
 

@@ -16,6 +16,7 @@ from .._moves import middle_of, moves
 from .._operator import Operator
 from .._parameters import threads
 from .._patterns import Patterns, chosen
+from .._plan import check_pair
 from .._runs import forecastable, has, open_alike, open_run, states_of
 from ..operators._extrapolate import line_of, target_of
 from ..operators._low_rank import in_directions
@@ -183,7 +184,10 @@ def _low_rank(
         states, tensors = open_alike(run, "the run")
     among = chosen(states[-1].names, *patterns, f"tensors of {states[-1].what}")
     there = {t.name for t in tensors}
-    pairs = pairs_in(among & there) if adapters == "product" else {}
+    found = pairs_in(among) if adapters == "product" else {}
+    pairs = {name: pair for name, pair in found.items() if there.issuperset(pair)}
+    for pair in pairs.values():
+        check_pair(states[-1], pair)
     return in_directions(
         tuple(run),
         states,
