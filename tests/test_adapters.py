@@ -508,6 +508,7 @@ def test_the_main_directions_are_those_of_the_product(rank: int, out: Path) -> N
     np.testing.assert_allclose(of(written(out)), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.filterwarnings("ignore:lines through this run")  # that it walks is not the point
 def test_low_rank_refuses_and_copies_as_others_do(out: Path) -> None:
     run = run_of(training(3), w=np.ones(3, np.float32))
     broken = {
