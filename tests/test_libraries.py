@@ -245,11 +245,11 @@ def adapter(base_seed, path, base):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT's own
 def test_peft(tmp_path):
-    """Factor by factor: the forecast's A and B are the lines through A and B, not through BA."""
+    """Factor by factor, where asked for: A and B are the lines through A and B, not through BA."""
     adapter(0, tmp_path / "run", tmp_path / "base-model")
     run = {step: tmp_path / "run" / f"checkpoint-{step}" for step in (2, 4)}
     out = tmp_path / "out"
-    report = wfcast.forecast_checkpoint(LINE, run, 8, out)
+    report = wfcast.forecast_checkpoint(LINE, run, 8, out, adapters="factors")
     assert "adapter_config.json" in report.carried
     a, b, c = (state(path) for path in (*run.values(), out))
     assert len(c) == 2 * 2 * 2

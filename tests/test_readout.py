@@ -234,13 +234,18 @@ def test_adapters_stay_adapters(tmp_path: Path) -> None:
         folder = tmp_path / "run" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         save_file(
-            {"q.lora_A.weight": np.full((2, 3), step, np.float32)},
+            {
+                "q.lora_A.weight": np.full((2, 3), step, np.float32),
+                "q.lora_B.weight": np.ones((3, 2), np.float32),
+            },
             folder / "adapter_model.safetensors",
         )
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
     wfcast.anneal_run(tmp_path / "run", tmp_path / "out", "mean")
     assert names(tmp_path / "out") == ["adapter_config.json", "adapter_model.safetensors"]
-    assert load_file(tmp_path / "out" / "adapter_model.safetensors")["q.lora_A.weight"][0, 0] == 20
+    made = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    product = made["q.lora_B.weight"] @ made["q.lora_A.weight"]
+    np.testing.assert_allclose(product, np.full((3, 3), 40), rtol=1e-6)
 
 
 # ---- which checkpoints --------------------------------------------------------------------------

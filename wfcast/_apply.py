@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from . import _core
 from ._columns import Array, Label, row_text, value_at
 from ._errors import WfcastError
 from ._parameters import threads
 
-__all__ = ["Progress", "apply", "nonfinite_error"]
+__all__ = ["Progress", "apply", "convert", "nonfinite_error"]
 
 Progress = Callable[[str, int], None]
 """Called as progress(name, rows) after each slice: the tensor ("*" for all), rows just read."""
@@ -70,6 +72,32 @@ def apply(
         raise WfcastError(str(error)) from error
     if moves is not None and sums is not None:
         moves += sums
+
+
+def convert(
+    x: Array,
+    y: Array,
+    check_finite: bool,
+    n_threads: Any,
+    *,
+    shape: tuple[int, ...],
+    start: int = 0,
+    input: str = "",
+    output: str = "",
+) -> None:
+    """``y = x``, widened or rounded once to the dtype of y; the rest is as of `apply`."""
+    apply(
+        [x],
+        [y],
+        np.ones((1, 1)),
+        np.zeros(1),
+        check_finite=check_finite,
+        n_threads=n_threads,
+        inputs=[Label("", input)],
+        outputs=[output],
+        shape=shape,
+        start=start,
+    )
 
 
 _LARGEST = {

@@ -176,6 +176,9 @@ class Operator:
     ) -> dict[str, Any]:
         """The weights at `step`, from the weights at the input steps.
 
+        LoRA's factors A and B are tensors as any others here; by their product they are forecast
+        from file to file (`forecast_checkpoint`).
+
         Parameters
         ----------
         run : {step: checkpoint}

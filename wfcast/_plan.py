@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._apply import apply
+from ._adapters import FACTORS, Pair, Product, combine_product, pairs_in
+from ._apply import apply, convert
 from ._columns import Label
-from ._errors import CheckpointError, warn
+from ._errors import CheckpointError, WfcastError, warn
 from ._parameters import ALL
 from ._runs import check_alike, check_bases, forecastable, has, open_run
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, step_named
@@ -18,7 +20,7 @@ from .checkpoint import Checkpoint, FileCheckpoint, Tensor, step_named
 if TYPE_CHECKING:
     from ._operator import Operator
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "check_pair", "factors_of", "pairs_of", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,24 @@ class Plan:
             check_finite=check_finite,
             n_threads=self.operator.n_threads,
             inputs=[Label("", c.label(name)) for c in self.inputs.values()],
-            outputs=[f"tensor {name!r} at step {self.step}"],
+            outputs=[self._output(name)],
             shape=self.latest.tensors[name].shape,
             start=start,
             moves=moves,
         )
+
+    def product(self, pair: Pair, factors: Sequence[tuple[Any, Any]]) -> Product:
+        """Forecast the product of LoRA's factors, which are those of all inputs, in float64."""
+        return combine_product(factors, self.operator.coefficients(pair.a)[0][self.horizon])
+
+    def round(self, name: str, x: Any, y: Any, check_finite: bool, start: int = 0) -> None:
+        """Round a forecast, or the block of it that begins at `start`, into `y`."""
+        shape, threads = self.latest.tensors[name].shape, self.operator.n_threads
+        output = self._output(name)
+        convert(x, y, check_finite, threads, output=output, shape=shape, start=start)
+
+    def _output(self, name: str) -> str:
+        return f"tensor {name!r} at step {self.step}"
 
 
 def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) -> Plan:
@@ -116,6 +131,80 @@ def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) 
     for text in beyond:
         warn(text)
     return Plan(operator, inputs, wanted, horizon, beyond)
+
+
+# ---- LoRA ---------------------------------------------------------------------------------------
+
+
+def pairs_of(plan: Plan, copied: dict[str, str]) -> dict[str, Pair]:
+    """The factors that are forecast by their product, by name.
+
+    Where one of two is `copied` from the last input, by name -> why, the other one becomes so.
+
+    Raises
+    ------
+    CheckpointError
+        A factor without the other one, or of another rank.
+    WfcastError
+        Coefficients that differ between the two, or an intercept.
+    """
+    tensors = plan.latest.tensors
+    found = pairs_in(name for name in tensors if copied.get(name) != "not chosen")
+    for pair in dict.fromkeys(found.values()):
+        if why := copied.get(pair.a, copied.get(pair.b)):
+            copied.update(dict.fromkeys(pair, why))
+            continue
+        check_pair(plan.latest, pair)
+        (coef, intercept), (of_b, intercept_of_b) = map(plan.operator.coefficients, pair)
+        if intercept.any() or intercept_of_b.any():
+            raise WfcastError(
+                f"the forecast has an intercept for {pair.a!r} and {pair.b!r}, which means "
+                f"nothing for their product: fit with fit_intercept=False, or {FACTORS}"
+            )
+        if (coef != of_b).any():
+            raise WfcastError(
+                f"the coefficients of {pair.a!r} and {pair.b!r} differ, and their product needs "
+                f"the same: fit with by='all', or {FACTORS}"
+            )
+    return {name: pair for name, pair in found.items() if name not in copied}
+
+
+def check_pair(checkpoint: Checkpoint, pair: Pair) -> None:
+    """Raise CheckpointError where two factors have no product B A of their own."""
+    if checkpoint.stacked:
+        raise CheckpointError(
+            f"{checkpoint.what} adapts single parameters (target_parameters), and those of experts "
+            f"have several products in one pair of factors: {FACTORS}"
+        )
+    a, b = (checkpoint.tensors[name].shape for name in pair)
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
+        raise CheckpointError(
+            f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {checkpoint.what}, expected "
+            f"(rank, in) and (out, rank), which have a product: {FACTORS}"
+        )
+
+
+def factors_of(
+    states: Iterable[Checkpoint], pair: Pair, check_finite: bool, n_threads: int | None
+) -> list[tuple[Any, Any]]:
+    """A and B of all states, as matrices of float64."""
+    return [
+        (
+            _wide(state, pair.a, check_finite, n_threads),
+            _wide(state, pair.b, check_finite, n_threads),
+        )
+        for state in states
+    ]
+
+
+def _wide(state: Checkpoint, name: str, check_finite: bool, n_threads: int | None) -> Any:
+    x = state.column(name).array
+    y = np.empty(x.shape)
+    convert(x, y, check_finite, n_threads, input=state.label(name), shape=x.shape)
+    return y.reshape(len(y), -1)
+
+
+# ---- what is known ------------------------------------------------------------------------------
 
 
 def _check_known(operator: Operator, latest: Checkpoint, wanted: list[Tensor]) -> None:

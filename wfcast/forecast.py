@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._adapters import Pair, Product
 from ._apply import Progress
 from ._columns import FLOATS, blocks
 from ._direct import BLOCK_BYTES
@@ -22,7 +23,7 @@ from ._kinds import is_norm
 from ._operator import Operator, operator_of
 from ._parameters import threads
 from ._patterns import Patterns, chosen
-from ._plan import Plan
+from ._plan import Plan, factors_of, pairs_of
 from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
@@ -67,7 +68,11 @@ class ForecastReport(Report):
         The names beside the weights that went along, and those that did not, such as the
         optimizer's.
     moves : dict of str to float
-        ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast.
+        ``|forecast - last| / |last|`` (L2 norms) of each tensor that was forecast; of LoRA's
+        factors that of their product.
+    rank_cut : dict of str to float
+        LoRA's pairs of factors that were forecast by their product -> the share of its squared
+        norm that does not fit in their rank.
     beyond : tuple of str
         Where the forecast goes beyond what was fitted, which was warned of.
 
@@ -95,6 +100,7 @@ class ForecastReport(Report):
     carried: tuple[str, ...]
     left: tuple[str, ...]
     moves: dict[str, float]
+    rank_cut: dict[str, float]
     beyond: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +114,7 @@ class ForecastReport(Report):
             "carried": list(self.carried),
             "left": list(self.left),
             "moves": {name: finite(move) for name, move in self.moves.items()},
+            "rank_cut": {name: finite(share) for name, share in self.rank_cut.items()},
             "beyond": list(self.beyond),
         }
 
@@ -129,6 +136,12 @@ class ForecastReport(Report):
             )
             if names
         ]
+        if self.rank_cut:
+            name, share = max(self.rank_cut.items(), key=lambda pair: pair[1])
+            lines.append(
+                f"LoRA's products forecast: {len(self.rank_cut)}; their rank cuts off "
+                f"{share:.2g} of the squared norm at most ({name})"
+            )
         yield "\n".join(lines)
         largest = sorted(self.moves.items(), key=lambda move: -move[1])[:SHOWN]
         if largest:
@@ -159,6 +172,7 @@ def forecast_checkpoint(
     *,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
+    adapters: str = "product",
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -191,6 +205,10 @@ def forecast_checkpoint(
         Patterns of tensor names (``*`` stands for anything): what to forecast, all by default,
         and what not. The rest is copied from the last input. Each pattern must match a tensor; a
         tied one by any of its names.
+    adapters : {"product", "factors"}, default="product"
+        How LoRA's factors A and B are forecast: by what they add to a layer, which is their product
+        B A, factored again in their rank; or each by itself, which does harm. Both need the same
+        coefficients, and no intercept, for "product".
     norms : {"forecast", "copy"}, default="forecast"
         What to do with the tensors of normalization layers.
     nonfinite : {"error", "copy"}, default="error"
@@ -247,6 +265,7 @@ def forecast_checkpoint(
         out,
         include=include,
         exclude=exclude,
+        adapters=adapters,
         norms=norms,
         nonfinite=nonfinite,
         partial=partial,
@@ -273,6 +292,8 @@ class Job:
         The names of the tensors that are copied from the last input -> why.
     skipped : tuple of str
         The names that the last input lacks.
+    pairs : dict of str to Pair
+        The names of LoRA's factors that are forecast by their product.
     overwrite : bool
         Whether a folder that is there, and not empty, is replaced.
     """
@@ -282,6 +303,7 @@ class Job:
     layout: Layout
     copied: dict[str, str]
     skipped: tuple[str, ...]
+    pairs: dict[str, Pair]
     overwrite: bool
 
     def other(self, operator: Operator, step: int, target: Path) -> Job:
@@ -294,7 +316,7 @@ class Job:
         step = operator.inputs[-1]
         plan = Plan(operator, {step: self.plan.latest}, [], operator.horizon(step), ())
         copied = {**dict.fromkeys(self.plan.latest.tensors, "latest"), **self.copied}
-        return replace(self, plan=plan, target=target, copied=copied)
+        return replace(self, plan=plan, target=target, copied=copied, pairs={})
 
     @property
     def nbytes(self) -> int:
@@ -311,6 +333,7 @@ def prepare(
     *,
     include: Patterns | None,
     exclude: Patterns | None,
+    adapters: str,
     norms: str,
     nonfinite: str,
     partial: bool,
@@ -320,6 +343,7 @@ def prepare(
 ) -> Job:
     """Check everything and write nothing: as `forecast_checkpoint`, which says what is what."""
     for name, value, known in (
+        ("adapters", adapters, ("product", "factors")),
         ("norms", norms, ("forecast", "copy")),
         ("nonfinite", nonfinite, ("error", "copy")),
     ):
@@ -333,6 +357,7 @@ def prepare(
     latest = plan.latest
     among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
     copied = _copied(plan, among, norms == "copy", nonfinite == "copy")
+    pairs = pairs_of(plan, copied) if adapters == "product" else {}
     skipped = sorted(
         {n for c in plan.inputs.values() for n in c.tensors} - {*latest.tensors, *latest.tied}
     )
@@ -340,7 +365,7 @@ def prepare(
     target = Path(out)
     layout = output_layout(latest.layout, target, latest.tensors.values(), format, shard_size)
     _check_target(target, layout, overwrite, plan)
-    return Job(plan, target, layout, copied, tuple(skipped), overwrite)
+    return Job(plan, target, layout, copied, tuple(skipped), pairs, overwrite)
 
 
 def write(
@@ -349,6 +374,8 @@ def write(
     """Write outputs that have the same inputs and layout, in one sweep over the inputs."""
     latest = jobs[0].plan.latest
     moves: list[dict[str, float]] = [{} for _ in jobs]
+    rank_cut: list[dict[str, float]] = [{} for _ in jobs]
+    products = _Products(check_finite)
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(job)) for job in jobs]
         for name in writers[0].order:
@@ -356,14 +383,18 @@ def write(
             for k, writer in enumerate(writers):
                 if k not in moving:
                     writer.write(name, latest.raw(name))
-            if moving:
-                pairs = [(jobs[k].plan, writers[k]) for k in moving]
-                found = _forecast(pairs, name, check_finite, progress)
+            outputs = [(jobs[k].plan, writers[k]) for k in moving]
+            if moving and (pair := jobs[moving[0]].pairs.get(name)):
+                made = products.write(outputs, pair, name, progress)
+                for k, product in zip(moving, made, strict=True):
+                    moves[k][name], rank_cut[k][str(pair)] = product.moved, product.cut
+            elif moving:
+                found = _forecast(outputs, name, check_finite, progress)
                 for k, moved in zip(moving, found, strict=True):
                     moves[k][name] = moved
             elif progress is not None:
                 progress(name, latest.tensors[name].size)
-    return [_report(job, moved) for job, moved in zip(jobs, moves, strict=True)]
+    return [_report(*one) for one in zip(jobs, moves, rank_cut, strict=True)]
 
 
 def _writer(job: Job) -> AbstractContextManager[CheckpointWriter]:
@@ -372,13 +403,13 @@ def _writer(job: Job) -> AbstractContextManager[CheckpointWriter]:
         job.target,
         job.layout,
         latest.tensors.values(),
-        _metadata(job.plan, job.layout),
+        _metadata(job),
         latest.tied,
         job.overwrite,
     )
 
 
-def _report(job: Job, moves: dict[str, float]) -> ForecastReport:
+def _report(job: Job, moves: dict[str, float], rank_cut: dict[str, float]) -> ForecastReport:
     return ForecastReport(
         job.target,
         job.plan.step,
@@ -388,6 +419,7 @@ def _report(job: Job, moves: dict[str, float]) -> ForecastReport:
         (*(path.name for path in job.layout.carried), *job.layout.others),
         job.layout.left,
         moves,
+        rank_cut,
         job.plan.beyond,
     )
 
@@ -465,9 +497,9 @@ def _is_step(name: str) -> bool:
     return step_named(Path(name)) is not None
 
 
-def _metadata(plan: Plan, layout: Layout) -> dict[str, str]:
-    latest = plan.latest
-    metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(plan))}
+def _metadata(job: Job) -> dict[str, str]:
+    latest, layout = job.plan.latest, job.layout
+    metadata = {**latest.metadata, PROVENANCE: json.dumps(_provenance(job))}
     as_it_was = isinstance(latest, FileCheckpoint) and latest.layout.format == "safetensors"
     if layout.format == "safetensors" and not as_it_was:
         # what safetensors.torch writes: who made it, and tied names by the name that is kept
@@ -475,7 +507,8 @@ def _metadata(plan: Plan, layout: Layout) -> dict[str, str]:
     return metadata
 
 
-def _provenance(plan: Plan) -> dict[str, Any]:
+def _provenance(job: Job) -> dict[str, Any]:
+    plan = job.plan
     files = {
         step: "/".join(c.path.parts[-2:]) if isinstance(c, FileCheckpoint) else None
         for step, c in plan.inputs.items()
@@ -486,6 +519,7 @@ def _provenance(plan: Plan) -> dict[str, Any]:
         "forecaster": plan.operator.fingerprint(),
         "strategy": plan.operator.strategy,
         **{k: v for k, v in plan.operator.info.items() if k in ("profile", "rank")},
+        **({"adapters": "product"} if job.pairs else {}),
         "wfcast": __version__,
         "numpy": np.__version__,
     }
@@ -515,3 +549,40 @@ def _forecast(
         if progress is not None:
             progress(name, size)
     return [math.sqrt(s / of) if of else math.inf if s else 0.0 for s, of in sums]
+
+
+class _Products:
+    """Writes LoRA's factors: those of a pair are made together, when the first of them comes.
+
+    One pair is kept, which is enough where the two follow each other, as they do in most files.
+    """
+
+    def __init__(self, check_finite: bool) -> None:
+        self._check_finite = check_finite
+        self._pair: Pair | None = None
+        self._made: list[Product] = []
+
+    def write(
+        self,
+        outputs: Sequence[tuple[Plan, CheckpointWriter]],
+        pair: Pair,
+        name: str,
+        progress: Progress | None,
+    ) -> list[Product]:
+        """Write the factor `name` of a pair; gives the products."""
+        first = outputs[0][0]
+        if pair != self._pair:
+            n_threads = first.operator.n_threads
+            factors = factors_of(first.inputs.values(), pair, self._check_finite, n_threads)
+            self._made = [plan.product(pair, factors) for plan, _ in outputs]
+            self._pair = pair
+        tensor, dtype = first.latest.tensors[name], first.latest.column(name).array.dtype
+        for (plan, writer), made in zip(outputs, self._made, strict=True):
+            factor = (made.a if name == pair.a else made.b).reshape(tensor.shape)
+            for index, start, size in blocks(tensor.shape, BLOCK_BYTES // dtype.itemsize):
+                x = factor[index]
+                y = writer.room(name, size * dtype.itemsize).view(dtype).reshape(x.shape)
+                plan.round(name, x, y, self._check_finite, start)
+        if progress is not None:
+            progress(name, tensor.size)
+        return self._made

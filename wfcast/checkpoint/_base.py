@@ -184,6 +184,8 @@ class Checkpoint(ABC):
     layout : Layout
     base : str or None
         Adapters: the model that they adapt.
+    stacked : bool
+        Adapters: whether some of their pairs of factors may hold several products side by side.
     """
 
     what: str
@@ -192,11 +194,12 @@ class Checkpoint(ABC):
     tied: dict[str, str]
     layout: Layout
     base: str | None
+    stacked: bool
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.tensors, self.metadata, self.tied = {}, {}, {}
-        self.layout, self.base = Layout(), None
+        self.layout, self.base, self.stacked = Layout(), None, False
 
     @property
     def names(self) -> dict[str, list[str]]:

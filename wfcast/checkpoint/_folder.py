@@ -86,22 +86,31 @@ def companions(folder: Path, own: set[str]) -> tuple[tuple[Path, ...], tuple[str
     return tuple(carried), tuple(left)
 
 
-def adapted_model(folder: Path, what: str) -> str | None:
-    """The base model of a PEFT adapter; None where the folder holds none."""
+def adapts(folder: Path, what: str) -> tuple[str | None, bool]:
+    """What a PEFT adapter adapts, if the folder holds one.
+
+    Returns
+    -------
+    base : str or None
+        The base model.
+    stacked : bool
+        Whether single parameters are among it, those of all experts of a layer for example.
+    """
     path = folder / "adapter_config.json"
     if not path.is_file():
-        return None
+        return None, False
     try:
         if path.stat().st_size > MAX_HEADER:
             raise ValueError("it is larger than 100 MB")
-        found = json.loads(path.read_bytes())["base_model_name_or_path"]
+        config = json.loads(path.read_bytes())
+        found = config["base_model_name_or_path"]
         if not isinstance(found, str | None):
             raise ValueError(f"it is a {type(found).__name__}, expected text")
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{what}: {str(path)!r} names no base_model_name_or_path: {error!r}"
         ) from error
-    return found
+    return found, bool(config.get("target_parameters"))
 
 
 def holds_run(folder: Path) -> bool:

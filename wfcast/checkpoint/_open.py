@@ -12,7 +12,7 @@ from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
 from ._base import Checkpoint, FileCheckpoint, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
-from ._folder import WEIGHTS, adapted_model, companions, steps_in, weights_in
+from ._folder import WEIGHTS, adapts, companions, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import INDEX, ShardedCheckpoint
 from ._torch import TorchCheckpoint
@@ -103,5 +103,5 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
         carried=carried,
         left=(*checkpoint.layout.left, *left),
     )
-    checkpoint.base = adapted_model(folder, what)
+    checkpoint.base, checkpoint.stacked = adapts(folder, what)
     return checkpoint

@@ -104,6 +104,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         help="tensors to copy",
     )
     parser.add_argument(
+        "--adapters",
+        choices=("product", "factors"),
+        default="product",
+        help="LoRA: forecast the product B A, or A and B each by itself (product)",
+    )
+    parser.add_argument(
         "--norms", choices=("forecast", "copy"), default="forecast", help="layer norms (forecast)"
     )
     parser.add_argument(
@@ -129,5 +135,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def output_of(args: argparse.Namespace) -> dict[str, Any]:
     """Their values, by the parameters of `forecast_checkpoint` and its like."""
-    names = ("include", "exclude", "norms", "nonfinite", "partial", "format", "shard_size")
-    return {name: getattr(args, name) for name in (*names, "overwrite")}
+    what = ("include", "exclude", "adapters", "norms", "nonfinite", "partial")
+    how = ("format", "shard_size", "overwrite")
+    return {name: getattr(args, name) for name in (*what, *how)}

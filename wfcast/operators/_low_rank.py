@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from .._adapters import Pair, product_gram
 from .._apply import nonfinite_error
 from .._columns import Label, value_at
 from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
+from .._plan import factors_of
 from .._runs import open_alike, states_of, steps
 from ..checkpoint import Checkpoint, Tensor
 from ._linear_trend import linear_trend
@@ -99,11 +101,13 @@ def in_directions(
     among: Container[str] | None = None,
     *,
     only_finite: bool = False,
+    pairs: Mapping[str, Pair] | None = None,
 ) -> Operator:
     """`low_rank` of some tensors, which all states hold alike.
 
     The line itself, without a look at them, for those that are not `among`, and with `only_finite`
-    for those that hold NaN or infinity: they are to be copied.
+    for those that hold NaN or infinity: they are to be copied. Both factors of one of the `pairs`
+    have the coefficients of their product.
     """
     line = linear_trend(observed, targets)
     n = len(observed)
@@ -113,12 +117,16 @@ def in_directions(
         )
     coef = {t.name: line.coef[ALL] for t in tensors}
     for name in coef if rank < n else ():
-        if among is None or name in among:
-            try:
-                coef[name] = _projected(_gram(states, name), coef[name], int(rank))
-            except WfcastError:
-                if not only_finite:
-                    raise
+        pair = (pairs or {}).get(name)
+        if (among is not None and name not in among) or (pair is not None and name == pair.b):
+            continue
+        try:
+            gram = _gram(states, name) if pair is None else _gram_of(states, pair)
+        except WfcastError:
+            if not only_finite:
+                raise
+        else:
+            coef.update(dict.fromkeys(pair or (name,), _projected(gram, coef[name], int(rank))))
     return Operator(
         observed,
         line.targets,
@@ -146,6 +154,11 @@ def _gram(states: Sequence[Checkpoint], name: str) -> Vector:
         label = Label("", state.label(name))
         raise nonfinite_error(label, value_at(column, row), column.shape, row) from None
     return total
+
+
+def _gram_of(states: Sequence[Checkpoint], pair: Pair) -> Vector:
+    """The same of the product of two factors."""
+    return product_gram(factors_of(states, pair, True, None))
 
 
 def _projected(gram: Vector, line: Vector, rank: int) -> Vector:

@@ -34,6 +34,7 @@ def anneal_run(
     check_finite: bool = True,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
+    adapters: str = "product",
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -75,7 +76,9 @@ def anneal_run(
         Whether the largest number is the best; by default it is the least, as of losses.
     judge_timeout : float, optional
         Seconds after which a command is killed, with all that it has started.
-    check_finite, include, exclude, norms, nonfinite, partial, format, shard_size, overwrite
+    check_finite, include, exclude, adapters, norms, nonfinite, partial
+        As of `forecast_checkpoint`.
+    format, shard_size, overwrite
         As of `forecast_checkpoint`.
     n_threads : int, optional
         All CPUs by default.
@@ -148,6 +151,7 @@ def anneal_run(
         progress,
         include=include,
         exclude=exclude,
+        adapters=adapters,
         norms=norms,
         nonfinite=nonfinite,
         partial=partial,

@@ -9,12 +9,14 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+from .._adapters import pairs_in
 from .._apply import Progress
 from .._errors import WfcastError, warn
 from .._moves import middle_of, moves
 from .._operator import Operator
 from .._parameters import threads
 from .._patterns import Patterns, chosen
+from .._plan import check_pair
 from .._runs import forecastable, has, open_alike, open_run, states_of
 from ..operators._extrapolate import line_of, target_of
 from ..operators._low_rank import in_directions
@@ -46,6 +48,7 @@ def extrapolate_run(
     check_finite: bool = True,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
+    adapters: str = "product",
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
@@ -77,7 +80,9 @@ def extrapolate_run(
         Of "low-rank".
     window, last, every, judge, maximize, judge_timeout
         As of `anneal_run`. Half a run is a shorter history: `ahead` counts in that.
-    check_finite, include, exclude, norms, nonfinite, partial, format, shard_size, overwrite
+    check_finite, include, exclude, adapters, norms, nonfinite, partial
+        As of `forecast_checkpoint`.
+    format, shard_size, overwrite
         As of `forecast_checkpoint`.
     n_threads : int, optional
         All CPUs by default.
@@ -136,7 +141,8 @@ def extrapolate_run(
     ordered = tuple(sorted(targets))
     if strategy == "low-rank":
         only_finite = nonfinite == "copy"
-        operator = _low_rank(run, ordered, rank, include, exclude, only_finite, partial)
+        among = include, exclude
+        operator = _low_rank(run, ordered, rank, among, adapters, only_finite, partial)
     else:
         operator = line_of(tuple(run), ordered, strategy)
     return readout(
@@ -150,6 +156,7 @@ def extrapolate_run(
         progress,
         include=include,
         exclude=exclude,
+        adapters=adapters,
         norms=norms,
         nonfinite=nonfinite,
         partial=partial,
@@ -163,8 +170,8 @@ def _low_rank(
     run: Mapping[int, Any],
     targets: tuple[int, ...],
     rank: int,
-    include: Patterns | None,
-    exclude: Patterns | None,
+    patterns: tuple[Patterns | None, Patterns | None],
+    adapters: str,
     only_finite: bool,
     partial: bool,
 ) -> Operator:
@@ -175,9 +182,22 @@ def _low_rank(
         tensors = [t for t in alike if t.size]
     else:
         states, tensors = open_alike(run, "the run")
-    among = chosen(states[-1].names, include, exclude, f"tensors of {states[-1].what}")
-    observed = tuple(run)
-    return in_directions(observed, states, targets, rank, tensors, among, only_finite=only_finite)
+    among = chosen(states[-1].names, *patterns, f"tensors of {states[-1].what}")
+    there = {t.name for t in tensors}
+    found = pairs_in(among) if adapters == "product" else {}
+    pairs = {name: pair for name, pair in found.items() if there.issuperset(pair)}
+    for pair in pairs.values():
+        check_pair(states[-1], pair)
+    return in_directions(
+        tuple(run),
+        states,
+        targets,
+        rank,
+        tensors,
+        among,
+        only_finite=only_finite,
+        pairs=pairs,
+    )
 
 
 def _warn_of_wandering(run: Mapping[int, Any], n_threads: int) -> None:
