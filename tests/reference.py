@@ -172,14 +172,53 @@ def halves(x, middle):
     return np.stack(columns, axis=1)
 
 
-def drift(moves, forget=0.5):
-    """Slopes of wfcast.torch's Drift for one tensor.
-
-    `moves` is a list of lists of movements (vectors), one list per lesson, oldest first.
+def movement(states):
+    """What wfcast.torch's Movement says of a run: `states` are those at the beginning, the middle
+    and the end of its history, each a list of tensors.
     """
-    total = 0
-    for lesson in moves:
-        d = np.array(lesson, np.float64)
-        total = forget * total + d @ d.T
-    rho = np.linalg.lstsq(total[:-1, :-1], total[:-1, -1], rcond=1e-9)[0]
-    return np.zeros(len(rho)) if rho.sum() <= 0 else rho / max(rho.sum(), 1.0)
+    first, middle, last = ([np.ravel(w).astype(np.float64) for w in state] for state in states)
+    a = [m - f for f, m in zip(first, middle, strict=True)]
+    b = [e - m for m, e in zip(middle, last, strict=True)]
+
+    def cosine(places):
+        x, y = (np.concatenate([part[i] for i in places]) for part in (a, b))
+        norm = np.linalg.norm(x) * np.linalg.norm(y)
+        return x @ y / norm if norm else 0.0
+
+    n = len(a)
+    left_out = [cosine([i for i in range(n) if i != out]) for out in range(n)] if n > 1 else [0.0]
+    moved = np.concatenate(last) - np.concatenate(first)
+    return {
+        "cosine": cosine(range(n)),
+        "by_tensor": [cosine([i]) for i in range(n)],
+        "error": np.sqrt((n - 1) / n * np.sum((left_out - np.mean(left_out)) ** 2)),
+        "share": np.linalg.norm(moved) / np.linalg.norm(np.concatenate(last)),
+    }
+
+
+def farcast(seen, spacing, rates, left, share, bounds):
+    """Horizon and weights of a jump of wfcast.torch's Farcasting by the line of its history.
+
+    `seen` holds the tensors, by name, at every step since the history began, `rates` is (highest
+    so far, now) for each group, `left` the share of the run that is left, `share` that of the
+    reach, and `bounds` are the reach, the least cosine and the longest move.
+    """
+    reach, least, largest = bounds
+    first, last = min(seen), max(seen)
+    middle = first + (last - first) // 2
+    found = movement([list(seen[t].values()) for t in (first, middle, last)])
+    cosine = found["cosine"] - found["error"]
+    if cosine < least:
+        return 0.0, seen[last]
+    horizon = reach * (last - first) * cosine * left * share
+    horizon *= np.mean([now / highest for highest, now in rates])
+    horizon = min(horizon, largest * (last - first) / found["share"])
+    if horizon < 1:
+        return 0.0, seen[last]
+    at = [t for t in sorted(seen) if (t - first) % spacing == 0 or t == last]
+    weights = {}
+    for name, like in seen[last].items():
+        rows = np.array([np.ravel(seen[t][name]) for t in at], np.float64)
+        slope, level = np.polyfit(at, rows, 1)
+        weights[name] = (level + slope * (last + horizon)).reshape(like.shape)
+    return horizon, weights

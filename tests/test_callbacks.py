@@ -1,5 +1,13 @@
 """Farcasting inside the real trainers of transformers and Lightning."""
 
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
@@ -10,14 +18,34 @@ pl = pytest.importorskip("lightning.pytorch")
 import loops  # noqa: E402  only with them
 from models import small  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from trainers import Counting, Module, fit, make, tokenizer  # noqa: E402
+from trainers import (  # noqa: E402
+    At,
+    Counting,
+    Module,
+    Watch,
+    Watched,
+    fit,
+    make,
+    tokenizer,
+    weights,
+)
 from transformers import EarlyStoppingCallback, TrainerCallback  # noqa: E402
 
 from wfcast import WfcastError  # noqa: E402
-from wfcast.torch import FarcastingCallback  # noqa: E402
+from wfcast.torch import Farcasting, FarcastingCallback  # noqa: E402
 from wfcast.torch.lightning import FarcastingCallback as Lightning  # noqa: E402
 
-FAST = {"spacing": 5, "period": 10, "recovery": 5, "max_loss": 0.9}
+# a jump of ten steps at step 16, or at the first step after it from which looks are far enough
+FAST = {"spacing": 5, "period": 16, "recovery": 4, "horizon": 10, "stop": 60}
+WINDOW = range(16, 20)
+
+
+def stop(control):
+    control.should_training_stop = True
+
+
+def interrupt(control):
+    raise KeyboardInterrupt
 
 
 def train(folder, callback, steps=50, resume=None, **arguments):
@@ -31,7 +59,7 @@ def test_trainer_jumps_and_resumes(tmp_path):
     callback = FarcastingCallback(**FAST)
     trainer = train(tmp_path / "run", callback)
     history = callback.farcasting.history
-    assert len(history) >= 3
+    assert [e["step"] for e in history][:2] == [16, 32]  # saves are at 13, 26, 39
     assert all(e["outcome"] in ("kept", "rolled back") for e in history)  # none left under way
     assert "farcasting/horizon" in trainer.state.log_history[0]
     for step in (13, 26, 39):
@@ -46,7 +74,7 @@ def test_trainer_jumps_and_resumes(tmp_path):
 def test_trainer_with_accumulation(tmp_path):
     callback = FarcastingCallback(**FAST)
     train(tmp_path / "run", callback, steps=22, gradient_accumulation_steps=2)
-    assert callback.farcasting.history[0]["step"] == 10
+    assert callback.farcasting.history[0]["step"] == 16
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -55,7 +83,7 @@ def test_resumed_without_a_saved_state(tmp_path):
     folder = tmp_path / "run" / "checkpoint-13"
     (folder / "farcasting.pt").unlink()
     with pytest.warns(UserWarning, match="Farcasting begins anew"):
-        train(tmp_path / "run", FarcastingCallback(**FAST), steps=15, resume=str(folder))
+        train(tmp_path / "run", FarcastingCallback(**FAST), steps=20, resume=str(folder))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -64,33 +92,38 @@ def test_the_loss_of_an_accumulated_step(kind, tmp_path):
     """Whether the model's losses are means of their own or shares of the step's, as GPT-2's are."""
     callback = FarcastingCallback(**FAST)
     settings = {"gradient_accumulation_steps": 2, "logging_steps": 1, "save_strategy": "no"}
-    trainer = train(tmp_path, callback, steps=16, kind=kind, **settings)
-    logged = [e["loss"] for e in trainer.state.log_history if e["step"] == 10]
-    assert callback.farcasting.history[0]["step"] == 10
+    trainer = train(tmp_path, callback, steps=20, kind=kind, **settings)
+    logged = [e["loss"] for e in trainer.state.log_history if e["step"] == 16]
+    assert callback.farcasting.history[0]["step"] == 16
     assert callback.farcasting.history[0]["loss_before"] == pytest.approx(logged[0], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_the_best_model_is_loaded_at_the_end(tmp_path):
-    """Training stops early while a bad jump is under way: the best weights are not taken back."""
-    callback = FarcastingCallback(**{**FAST, "recovery": 50}, horizon=1e5)
+@pytest.mark.parametrize("end", [16, 18])
+def test_the_best_model_is_loaded_at_the_end(end, tmp_path):
+    """Training stops under a jump, at the end of an epoch or within one: the best is what stays."""
+
+    class StopsEpoch(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step >= end
+
+    callback = FarcastingCallback(**FAST)
     trainer = make(
         tmp_path,
         callback,
-        EarlyStoppingCallback(1),
+        StopsEpoch() if end == 16 else At(end, stop),
         steps=80,
-        save_steps=6,
+        save_steps=15,
         eval_strategy="steps",
-        eval_steps=6,
+        eval_steps=15,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
     )
     trainer.train()
-    assert trainer.state.global_step == 12
-    assert callback.farcasting.history[-1]["outcome"] == "pending"
-    best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
-    weights = trainer.model.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in best.items())
+    assert (trainer.state.global_step, the_jump(callback, end)) == (end, 16)
+    best = load_file(tmp_path / "checkpoint-15" / "model.safetensors")
+    left = trainer.model.state_dict()
+    assert all(torch.equal(left[name], value) for name, value in best.items())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -109,35 +142,28 @@ def test_a_judge_beside_evaluations_and_early_stopping(tmp_path):
         callback,
         EarlyStoppingCallback(3),
         steps=30,
-        save_steps=5,
+        save_steps=15,
         eval_strategy="steps",
-        eval_steps=5,
+        eval_steps=15,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
     )
     trainer.train()
     assert len(judged) >= 4
     evaluated = [e["step"] for e in trainer.state.log_history if "eval_loss" in e]
-    assert evaluated == [5, 10, 15, 20, 25, 30]
+    assert evaluated == [15, 30]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_resumed_after_an_interruption_and_from_elsewhere(tmp_path):
     """The weights of the checkpoint stay, whatever jump the broken off training was in."""
     whole = train(tmp_path / "whole", FarcastingCallback(**FAST))
-
-    class Interrupt(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            history = callback.farcasting.history
-            if state.global_step == 17 and history and history[-1]["outcome"] == "pending":
-                raise KeyboardInterrupt
-
-    # a jump at step 16 that is far too long: it is under way when the training is broken off
-    callback = FarcastingCallback(**{**FAST, "recovery": 20}, start=6, horizon=1e5)
-    trainer = make(tmp_path / "other", callback, Interrupt())
+    callback = FarcastingCallback(**FAST)
+    trainer = make(tmp_path / "other", callback, At(18, interrupt), save_strategy="no")
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    callback.parameters = FAST
+    assert the_jump(callback, 18) == 16
+    trainer.remove_callback(At)
     folder = tmp_path / "whole" / "checkpoint-13"
     with pytest.warns(UserWarning, match="of this run: Farcasting begins anew"):
         trainer.train(resume_from_checkpoint=str(folder))
@@ -153,20 +179,355 @@ def test_nothing_is_saved_beside_bare_models(tmp_path):
     assert not (tmp_path / "checkpoint-13" / "farcasting.pt").exists()
 
 
+# ---- never a damaged keep -----------------------------------------------------------------------
+
+
+class Seen(TrainerCallback):
+    """The steps after which the trainer saved or evaluated, and whether a jump was under way."""
+
+    def __init__(self, callback):
+        self.callback, self.steps = callback, set()
+
+    def look(self, args, state, control, **_):
+        assert self.callback.farcasting.settled
+        self.steps.add(state.global_step)
+
+    on_save = on_evaluate = on_prediction_step = look
+
+
+def under_a_jump(folder, *others, between=(), steps=30, **arguments):
+    """A trainer, and what watches it: `others` act while a jump waits for its verdict."""
+    watch, callback = Watch(), FarcastingCallback(**FAST)
+    settings = {"save_strategy": "no", "logging_strategy": "no", **arguments}
+    trainer = make(folder, watch, *between, callback, *others, steps=steps, **settings)
+    return trainer, watch, callback
+
+
+def the_jump(callback, step):
+    """The step of the one jump, of which `step` lies within the window."""
+    (jump,) = callback.farcasting.history
+    assert jump["step"] <= step < jump["step"] + callback.farcasting.window
+    return jump["step"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("step", WINDOW)
+def test_a_stop_at_each_step_of_a_window(step, tmp_path):
+    """What is kept at the end is of before the jump, for callbacks that run earlier, too."""
+    kept = []
+
+    class Keep(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **_):
+            kept.append(weights(model))
+
+    trainer, watch, callback = under_a_jump(tmp_path, At(step, stop), between=[Keep()])
+    trainer.train()
+    assert trainer.state.global_step == step
+    before = watch.weights[the_jump(callback, step)]
+    assert loops.equal(weights(trainer.model), before)
+    assert loops.equal(kept, [before])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_stop_that_is_known_before(tmp_path):
+    """A callback that runs earlier stops the training: no jump is made then."""
+    trainer, watch, callback = under_a_jump(tmp_path, between=[At(16, stop)])
+    trainer.train()
+    assert callback.farcasting.history == []
+    assert loops.equal(weights(trainer.model), watch.weights[16])
+
+
+class Broken(Exception):
+    pass
+
+
+def broken(*_):
+    raise Broken
+
+
+class TearsEpoch(TrainerCallback):
+    """Between the epochs before and after step 16, where a jump was made."""
+
+    def on_epoch_begin(self, args, state, control, **_):
+        if state.global_step == 16:
+            raise Broken
+
+
+def added_later(folder, *callbacks, **arguments):
+    """A trainer that got its callbacks after it was made."""
+    settings = {"save_strategy": "no", "logging_strategy": "no", "steps": 30, **arguments}
+    trainer = make(folder, **settings)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("later", [False, True], ids=["given", "added"])
+@pytest.mark.parametrize("where", ["callback", "data", "model", "Ctrl-C"])
+def test_training_that_breaks_off(where, later, tmp_path):
+    """A callback that was added to the trainer later covers it, too."""
+
+    def act(control):
+        if where == "data":
+            trainer.train_dataset.__class__ = type("Torn", (Counting,), {"__getitem__": broken})
+        elif where == "model":
+            trainer.model.register_forward_pre_hook(broken)
+        else:
+            raise KeyboardInterrupt if where == "Ctrl-C" else Broken
+
+    trainer, watch, callback = under_a_jump(tmp_path, At(18, act))
+    if later:
+        trainer = added_later(tmp_path, watch, callback, At(18, act))
+    with pytest.raises(KeyboardInterrupt if where == "Ctrl-C" else Broken):
+        trainer.train()
+    last = max(watch.weights)
+    assert loops.equal(weights(trainer.model), watch.weights[the_jump(callback, last)])
+    assert callback.summary().to_dict()["jumps"]
+    assert not trainer.model._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_that_breaks_off_between_epochs(tmp_path):
+    trainer, watch, callback = under_a_jump(tmp_path, TearsEpoch())
+    with pytest.raises(Broken):
+        trainer.train()
+    assert loops.equal(weights(trainer.model), watch.weights[the_jump(callback, 16)])
+
+
+class Begun(TrainerCallback):
+    """The weights that each training began with."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        self.weights.append(weights(model))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_training_again_after_a_jump_that_stayed(resumed, tmp_path):
+    """A callback that was added later hears of nothing between epochs: it undoes that then."""
+    watch, begun, callback = Watch(), Begun(), FarcastingCallback(**FAST)
+    tears, settings = TearsEpoch(), {"save_strategy": "steps", "save_steps": 15}
+    trainer = added_later(tmp_path, watch, callback, begun, tears, **settings)
+    with pytest.raises(Broken):
+        trainer.train()
+    trainer.remove_callback(tears)
+    trainer.train(resume_from_checkpoint=resumed)
+    assert loops.equal(begun.weights[1], watch.first[15 if resumed else 16])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("other", [False, True])
+def test_training_twice_and_broken_off_then(other, tmp_path):
+    """With the same callback, or with another one in its place."""
+    trainer, watch, first = under_a_jump(tmp_path)
+    trainer.train()
+    assert first.farcasting.history
+    second = first
+    if other:
+        second = FarcastingCallback(**FAST)
+        trainer.remove_callback(first)
+        trainer.add_callback(second)
+    trainer.add_callback(At(18, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert loops.equal(weights(trainer.model), watch.weights[the_jump(second, 18)])
+    assert other or inspect.ismethod(trainer.train.method)  # it is wrapped once
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_that_begins_again_with_smaller_batches(tmp_path):
+    begun = Begun()
+
+    def lack(control):
+        if len(begun.weights) == 1:
+            raise RuntimeError("CUDA out of memory.")
+
+    settings = {"auto_find_batch_size": True}
+    trainer, watch, _ = under_a_jump(tmp_path, begun, At(18, lack), **settings)
+    trainer.train()
+    assert len(begun.weights) == 2
+    assert loops.equal(begun.weights[1], watch.first[16])
+    assert trainer.state.global_step == 30
+
+
+@pytest.mark.slow  # to import everything anew
+@pytest.mark.parametrize("kind", ["trainer", "lightning"])
+def test_a_real_interrupt(kind, tmp_path):
+    script = Path(__file__).with_name("interrupted.py")
+    command = [sys.executable, script, kind, tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(script.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert any(line == "waiting\n" for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[0].split()[-1] == "kept"
+    assert process.returncode == 0
+
+
+def ask_for(what):
+    def action(control):
+        setattr(control, f"should_{what}", True)
+
+    return action
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_save_that_no_setting_announces(earlier, tmp_path, caplog):
+    """It holds the weights of before the jump, and training resumes from it to the bit."""
+
+    def made():
+        asks = [At(18, ask_for("save"))]
+        later, between = ([], asks) if earlier else (asks, [])
+        return under_a_jump(tmp_path, *later, between=between)
+
+    trainer, watch, callback = made()
+    trainer.train()
+    assert callback.farcasting.history[0]["step"] == 16
+    saved = load_file(tmp_path / "checkpoint-18" / "model.safetensors")
+    assert all(torch.equal(watch.weights[16][name], value) for name, value in saved.items())
+    assert caplog.text.count("taken back before its verdict") == 1
+    resumed, _, again = made()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-18"))
+    assert loops.equal(weights(resumed.model), weights(trainer.model))
+    steps = [[e["step"] for e in c.farcasting.history] for c in (callback, again)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_evaluation_that_no_setting_announces(tmp_path):
+    callback = FarcastingCallback(**FAST)
+    seen = Seen(callback)
+    asks = At(18, ask_for("evaluate"))
+    make(tmp_path, callback, seen, asks, steps=20, save_strategy="no").train()
+    assert the_jump(callback, 18) == 16
+    assert seen.steps == {18}
+
+
+# ---- looks that settings announce ---------------------------------------------------------------
+
+
+class Spy(Farcasting):
+    """Keeps what its callback makes it with and hands to it."""
+
+    def __init__(self, *given, **parameters):
+        super().__init__(*given, **parameters)
+        self.parameters, self.losses, self.rooms = parameters, [], []
+
+    def step(self, loss=None, *, room=None):
+        self.losses.append(loss)
+        self.rooms.append(room)
+        return super().step(loss, room=room)
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    monkeypatch.setattr("wfcast.torch.transformers.Farcasting", Spy)
+    monkeypatch.setattr("wfcast.torch.lightning.Farcasting", Spy)
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Farcasting. no jump")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"save_steps": 7},
+        {"save_steps": 0.3, "eval_strategy": "steps", "eval_steps": 5, "eval_delay": 12},
+        {"save_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 7},
+        {"save_strategy": "no", "eval_strategy": "epoch", "eval_delay": 2},
+        {"save_strategy": "epoch", "gradient_accumulation_steps": 3},
+        {"save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3},
+        {
+            "save_strategy": "best",
+            "eval_strategy": "steps",
+            "eval_steps": 6,
+            "metric_for_best_model": "loss",
+        },
+    ],
+)
+def test_room_is_up_to_the_next_save_evaluation_or_the_end(settings, tmp_path):
+    callback = FarcastingCallback(**FAST)
+    seen = Seen(callback)
+    trainer = make(tmp_path, callback, seen, steps=25, **settings)
+    trainer.train()
+    last = trainer.state.global_step
+    looks = sorted(seen.steps | {last})
+    expected = [min(s for s in looks if s >= step) - step for step in range(1, last + 1)]
+    assert callback.farcasting.rooms == expected
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("skip", [False, True])
+def test_room_after_resuming_within_an_epoch(skip, tmp_path):
+    """The epoch begins anew at the step where training resumes if the data are not skipped."""
+    train(tmp_path, FarcastingCallback(**FAST), save_steps=13, steps=13)
+    callback = FarcastingCallback(**FAST)
+    seen = Seen(callback)
+    settings = {"save_strategy": "epoch", "ignore_data_skip": skip, "steps": 40}
+    trainer = make(tmp_path, callback, seen, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))
+    looks = sorted(seen.steps | {40})
+    expected = [min(s for s in looks if s >= step) - step for step in range(14, 41)]
+    assert callback.farcasting.rooms == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_room_is_said_once(tmp_path):
+    callback = FarcastingCallback(**FAST)
+    trainer = make(tmp_path, callback, steps=30, save_steps=4)
+    with pytest.warns(UserWarning, match="with save_steps=4 there are 3 at most") as said:
+        trainer.train()
+    assert sum("Farcasting" in str(one.message) for one in said) == 1
+    assert callback.farcasting.history == []
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self):
+        return iter([Counting()[i] for i in range(8 * 18)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_epochs_of_unknown_length(tmp_path, caplog):
+    """The model that is saved at the end of one is that of before the jump."""
+    watch, callback = Watch(), FarcastingCallback(**FAST)
+    trainer = make(tmp_path, watch, callback, steps=30, save_strategy="epoch")
+    trainer.train_dataset = Stream()
+    with pytest.warns(UserWarning, match="save_strategy='epoch' may save or evaluate at any step"):
+        trainer.train()
+    assert callback.farcasting.history[0]["step"] == 16
+    saved = load_file(tmp_path / "checkpoint-18" / "model.safetensors")
+    assert all(torch.equal(watch.weights[16][name], value) for name, value in saved.items())
+    assert "taken back before its verdict" in caplog.text
+
+
+def test_a_summary_before_training():
+    for callback in (FarcastingCallback(), Lightning()):
+        with pytest.raises(WfcastError, match="training has not begun"):
+            callback.summary()
+
+
 # ---- Lightning ----------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_jumps_and_resumes(tmp_path):
-    class SaveAt23(pl.Callback):
+    """From a checkpoint that was saved under a jump, which is taken back for that."""
+
+    class SaveAt18(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == 23:
+            if trainer.global_step == 18:
                 trainer.save_checkpoint(tmp_path / "part.ckpt")
 
     module, other = Module(), Module()
     callback = Lightning(**FAST)
-    fit(module, callback, SaveAt23())
-    assert len(callback.farcasting.history) >= 3
+    fit(module, callback, SaveAt18())
+    assert callback.farcasting.history[0]["step"] == 16
     again = Lightning(**FAST)
     fit(other, again, checkpoint=tmp_path / "part.ckpt")
     assert loops.equal(other.state_dict(), module.state_dict())
@@ -176,8 +537,8 @@ def test_lightning_jumps_and_resumes(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 def test_lightning_accumulates_and_stops_early():
-    """The loss is that of the whole step; a jump under way at the end is judged."""
-    callback = Lightning(**{**FAST, "recovery": 20})
+    """The loss is that of the whole step; a jump under way at the end is taken back."""
+    callback = Lightning(**FAST)
 
     class Losses(pl.Callback):
         seen = ()
@@ -185,18 +546,18 @@ def test_lightning_accumulates_and_stops_early():
         def on_train_batch_end(self, trainer, module, outputs, *_):
             self.seen = (*self.seen, float(trainer.callback_metrics["loss"]))
 
-    class StopAt13(pl.Callback):
+    class StopAt18(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = trainer.global_step == 13
+            trainer.should_stop = trainer.global_step == 18
 
     losses = Losses()
     module = Module(offset=100)  # a batch of its own for each part of a step
-    trainer = fit(module, callback, losses, StopAt13(), accumulate_grad_batches=2)
-    assert trainer.global_step == 13
+    trainer = fit(module, callback, losses, StopAt18(), accumulate_grad_batches=2)
+    assert trainer.global_step == 18
     (entry,) = callback.farcasting.history
-    assert entry["step"] == 10
-    assert entry["loss_before"] == pytest.approx(sum(losses.seen[18:20]) / 2, rel=1e-5)
-    assert entry["outcome"] in ("kept", "rolled back")
+    assert entry["step"] == 16
+    assert entry["loss_before"] == pytest.approx(sum(losses.seen[30:32]) / 2, rel=1e-5)
+    assert entry["outcome"] == "rolled back"
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
@@ -205,17 +566,146 @@ def test_lightning_after_an_error():
 
     class Breaks(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == 12:
+            if trainer.global_step == 18:
                 raise RuntimeError("broken off")
 
     module = Module()
-    first = Lightning(**{**FAST, "recovery": 20})
+    watch, first = Watched(), Lightning(**FAST)
     with pytest.raises(RuntimeError, match="broken off"):
-        fit(module, first, Breaks())
-    assert first.farcasting.history[-1]["outcome"] == "pending"
+        fit(module, watch, first, Breaks())
+    assert loops.equal(weights(module), watch.weights[the_jump(first, 18)])
     second = Lightning(**FAST)
     fit(module, second)
     assert second.farcasting.history
+
+
+class Validated(Module):
+    """Notes the steps after which it is validated."""
+
+    def __init__(self, callback):
+        super().__init__()
+        self.callback, self.steps = callback, set()
+
+    def validation_step(self, batch, index):
+        assert self.callback.farcasting is None or self.callback.farcasting.settled
+        self.steps.add(self.trainer.global_step)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(range(2), batch_size=None)
+
+
+class Acts(pl.Callback):
+    """Does something at the end of a step: ``action(trainer)``."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            self.action(trainer)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+@pytest.mark.parametrize("step", WINDOW)
+@pytest.mark.parametrize("validated", [False, True])
+def test_lightning_stops_at_each_step_of_a_window(step, validated, tmp_path):
+    """Whatever is validated and saved after that is of before the jump."""
+    watch, callback = Watched(), Lightning(**FAST)
+    module = Validated(callback) if validated else Module()
+
+    def stop(trainer):
+        trainer.should_stop = True
+
+    saves = pl.callbacks.ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    trainer = fit(module, watch, callback, Acts(step, stop), saves, enable_checkpointing=True)
+    assert trainer.global_step == step
+    before = watch.weights[the_jump(callback, step)]
+    assert loops.equal(weights(module), before)
+    assert not validated or module.steps == {0, step}  # a check before training, and the last one
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert loops.equal(dict(saved), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_stops_before_a_jump():
+    def stop(trainer):
+        trainer.should_stop = True
+
+    callback = Lightning(**FAST)
+    fit(Module(), Acts(16, stop), callback)
+    assert callback.farcasting.history == []
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_saves_where_no_setting_announces_it(tmp_path, caplog):
+    module, watch, callback = Module(), Watched(), Lightning(**FAST)
+
+    def save(trainer):
+        trainer.save_checkpoint(tmp_path / "bare.ckpt", weights_only=True)
+
+    fit(module, watch, callback, Acts(18, save))
+    saved = torch.load(tmp_path / "bare.ckpt", weights_only=True)["state_dict"]
+    assert loops.equal(dict(saved), watch.weights[callback.farcasting.history[0]["step"]])
+    assert "taken back before its verdict" in caplog.text
+
+
+class Kept(pl.callbacks.ModelCheckpoint):
+    """Notes the steps after which it saves."""
+
+    def __init__(self, callback, *given, **settings):
+        super().__init__(*given, **settings)
+        self.callback, self.steps = callback, set()
+
+    def _save_checkpoint(self, trainer, path):
+        assert self.callback.farcasting.settled
+        self.steps.add(trainer.global_step)
+        super()._save_checkpoint(trainer, path)
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+@pytest.mark.parametrize(
+    ("settings", "saves"),
+    [
+        ({"limit_val_batches": 0}, {"every_n_train_steps": 7}),
+        ({"limit_val_batches": 0}, {"every_n_epochs": 2}),
+        ({}, {"every_n_epochs": 1}),
+        ({"val_check_interval": 0.3}, {"every_n_train_steps": 9}),
+        ({"check_val_every_n_epoch": 2, "val_check_interval": 4}, {"every_n_epochs": 1}),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 7}, {"save_top_k": 0}),
+        ({"val_check_interval": 3, "accumulate_grad_batches": 4}, {"save_top_k": 0}),
+        (
+            {
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 7,
+                "accumulate_grad_batches": 3,
+            },
+            {"every_n_train_steps": 5},
+        ),
+    ],
+)
+def test_lightning_has_room_up_to_the_next_look(settings, saves, tmp_path):
+    callback = Lightning(**FAST)
+    module, keeps = Validated(callback), Kept(callback, tmp_path, **saves)
+    settings = {"limit_train_batches": 11, "num_sanity_val_steps": 0, **settings}
+    trainer = fit(module, callback, keeps, enable_checkpointing=True, **settings)
+    last = trainer.global_step
+    looks = sorted(module.steps | keeps.steps | {last})
+    expected = [min(s for s in looks if s >= step) - step for step in range(1, last + 1)]
+    assert callback.farcasting.rooms == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_says_what_it_cannot_know(tmp_path):
+    callback = Lightning(**FAST)
+    timed = pl.callbacks.ModelCheckpoint(tmp_path, train_time_interval=timedelta(hours=1))
+    with pytest.warns(UserWarning, match=r"ModelCheckpoint\(train_time_interval=.* at any step"):
+        fit(Module(), callback, timed, enable_checkpointing=True)
+    callback = Lightning(**FAST)
+    often = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4)
+    with pytest.warns(UserWarning, match=r"ModelCheckpoint\(every_n_train_steps=4\) there are 3"):
+        fit(Module(), callback, often, enable_checkpointing=True)
+    assert callback.farcasting.history == []
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
@@ -234,33 +724,127 @@ def test_a_parameter_that_farcasting_lacks(callback, name):
 # ---- TRL ----------------------------------------------------------------------------------------
 
 
+QUIET = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "bf16": False}
+
+
 @pytest.mark.slow  # to import
 @pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
-def test_trl(tmp_path):
+def test_supervised_fine_tuning(tmp_path):
     pytest.importorskip("trl")
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     rows = [{"input_ids": Counting()[i]["input_ids"].tolist()} for i in range(64)]
-    callback = FarcastingCallback(**FAST)
+    watch, callback = Watch(), FarcastingCallback(**FAST)
     settings = SFTConfig(
         str(tmp_path),
-        max_steps=25,
+        max_steps=40,
         per_device_train_batch_size=8,
         learning_rate=1e-3,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
         save_strategy="no",
         dataset_kwargs={"skip_prepare_dataset": True},
+        **QUIET,
     )
     trainer = SFTTrainer(
         small("gpt2"),
         settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
-        callbacks=[callback],
+        callbacks=[watch, callback, At(34, stop)],
     )
     trainer.train()
-    assert [entry["step"] for entry in callback.farcasting.history] == [10, 20]
+    assert [entry["step"] for entry in callback.farcasting.history] == [16, 32]
+    assert loops.equal(weights(trainer.model), watch.weights[32])
+
+
+def grpo(folder, *callbacks, **settings):
+    """Policy optimization of a tiny model, rewarded for saying one of three words."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def three(completions, **_):
+        return [sum(word in ("w3", "w4", "w5") for word in text.split()) for text in completions]
+
+    config = GRPOConfig(
+        str(folder),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=4,
+        learning_rate=1e-3,
+        save_strategy="no",
+        **{"logging_steps": 1, **QUIET, **settings},
+    )
+    prompts = Dataset.from_list([{"prompt": f"w{i} w{i + 1}"} for i in range(32)])
+    small("gpt2").save_pretrained(folder / "model")  # a reference model is read from there
+    return GRPOTrainer(
+        str(folder / "model"),
+        three,
+        config,
+        train_dataset=prompts,
+        processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("logging", [1, 3])
+def test_policy_optimization_is_judged_by_the_reward(logging, uses, tmp_path):
+    """Each batch of completions counts once, however often it is learned from or logged."""
+    pytest.importorskip("trl")
+    callback = FarcastingCallback(**FAST)
+    trainer = grpo(tmp_path, callback, max_steps=24, num_iterations=uses, logging_steps=logging)
+    trainer.train()
+    losses = callback.farcasting.losses
+    assert callback.farcasting.parameters["maximize"] is True
+    assert [loss is not None for loss in losses] == [step % uses == 0 for step in range(24)]
+    logged = [e["reward"] for e in trainer.state.log_history if "loss" in e and "reward" in e]
+    steps = range(0, 24, logging)
+    counted = [[r for r in losses[i : i + logging] if r is not None] for i in steps]
+    assert logged == pytest.approx([sum(rewards) / len(rewards) for rewards in counted if rewards])
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+def test_policy_optimization_that_breaks_off(tmp_path):
+    pytest.importorskip("trl")
+    watch, callback = Watch(), FarcastingCallback(**FAST)
+    trainer = grpo(tmp_path, watch, callback, At(18, interrupt), max_steps=30)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert loops.equal(weights(trainer.model), watch.weights[the_jump(callback, 18)])
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+def test_a_reference_model_takes_no_jump_in(tmp_path):
+    pytest.importorskip("trl")
+    callback = FarcastingCallback(**FAST)
+    settings = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 5}
+    grpo(tmp_path, callback, max_steps=12, **settings).train()
+    assert callback.farcasting.rooms == [4, 3, 2, 1, 0, 4, 3, 2, 1, 0, 1, 0]
+
+
+@pytest.mark.slow  # to import
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # TRL's own and those of what it imports
+def test_a_judge_by_the_name_of_what_is_logged(tmp_path):
+    pytest.importorskip("trl")
+    callback = FarcastingCallback(**FAST, judge="entropy", maximize=False)
+    trainer = grpo(tmp_path, callback, max_steps=5)
+    trainer.train()
+    logged = [e["entropy"] for e in trainer.state.log_history if "loss" in e]
+    assert callback.farcasting.losses == pytest.approx(logged)
+    assert callback.farcasting.parameters["maximize"] is False
+    with pytest.raises(WfcastError, match=r"judge='rewards' is no number .* one of .*entropy"):
+        grpo(tmp_path, FarcastingCallback(**FAST, judge="rewards"), max_steps=5).train()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_name_where_no_metrics_are_noted(tmp_path):
+    trainer = make(tmp_path, FarcastingCallback(**FAST, judge="reward"), steps=5)
+    with pytest.raises(WfcastError, match=r"judge='reward' names a number .* Trainer is none"):
+        trainer.train()

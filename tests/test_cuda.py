@@ -20,6 +20,7 @@ from wfcast.torch import Annealed, Farcasting, fit_to_loss  # noqa: E402
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
+FIRST = 20  # the step of the first jump then
 STORES = ("auto", "cpu", "device", "disk")
 
 
@@ -49,14 +50,14 @@ def close(got, want, **tolerances):
 @pytest.mark.parametrize("store", STORES)
 def test_a_jump_is_that_of_the_core(store):
     start = loops.mlp()
-    states = [loops.weights(loops.mlp(seed=s)) for s in (1, 2)]
+    states = [loops.weights(loops.mlp(seed=s)) for s in range(1, 5)]
     results = []
     for device in ("cpu", "cuda"):
         model = copy.deepcopy(start).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         farcasting = Farcasting(model, optimizer, horizon=20, **FAST, store=store)
-        for step in range(1, 11):
-            if step in (5, 10):
+        for step in range(1, FIRST + 1):
+            if step % 5 == 0:
                 model.load_state_dict(states[step // 5 - 1])
             loss = loops.loss_of(model, (t.to(device) for t in loops.batch(step)))
             optimizer.zero_grad()
@@ -148,16 +149,16 @@ CUDA_OPTIMIZERS = {
 def test_harm_is_taken_back_to_the_bit(optimizer, store):
     model = loops.mlp(norm=True).cuda()
     made = CUDA_OPTIMIZERS[optimizer](model.parameters())
-    farcasting = Farcasting(model, made, horizon=100_000, **FAST, max_loss=0.5, store=store)
-    for step in range(1, 16):
+    farcasting = Farcasting(model, made, horizon=100_000, **FAST, store=store)
+    for step in range(1, FIRST + 6):
         loss = optimize(model, made, step)
-        if step == 10:
+        if step == FIRST:
             kept, state = loops.weights(model), copy.deepcopy(made.state_dict())
             addresses = [p.data_ptr() for p in model.parameters()]
         farcasting.step(loss)
         if farcasting.history and farcasting.history[-1]["outcome"] == "rolled back":
             break
-    assert farcasting.history[-1]["verdict"] == "harm"
+    assert farcasting.history[-1]["outcome"] == "rolled back"
     assert loops.equal(loops.weights(model), kept)
     assert loops.equal(made.state_dict(), state)
     assert [p.data_ptr() for p in model.parameters()] == addresses
@@ -174,7 +175,7 @@ def test_a_mixed_precision_run_goes_on_to_the_bit(store):
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
         scaler = torch.amp.GradScaler("cuda", init_scale=2.0**20, growth_interval=7)
         farcasting = Farcasting(
-            model, optimizer, **FAST, horizon=3, max_loss=0.9, scheduler=scheduler, store=store
+            model, optimizer, **FAST, horizon=3, scheduler=scheduler, store=store
         )
         parts = {
             "model": model,
@@ -197,16 +198,17 @@ def test_a_mixed_precision_run_goes_on_to_the_bit(store):
             scheduler.step()
             farcasting.step(loss)
         held = io.BytesIO()
-        torch.save({name: part.state_dict() for name, part in parts.items()}, held)
+        with loops.in_a_window():
+            torch.save({name: part.state_dict() for name, part in parts.items()}, held)
         history = [{k: v for k, v in e.items() if k != "seconds"} for e in farcasting.history]
         held.seek(0)
         return torch.load(held, weights_only=True), history
 
-    whole, history = go(range(1, 50))
+    whole, history = go(range(1, 60))
     assert any(e["outcome"] == "kept" for e in history)
-    for cut in (15, 23, 38):
+    for cut in (18, 23, 33, 48):  # the first before a jump, the second and third in windows
         first, _ = go(range(1, cut))
-        rest, again = go(range(cut, 50), first)
+        rest, again = go(range(cut, 60), first)
         assert again == history
         for name in ("model", "optimizer", "scheduler", "scaler"):
             assert loops.equal(rest[name], whole[name])
@@ -218,7 +220,7 @@ def test_a_compiled_model_sees_the_jump():
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     compiled = torch.compile(model)
     farcasting = Farcasting(compiled, optimizer, horizon=20, **FAST)
-    for step in range(1, 11):
+    for step in range(1, FIRST + 1):
         changed = farcasting.step(optimize(compiled, optimizer, step))
     assert changed
     assert held_out(compiled) == pytest.approx(held_out(model), rel=1e-4)
@@ -235,10 +237,10 @@ def test_wrapped_models_jump_as_the_plain_one(how, tmp_path):
         model = wrap(loops.mlp().cuda())
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         farcasting = Farcasting(model, optimizer, horizon=20, **FAST)
-        for step in range(1, 12):
+        for step in range(1, FIRST + 1):
             farcasting.step(optimize(model, optimizer, step))
-        assert [e["step"] for e in farcasting.history] == [10]
-        farcasting.close()
+        assert [e["step"] for e in farcasting.history] == [FIRST]
+        farcasting.close(undo=False)
         return [getattr(p, "full_tensor", p.detach)() for p in model.parameters()]
 
     plain = go(lambda model: model)

@@ -7,7 +7,7 @@ from models import small
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.optim.lr_scheduler import StepLR
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 
 class Counting(torch.utils.data.Dataset):
@@ -42,10 +42,47 @@ def make(folder, *callbacks, steps=50, kind="distilbert", **arguments):
     )
 
 
+def weights(model):
+    """Of all parameters, without asking the model for a ``state_dict``: that would be a look."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+class Watch(TrainerCallback):
+    """The weights that each step led to, before a jump where it stands before Farcasting."""
+
+    def __init__(self):
+        self.weights, self.first = {}, {}  # the latest of each step, and those it led to first
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        self.weights[state.global_step] = weights(model)
+        self.first.setdefault(state.global_step, self.weights[state.global_step])
+
+
+class At(TrainerCallback):
+    """Does something at the end of a step: ``action(control)``."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            self.action(control)
+
+
 def tokenizer():
     words = {f"w{i}": i for i in range(64)}
     plain = Tokenizer(WordLevel(words, unk_token="w0"))
     return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="w1", eos_token="w2")
+
+
+class Watched(pl.Callback):
+    """`Watch` in Lightning."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.weights[trainer.global_step] = weights(module)
 
 
 class Module(pl.LightningModule):
@@ -72,11 +109,13 @@ def fit(module, *callbacks, steps=40, checkpoint=None, **arguments):
         max_steps=steps,
         callbacks=list(callbacks),
         accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
+        **{
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **arguments,
+        },
     )
     loader = torch.utils.data.DataLoader(range(40), batch_size=None)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)

@@ -12,15 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from .._errors import WfcastError
-from .._live.distributed import add_up, together
-from .._live.tensors import Slot, Vector, movements, share
+from .._live.tensors import Slot, Vector
 from .._operator import Learner, Operator, operator_of
 from .._parameters import ALL
-
-Move = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+from ._line import Line
 
 
 class Source(ABC):
@@ -32,37 +29,14 @@ class Source(ABC):
         The steps of the states before the jump, falling to 0.
     longest : float
         The largest horizon.
-    learns : int
-        States that `learn` needs, one spacing apart.
     """
 
     offsets: tuple[int, ...]
     longest: float = float("inf")
-    learns: int = 0
 
     @abstractmethod
     def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
         """a and b of a tensor."""
-
-    def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
-        """Take in the last ``learns - 1`` movements, each as its two states."""
-        raise NotImplementedError  # only called where `learns` is above 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was learned."""
-        return {}
-
-    def check_saved(self, state: dict[str, Any]) -> None:
-        """Raise WfcastError where what was learned was learned by another kind of source."""
-        if state:
-            raise WfcastError(
-                "the state was saved with forecaster=None, expected one saved with the forecaster "
-                "of this Farcasting"
-            )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the state is one that `check_saved` lets pass."""
-        assert not state
 
 
 class Fitted(Source):
@@ -139,71 +113,16 @@ class ReadyMade(Source):
         return Fitted(self._at(whole), self._names).coefficients(name, horizon)
 
 
-class Drift(Source):
-    r"""Each tensor's line, its slope refitted to the run's own history by least squares.
+class History(Source):
+    """The line through all states since the last jump: its first state and the sums of a `Line`."""
 
-    With the movements ``d_k = w_k - w_{k-1}`` between states one spacing s apart, the next movement
-    is ``sum_k rho_k d_k``, where rho minimises the squared error over the movements seen so far,
-    older ones weighing half as much each time. The forecast goes on at that slope,
-    ``w + (h / s) sum_k rho_k d_k``. A tensor that drifts has rho near 1, one that jitters near 0 or
-    below, which is taken as 0: it stays.
-    """
-
-    FORGET = 0.5
-
-    def __init__(self, spacing: int, n_states: int, names: Sequence[str]) -> None:
-        self._spacing, self._n, self._names = spacing, n_states, list(names)
-        self.offsets = tuple(spacing * k for k in range(n_states - 1, -1, -1))
-        self.learns = n_states + 1
-        self._gram = np.zeros((len(self._names), n_states, n_states))
-        self._slopes = self._fitted()
-
-    def learn(self, slots: Sequence[Slot], moves: Sequence[Move]) -> None:
-        with together():
-            grams = movements(
-                (f"parameter {slot.name!r}", [state[i] for move in moves for state in move])
-                for i, slot in enumerate(slots)
-            )
-        shares = np.array([share(slot.parameter) for slot in slots])
-        fresh = grams * shares[:, None, None]
-        self._gram = self.FORGET * self._gram + add_up(fresh.ravel()).reshape(fresh.shape)
-        self._slopes = self._fitted()
-
-    def _fitted(self) -> dict[str, Vector]:
-        """rho of each tensor, oldest movement first."""
-        inner, cross = self._gram[:, :-1, :-1], self._gram[:, :-1, -1:]
-        rho = (np.linalg.pinv(inner, rcond=1e-9, hermitian=True) @ cross)[..., 0]
-        total = rho.sum(axis=1, keepdims=True)
-        rho = np.where(total > 0, rho / np.maximum(total, 1.0), 0.0)  # no faster than it moved
-        return dict(zip(self._names, rho, strict=True))
+    def __init__(self) -> None:
+        self.offsets = (0,)
+        self.line: Line | None = None  # that of the recording
 
     def coefficients(self, name: str, horizon: float) -> tuple[Vector, float]:
-        rho = self._slopes[name] * horizon / self._spacing
-        a = np.zeros(self._n)
-        a[-1] = 1
-        a[1:] += rho
-        a[:-1] -= rho
-        return a, 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"gram": torch.from_numpy(self._gram.copy())}
-
-    def check_saved(self, state: dict[str, Any]) -> None:
-        if "gram" not in state:
-            raise WfcastError(
-                "the state was saved with a forecaster, expected one saved with forecaster=None, "
-                "as this Farcasting has"
-            )
-        shape = tuple(state["gram"].shape)
-        if shape != self._gram.shape:
-            raise WfcastError(
-                f"the state was saved for {shape[0]} tensors and {shape[1]} states, expected "
-                f"{self._gram.shape[0]} and {self._gram.shape[1]}"
-            )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gram = state["gram"].numpy().copy()
-        self._slopes = self._fitted()
+        assert self.line is not None
+        return np.append(self.line.coefficients(self.line.last + horizon), 0.0), 0.0
 
 
 def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) -> Source:
@@ -216,7 +135,7 @@ def source(forecaster: Any, spacing: int, n_states: int, slots: Sequence[Slot]) 
     """
     names = [s.name for s in slots]
     if forecaster is None:
-        return Drift(spacing, n_states, names)
+        return History()
     if isinstance(forecaster, Operator | Learner):
         fitted = Fitted(operator_of(forecaster, "forecaster"), names)
         fitted.check(slots)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..report import Grid, Report, finite
-from ._trust import TrustRegion
 
 
 @dataclass(slots=True)
@@ -17,46 +16,67 @@ class Jump:
     Attributes
     ----------
     step : int
-        The call of ``step()`` that made it.
+        The call of ``step()`` that made it; where no jump was made, the last that looked.
     horizon : float
         Steps ahead.
-    outcome : {"pending", "kept", "rolled back", "refused"}
-    verdict : {"better", "even", "worse", "harm"} or None
+    outcome : {"pending", "kept", "rolled back", "refused", "waited"}
+    verdict : {"better", "even", "worse", "harm", "unknown"} or None
+        None where a jump is not judged.
+    cosine, cosine_error : float or None
+        Of the movements of the halves of the history, with its standard error.
     loss_before, loss_right_after, loss_after, loss_expected : float or None
         None where there is no such loss, or not yet.
-    steps_saved : float or None
+    steps_saved, steps_low, steps_high : float or None
+        Steps saved, with their 95 % interval.
     seconds : float
         From the jump to its judgement.
     reason : str
-        Why it was refused.
+        Why there was no jump, or why it was taken back.
     """
 
     step: int
     horizon: float
     outcome: str = "pending"
     verdict: str | None = None
+    cosine: float | None = None
+    cosine_error: float | None = None
     loss_before: float | None = None
     loss_right_after: float | None = None
     loss_after: float | None = None
     loss_expected: float | None = None
     steps_saved: float | None = None
+    steps_low: float | None = None
+    steps_high: float | None = None
     seconds: float = 0.0
     reason: str = ""
 
+    @property
+    def made(self) -> bool:
+        """Whether the weights were replaced."""
+        return self.outcome not in ("refused", "waited")
 
-def numbers(jumps: Sequence[Jump], trust: TrustRegion, seconds: float) -> dict[str, float]:
-    """What `Farcasting.log` gives."""
-    kept = sum(jump.outcome == "kept" for jump in jumps)
-    back = sum(jump.outcome == "rolled back" for jump in jumps)
-    return {
-        "farcasting/horizon": float(trust.horizon),
-        "farcasting/jumps": float(kept + back),
-        "farcasting/kept": float(kept),
-        "farcasting/rolled_back": float(back),
-        "farcasting/steps_saved": float(trust.saved),
-        "farcasting/steps_lost": float(trust.lost),
-        "farcasting/seconds": seconds,
+
+def numbers(
+    jumps: Sequence[Jump], saved: tuple[float, float, float], seconds: float
+) -> dict[str, float]:
+    """What `Farcasting.log` gives; `saved` are the steps saved and their interval."""
+    made = [jump for jump in jumps if jump.made]
+    back = [jump for jump in made if jump.outcome == "rolled back"]
+    cosines = [jump.cosine for jump in jumps if jump.cosine is not None]
+    found = {
+        "horizon": made[-1].horizon if made else 0.0,
+        "jumps": float(len(made)),
+        "kept": float(sum(jump.outcome == "kept" for jump in made)),
+        "rolled_back": float(len(back)),
+        "steps_saved": saved[0],
+        "steps_low": saved[1],
+        "steps_high": saved[2],
+        "steps_lost": sum((-(jump.steps_saved or 0.0) for jump in back), 0.0),
+        "seconds": seconds,
     }
+    if cosines:
+        found["cosine"] = cosines[-1]
+    return {f"farcasting/{name}": value for name, value in found.items()}
 
 
 class FarcastingReport(Report):
@@ -74,18 +94,23 @@ class FarcastingReport(Report):
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> report = Farcasting(model, optimizer).summary()
     >>> print(str(report).splitlines()[0])
-    0 jumps, 0 kept: about 0 steps saved, in ... s
+    0 jumps, 0 kept: about 0 steps saved (95 %: 0 to 0), in ... s
     >>> report.to_dict()["jumps"]
     []
     """
 
-    __slots__ = ("history", "log", "recovery", "stopped")
+    __slots__ = ("curve", "history", "log", "recovery", "stopped")
 
     def __init__(
-        self, history: list[dict[str, Any]], log: dict[str, float], stopped: str, recovery: int
+        self,
+        history: list[dict[str, Any]],
+        log: dict[str, float],
+        stopped: str,
+        recovery: int,
+        curve: Sequence[tuple[int, float]] = (),
     ) -> None:
         self.history, self.log = history, log
-        self.stopped, self.recovery = stopped, recovery
+        self.stopped, self.recovery, self.curve = stopped, recovery, curve
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
@@ -96,27 +121,29 @@ class FarcastingReport(Report):
         return {"jumps": jumps, "stopped": self.stopped, **self.log}
 
     def _parts(self) -> Iterable[str | Grid]:
-        def text(value: Any) -> str:
-            return "" if value is None else f"{value:.4g}"
-
         log = self.log
         lost = f", {log['farcasting/steps_lost']:.0f} lost" if log["farcasting/steps_lost"] else ""
         yield (
             f"{log['farcasting/jumps']:.0f} jumps, {log['farcasting/kept']:.0f} kept: about "
-            f"{log['farcasting/steps_saved']:.0f} steps saved{lost}, in "
+            f"{log['farcasting/steps_saved']:.0f} steps saved (95 %: "
+            f"{log['farcasting/steps_low']:.0f} to {log['farcasting/steps_high']:.0f}){lost}, in "
             f"{log['farcasting/seconds']:.2f} s"
         )
-        columns = ("horizon", "loss_before", "loss_right_after", "loss_after", "loss_expected")
+        losses = ("loss_before", "loss_right_after", "loss_after", "loss_expected")
         rows = [
             [
                 str(e["step"]),
                 e["outcome"],
                 e["verdict"] or "",
-                *(text(e[c]) for c in (*columns, "steps_saved", "seconds")),
+                _text(e["cosine"], ".2f"),
+                _text(e["horizon"] or None),
+                *(_text(e[name]) for name in losses),
+                _saved(e),
+                _text(e["seconds"]),
             ]
             for e in self.history
         ]
-        header = ("step", "outcome", "verdict", "horizon", "before", "right after")
+        header = ("step", "outcome", "verdict", "cosine", "horizon", "before", "right after")
         rest = ("after recovery", "heading for", "steps saved", "seconds")
         yield Grid((*header, *rest), rows, 3)
         if self.stopped:
@@ -125,6 +152,8 @@ class FarcastingReport(Report):
     def _draw(self, ax: Any) -> None:
         from .._plot import COLOURS, MARKERS, legend
 
+        if self.curve:
+            ax.plot(*zip(*self.curve, strict=True), "-", color="#bbbbbb", linewidth=1, label="run")
         kinds = ("kept", "rolled back")
         for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
             jumps = [e for e in self.history if e["outcome"] == kind]
@@ -133,7 +162,11 @@ class FarcastingReport(Report):
                 losses = [e["loss_before"], e["loss_right_after"], e["loss_after"]]
                 known = [(t, x) for t, x in zip(at, losses, strict=True) if x is not None]
                 ax.plot(*zip(*known, strict=True), "-", color=colour, linewidth=1)
-            ends = [(e["step"] + self.recovery, e["loss_after"]) for e in jumps if e["loss_after"]]
+            ends = [
+                (e["step"] + self.recovery, e["loss_after"])
+                for e in jumps
+                if e["loss_after"] is not None
+            ]
             if ends:
                 ax.plot(*zip(*ends, strict=True), marker, color=colour, label=f"{kind}, recovered")
         heading = [
@@ -150,3 +183,15 @@ class FarcastingReport(Report):
         ax.set_title("jumps: before, right after, after recovery", loc="left")
         if ax.get_legend_handles_labels()[0]:
             legend(ax)
+
+
+def _text(value: float | None, form: str = ".4g") -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _saved(row: dict[str, Any]) -> str:
+    if row["steps_saved"] is None:
+        return ""
+    if row["steps_low"] is None:
+        return f"{row['steps_saved']:.0f}"
+    return f"{row['steps_saved']:.0f} ({row['steps_low']:.0f} to {row['steps_high']:.0f})"

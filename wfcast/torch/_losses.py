@@ -10,9 +10,10 @@ import torch
 from .._errors import WfcastError
 from .._live import distributed
 from ._loop import evaluating, judged
-from ._trust import Point
+from ._verdict import LONGEST, Point
 
-PARTS = 5  # held-out losses in the window before a jump; the last two such parts after it count
+PARTS = 4  # held-out losses in a window
+CURVE = 500  # losses that are kept of a whole run, to be drawn
 
 
 class Losses:
@@ -25,20 +26,38 @@ class Losses:
         ``judge() -> float``, the held-out loss.
     window : int
         The recovery window; 0 where nothing is judged.
+    maximize : bool
+        Whether they are rewards, which are kept with the other sign.
     """
 
     def __init__(
-        self, model: torch.nn.Module, judge: Callable[[], Any] | None, window: int
+        self,
+        model: torch.nn.Module,
+        judge: Callable[[], Any] | None,
+        window: int,
+        maximize: bool = False,
     ) -> None:
         self._model, self._judge, self._window = model, judge, window
+        self._sign = -1.0 if maximize else 1.0
         self._points: list[tuple[int, float | torch.Tensor]] = []
+        self._curve: list[tuple[int, float | torch.Tensor]] = []
+        self._apart = 1  # steps between losses of the curve at least
 
     @property
     def judged(self) -> bool:
         """Whether there is a judge."""
         return self._judge is not None
 
-    def take(self, loss: Any, clock: int) -> None:
+    @property
+    def every(self) -> int:
+        """Steps between two looks at the losses."""
+        return max(1, self._window // PARTS)
+
+    def shown(self, value: float) -> float:
+        """As the user knows it."""
+        return self._sign * value
+
+    def take(self, loss: Any, clock: int, step: int) -> None:
         """What the loop handed over: a loss, a judge or nothing.
 
         Raises
@@ -54,33 +73,51 @@ class Losses:
             if isinstance(value, torch.Tensor) and value.numel() != 1:
                 raise WfcastError(f"loss has shape {list(value.shape)}, expected one number")
             if self._judge is None:
-                self._points.append((clock, value))
-                del self._points[: -4 * self._window - 1]
+                self._points.append((clock, self._sign * value))
+                self._draw(step, self._sign * value)
+                del self._points[: -LONGEST * self._window - 1]
         elif self._judge is None and self._window and not self._points:
             raise WfcastError(
                 "there is nothing to judge a jump by: call step(loss), give Farcasting a judge, or "
                 "pass recovery=0 to keep every jump unseen"
             )
 
-    def due(self, jump: int) -> set[int]:
-        """The clocks of the held-out losses before a jump."""
-        return {jump - self._window * i // PARTS for i in range(PARTS + 1)}
-
-    def measure(self, clock: int) -> None:
+    def measure(self, clock: int, step: int) -> None:
         """Take the held-out loss now, where there is a judge and something to judge."""
         if self._judge is None or not self._window:
             return
         if self._points and self._points[-1][0] == clock:
             return
         self._points.append((clock, self.held_out()))
-        del self._points[: -4 * PARTS]
+        self._draw(step, self._points[-1][1])
+        del self._points[: -LONGEST * PARTS - 1]
+
+    def _draw(self, step: int, loss: float | torch.Tensor) -> None:
+        """Keep it for the curve, every other one where there are too many."""
+        if self._curve and step < self._curve[-1][0] + self._apart:
+            return
+        self._curve.append((step, loss))
+        if len(self._curve) > CURVE:
+            self._apart = 2 * max(self._apart, self._curve[1][0] - self._curve[0][0])
+            self._curve = self._curve[::2]
+
+    @property
+    def curve(self) -> list[Point]:
+        """Losses of the whole run by the calls of ``step()``, as the user knows them."""
+        return [(step, self.shown(float(loss))) for step, loss in self._curve]
 
     def held_out(self) -> float:
-        """What the judge says, the mean over the processes."""
+        """The judge's loss, the mean over the processes; modes and random state are kept.
+
+        Raises
+        ------
+        WfcastError
+            The judge returned no number.
+        """
         assert self._judge is not None
         with distributed.together(), evaluating(self._model):
             value = judged(self._judge)
-        return distributed.mean([value])[0]
+        return self._sign * distributed.mean([value])[0]
 
     def between(self, first: int, last: int) -> list[Point]:
         """Losses with ``first <= clock <= last``, the means over the processes."""
@@ -92,21 +129,23 @@ class Losses:
             values = distributed.mean(values)
         return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
 
-    def cut(self, first: int | None = None, last: int | None = None) -> None:
-        """Forget what is before the clock `first`, and what is after `last`."""
-        self._points = [
-            (c, v)
-            for c, v in self._points
-            if (first is None or first <= c) and (last is None or c <= last)
-        ]
+    def cut(self, last: int) -> None:
+        """Forget what is after the clock `last`."""
+        self._points = [(c, v) for c, v in self._points if c <= last]
 
-    def state_dict(self) -> list[tuple[int, float]]:
+    def state_dict(self) -> dict[str, Any]:
         """All of them, waited for."""
-        return [(c, float(v)) for c, v in self._points]
+        return {
+            "points": [(c, float(v)) for c, v in self._points],
+            "curve": [(s, float(v)) for s, v in self._curve],
+            "apart": self._apart,
+        }
 
-    def load_state_dict(self, state: list[tuple[int, float]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._points = [(c, v) for c, v in state]
+        self._points = [(c, v) for c, v in state["points"]]
+        self._curve = [(s, v) for s, v in state["curve"]]
+        self._apart = state["apart"]
 
 
 def _copied(loss: torch.Tensor) -> torch.Tensor:

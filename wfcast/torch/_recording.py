@@ -1,14 +1,19 @@
-"""The states of a run that the next jump needs: when they are due, and where they are kept."""
+"""What a run's next jump needs of its past: when that is due, and where it is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from .._errors import WfcastError
 from .._live import distributed
-from ._coefficients import Source
+from .._live.tensors import movements, products, share
+from ._coefficients import History, Source
+from ._factors import Factors
+from ._line import Line
+from ._rule import Movement
 from ._store import Kept, Store
 from ._training import Training
 
@@ -21,7 +26,8 @@ class Recording:
     kept : dict of int to Kept
         The states, by clock.
     since : int
-        The clock from which states follow each other without a jump between them.
+        The clock at which the history begins: from there on states follow each other without a
+        jump between them.
     source : Source
         The coefficients of jumps; says which states they need.
     """
@@ -35,35 +41,66 @@ class Recording:
         spacing: int,
         since: int,
         dtype: torch.dtype | None,
+        moves: bool,
     ) -> None:
         self.source, self.since = source, since
         self.kept: dict[int, Kept] = {}
         self._training, self._store = training, store
         self._spacing, self._dtype = spacing, dtype
-        self._moves: list[tuple[int, int]] = []  # recorded pairs one spacing apart
+        self._moves = moves  # whether somebody will ask for the movement
+        self._middle: int | None = None
+        self._line: Line | None = None
+        self._factors: Factors | None = None
+        if isinstance(source, History):
+            self._line = source.line = Line(store)
+            if training.pairs:
+                self._factors = Factors(store, training.pairs)
 
     # ---- when ---------------------------------------------------------------------------------
 
     def earliest(self, wanted: int) -> int:
-        """The first clock from `wanted` on at which all states of a jump can be there."""
-        enough = self.source.offsets[0]
-        if self.source.learns and not self._moves:
-            enough = max(enough, (self.source.learns - 1) * self._spacing)
-        return max(wanted, self.since + enough)
+        """The first clock from `wanted` on at which a jump can have its history."""
+        halves = 2 if self._moves or self._line is not None else 0
+        return max(wanted, self.since + max(self.source.offsets[0], halves))
 
-    def due(self, jump: int) -> set[int]:
-        """The clocks of the states that a jump then needs."""
-        lessons = (k * self._spacing for k in range(self.source.learns))
-        return {jump - o for o in {*self.source.offsets, *lessons} if jump - o >= self.since}
+    def due(self, clock: int, jump: int) -> bool:
+        """Whether a jump at the clock `jump` needs something of this one."""
+        return clock >= self.since and (clock in self._states(jump) or self._adds(clock, jump))
+
+    def _states(self, jump: int) -> set[int]:
+        """The clocks of the single states that a jump needs."""
+        found = {jump - offset for offset in self.source.offsets[:-1]}
+        if self._moves:
+            found.add(self._half(jump))
+        if self._moves or self._line is not None:
+            found.add(self.since)
+        return {clock for clock in found if clock >= self.since}
+
+    def _half(self, jump: int) -> int:
+        return self.since + (jump - self.since) // 2
+
+    def _adds(self, clock: int, jump: int) -> bool:
+        """Whether a state is one of those that the line goes through; without its first, none."""
+        if self._line is None or self.since not in self.kept:
+            return False
+        return clock >= jump or (clock - self.since) % self._spacing == 0
 
     def complete(self, clock: int) -> bool:
-        """Whether all states that a jump starts from are there."""
-        return all(clock - offset in self.kept for offset in self.source.offsets)
+        """Whether all that a jump starts from is there."""
+        needed = {clock - offset for offset in self.source.offsets[:-1]}
+        if self._moves or self._line is not None:
+            needed.add(self.since)
+        return needed <= self.kept.keys() and (not self._moves or self._middle is not None)
 
     # ---- what ---------------------------------------------------------------------------------
 
-    def record(self, clock: int, step: int) -> str:
-        """Keep the weights as the state of `clock`; returns what was in the way, in any process.
+    def record(self, clock: int, jump: int, step: int) -> str:
+        """Keep what a jump at the clock `jump` needs of this one.
+
+        Returns
+        -------
+        str
+            What was in the way, in any process; empty where nothing was.
 
         Raises
         ------
@@ -73,49 +110,109 @@ class Recording:
         problem = ""
         try:
             self._training.check_unchanged()
-            self.kept[clock] = self._store.keep(self._training.parameters, self._dtype)
+            if clock in self._states(jump) and clock not in self.kept:
+                # the first state of a line is exact, as all others differ from it
+                exact = self._line is not None and clock == self.since
+                self.kept[clock] = self._store.keep(
+                    self._training.parameters, None if exact else self._dtype
+                )
+            if self._line is not None and self._adds(clock, jump) and clock > self.since:
+                passed = float(clock - self.since)
+                if passed != self._line.last:
+                    self._line.add(self.kept[self.since], self._training.weights, passed)
+            if self._factors is not None and self._adds(clock, jump):
+                passed = float(clock - self.since)
+                self._factors.add(self._training.weights, passed, clock >= jump)
         except OSError as error:
             problem = f"no state could be kept at step {step}: {error}"
         problem = distributed.first_problem(problem)
         if problem:
             self._drop(clock)
-            return problem
-        before = clock - self._spacing
-        if self.source.learns and before >= self.since and before in self.kept:
-            self._moves.append((before, clock))
-            del self._moves[: 1 - self.source.learns]
-        return ""
+        elif (
+            self._moves
+            and clock in self.kept.keys() - {self.since}
+            and (self._middle is None or clock == self._half(jump))
+        ):
+            self._middle = clock
+        return problem
 
-    def learn(self, clock: int) -> None:
-        """Let the source learn from the last movements, as soon as there are enough."""
-        if self.source.learns and len(self._moves) == self.source.learns - 1:
-            states = {c: self._state(c, clock) for move in self._moves for c in move}
-            moves = [(states[a], states[b]) for a, b in self._moves]
-            self.source.learn(self._training.slots, moves)
+    def movement(self, clock: int) -> Movement | None:
+        """How the run moved since the history began; None where nobody asks.
 
-    def _state(self, then: int, now: int) -> Sequence[torch.Tensor]:
-        """The state recorded then, from the parameters themselves while they are just that."""
-        kept = self.kept[then]
-        here = self._training.weights
-        return here if then == now and kept.alike(here) else kept.settled()
+        Raises
+        ------
+        ValueError
+            NaN or infinity in a parameter or a state.
+        """
+        if not self._moves:
+            return None
+        assert self._middle is not None
+        slots, now = self._training.slots, self._training.weights
+        first, middle = self.kept[self.since].settled(), self.kept[self._middle].settled()
+        names = [f"parameter {slot.name!r}" for slot in slots]
+        with distributed.together():
+            sums = movements(
+                (name, [a, b, b, c])
+                for name, a, b, c in zip(names, first, middle, now, strict=True)
+            )
+            norms = products((name, [w], None) for name, w in zip(names, now, strict=True))
+        shares = np.array([share(slot.parameter) for slot in slots])
+        found = np.concatenate([sums.reshape(-1, 4), norms.reshape(-1, 1)], 1) * shares[:, None]
+        found = distributed.add_up(found.ravel()).reshape(found.shape)
+        found[[place for pair in self._training.pairs for place in pair], 4] = 0
+        return Movement(clock - self.since, found[:, :4].reshape(-1, 2, 2), found[:, 4])
 
     def before(self, clock: int) -> list[list[torch.Tensor]]:
         """The states that a jump at `clock` starts from, but for the weights at that time."""
+        if self._line is not None:
+            return self._line.states(self.kept[self.since])
         return [self.kept[clock - offset].settled() for offset in self.source.offsets[:-1]]
+
+    def product(
+        self, pair: tuple[int, int], clock: int, horizon: float
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[float]]:
+        """The states of a pair of LoRA's factors, and the coefficients of their products.
+
+        Raises
+        ------
+        WfcastError
+            The forecaster has other coefficients for one factor than for the other, or intercepts.
+        """
+        if self._factors is not None:
+            return self._factors.states(pair), self._factors.coefficients(
+                float(clock - self.since) + horizon
+            )
+        names = [self._training.slots[place].name for place in pair]
+        (a, shift), (b, other) = (self.source.coefficients(name, horizon) for name in names)
+        if shift or other or not np.array_equal(a, b):
+            raise WfcastError(
+                f"the forecaster has not the same coefficients for {names[0]!r} and {names[1]!r}, "
+                "or intercepts, and so none for their product: pass adapters='factors'"
+            )
+        states = [*self.before(clock), self._training.weights]
+        return [(state[pair[0]], state[pair[1]]) for state in states], [float(c) for c in a]
 
     # ---- memory -------------------------------------------------------------------------------
 
     def prune(self, clock: int, jump: int) -> None:
         """Let go of all that a jump at the clock `jump` does not need."""
-        wanted = {clock, *self.due(jump), *(c for move in self._moves for c in move)}
+        wanted = {self._middle, *self._states(jump)}
         for other in self.kept.keys() - wanted:
             self._drop(other)
 
+    def begin(self, clock: int) -> None:
+        """A history begins at this clock; what was before it is let go of."""
+        for other in list(self.kept):
+            self._drop(other)
+        if self._line is not None:
+            self._line.clear()
+        if self._factors is not None:
+            self._factors.clear()
+        self._middle, self.since = None, clock
+
     def forget(self) -> None:
         """No jump will follow: the memory is given back."""
-        for clock in list(self.kept):
-            self._drop(clock)
-        self._moves.clear()
+        self.begin(self.since)
         self._store.clear()
 
     def _drop(self, clock: int) -> None:
@@ -125,21 +222,39 @@ class Recording:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, in plain containers."""
+        first = self.kept.get(self.since)
         return {
             "since": self.since,
+            "middle": self._middle,
             "states": {c: [t.clone() for t in k.settled()] for c, k in self.kept.items()},
-            "moves": [list(move) for move in self._moves],
-            "source": self.source.state_dict(),
+            "line": None if self._line is None else self._line.state_dict(first),
+            "factors": None if self._factors is None else self._factors.state_dict(),
         }
 
+    def check_saved(self, state: dict[str, Any]) -> None:
+        """Raise WfcastError where a state was saved with another kind of forecaster."""
+        if (state["line"] is None) != (self._line is None):
+            kinds = ("with a forecaster", "with forecaster=None")
+            here = self._line is not None
+            raise WfcastError(
+                f"the state was saved {kinds[not here]}, expected one saved {kinds[here]}, as this "
+                "Farcasting has"
+            )
+        if (state["factors"] is None) != (self._factors is None):
+            raise WfcastError(
+                "the state was saved with another value of `adapters` than this Farcasting has"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the state is one that the source's `check_saved` lets pass."""
+        """Go on from there; the state is one that `check_saved` lets pass."""
         self.forget()
-        self.source.load_state_dict(state["source"])
-        self.since = state["since"]
-        self._moves = [(a, b) for a, b in state["moves"]]
         weights = self._training.weights
+        self.since, self._middle = state["since"], state["middle"]
         self.kept = {
             int(clock): self._store.keep_beside(saved, weights)
             for clock, saved in state["states"].items()
         }
+        if self._line is not None:
+            self._line.load_state_dict(state["line"], weights)
+        if self._factors is not None:
+            self._factors.load_state_dict(state["factors"], weights)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .._errors import WfcastError
-from ._trust import TrustRegion
+from ._rule import Rule
 
 OPTIMIZER_STATES = ("keep", "reset", "scale")
-HIGHEST = 20  # the longest horizon, in spacings: further than that a line is a guess
-LOWEST = 0.25  # the shortest, in spacings
-LEAST = {"spacing": 1, "n_states": 2, "period": 1, "recovery": 0, "start": 0, "patience": 1}
+LEAST = {"spacing": 1, "n_states": 2, "period": 1, "recovery": 0, "start": 0}
 FIRST = 10  # no jump in the first such part of a run of known length
+CALIBRATED = 4  # windows without a jump before the first one that is judged
+PARTS = 12  # a window is at most such a part of a run of known length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +32,10 @@ class Settings:
     period: int
     horizon: float | str
     recovery: int
+    maximize: bool
     optimizer_state: str
     start: int
     stop: int | None
-    max_loss: float
-    patience: int
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -48,57 +46,44 @@ class Settings:
             raise WfcastError(
                 f"stop is {self.stop!r}, expected None or a step not before start={self.start}"
             )
-        if not _is_number(self.max_loss) or not 0 <= self.max_loss < 1:
-            raise WfcastError(f"max_loss is {self.max_loss!r}, expected a share from 0 to below 1")
-        self._check_horizon()
+        if not isinstance(self.maximize, bool):
+            raise WfcastError(f"maximize is {self.maximize!r}, expected True or False")
+        if not self.adaptive and not (_is_number(self.horizon) and 0 < float(self.horizon) < 1e9):
+            raise WfcastError(
+                f"horizon is {self.horizon!r}, expected 'adaptive' or a number of steps"
+            )
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise WfcastError(
                 f"optimizer_state is {self.optimizer_state!r}, expected one of {OPTIMIZER_STATES}"
             )
 
-    def _check_horizon(self) -> None:
-        if self.adaptive:
-            if self.recovery == 0:
-                raise WfcastError(
-                    "horizon='adaptive' needs a recovery window to judge jumps by: pass recovery "
-                    "above 0, or a number as horizon"
-                )
-        elif not _is_number(self.horizon) or not 0 < float(self.horizon) < 1e9:
-            raise WfcastError(
-                f"horizon is {self.horizon!r}, expected 'adaptive' or a number of steps"
-            )
-
     @property
     def adaptive(self) -> bool:
-        """Whether verdicts change the horizon."""
+        """Whether the horizon goes by the movement of the run."""
         return isinstance(self.horizon, str) and self.horizon == "adaptive"
 
     @property
     def window(self) -> int:
-        """The recovery window: no longer than what a run of known length may lose."""
+        """Steps from a jump to its verdict: no more than a short run has room for."""
         if self.stop is None or not self.recovery:
             return self.recovery
-        return max(1, min(self.recovery, int(self.max_loss * self.stop)))
+        return max(1, min(self.recovery, (self.stop - self.start) // PARTS))
+
+    @property
+    def apart(self) -> int:
+        """Steps from a jump to the next: two windows at least, the second one undisturbed."""
+        return max(self.period, 2 * self.window)
 
     @property
     def first_jump(self) -> int:
         """The first step at which there may be a jump."""
         length = (self.stop or self.start) - self.start
-        return self.start + max(self.period, length // FIRST)
+        return self.start + max(self.apart, length // FIRST, CALIBRATED * self.window)
 
-    def trust_region(self, longest: float) -> TrustRegion:
-        """Where horizons begin and what bounds them; the forecaster's are at most `longest`."""
-        adaptive = self.adaptive
-        return TrustRegion(
-            self.period if adaptive else float(self.horizon),
-            LOWEST * self.spacing if adaptive else 0.0,
-            min(longest, HIGHEST * self.spacing if adaptive else math.inf),
-            adaptive=adaptive,
-            window=self.window,
-            stop=self.stop,
-            max_loss=self.max_loss,
-            patience=self.patience,
-        )
+    def rule(self, longest: float) -> Rule:
+        """What gives the horizons; the forecaster's are at most `longest`."""
+        fixed = None if self.adaptive else float(self.horizon)
+        return Rule(fixed, longest, self.start, self.stop)
 
 
 def check_kinds(model: Any, optimizer: Any, **functions: Any) -> None:

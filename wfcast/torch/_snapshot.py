@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from ._history import Jump
 from ._optimizer import OptimizerSnapshot, parameters_of
 from ._store import Kept, Store
 from ._training import Training
-from ._trust import Point
+from ._verdict import Point
 
 
 @dataclass(slots=True, eq=False)
@@ -27,8 +26,8 @@ class Snapshot:
     ----------
     weights : Kept
         Of what is forecast, exact.
-    shared : bool
-        Whether the weights are a recorded state, which is released elsewhere.
+    others : Kept
+        What is trained beside them.
     buffers : Kept
         Of the model.
     optimizer : OptimizerSnapshot or None
@@ -37,34 +36,25 @@ class Snapshot:
     """
 
     weights: Kept
-    shared: bool
+    others: Kept
     buffers: Kept
     optimizer: OptimizerSnapshot | None
     scheduler: dict[str, Any] | None
 
     @classmethod
-    def take(cls, training: Training, recorded: Kept, store: Store, *, whole: bool) -> Snapshot:
+    def take(cls, training: Training, store: Store, *, whole: bool) -> Snapshot:
         """Copy what is there now, the optimizer's and the scheduler's state where `whole` says so.
-
-        Parameters
-        ----------
-        training : Training
-        recorded : Kept
-            The state recorded now; it is the weights where it is exact.
-        store : Store
-        whole : bool
 
         Raises
         ------
         OSError
             The disk is full or fails; nothing is left of the copies.
         """
-        shared = recorded.alike(training.parameters)
         with ExitStack() as undo:
-            weights = recorded
-            if not shared:
-                weights = store.keep(training.parameters)
-                undo.callback(store.release, weights)
+            weights = store.keep(training.parameters)
+            undo.callback(store.release, weights)
+            others = store.keep(training.others if whole else [])
+            undo.callback(store.release, others)
             buffers = store.keep(list(training.model.buffers()))
             undo.callback(store.release, buffers)
             optimizer = OptimizerSnapshot.take(training.optimizer, store) if whole else None
@@ -72,12 +62,14 @@ class Snapshot:
         scheduler = None
         if whole and training.scheduler is not None:
             scheduler = copy.deepcopy(training.scheduler.state_dict())
-        return cls(weights, shared, buffers, optimizer, scheduler)
+        return cls(weights, others, buffers, optimizer, scheduler)
 
     def put_back(self, training: Training) -> None:
         """Give the model its weights and buffers again."""
         training.write(self.weights.settled())
         with torch.no_grad():
+            for other, value in zip(training.others, self.others.settled(), strict=False):
+                other.copy_(value)
             for buffer, value in zip(training.model.buffers(), self.buffers.settled(), strict=True):
                 local(buffer).copy_(value)
 
@@ -91,8 +83,8 @@ class Snapshot:
 
     def release(self, store: Store) -> None:
         """Give the memory back."""
-        if not self.shared:
-            store.release(self.weights)
+        store.release(self.weights)
+        store.release(self.others)
         store.release(self.buffers)
         if self.optimizer is not None:
             self.optimizer.release(store)
@@ -129,28 +121,28 @@ class Pending:
             "before": self.before,
             "horizon": self.jump.horizon,
             "weights": [t.clone() for t in then.weights.settled()],
+            "others": [t.clone() for t in then.others.settled()],
             "buffers": [t.clone() for t in then.buffers.settled()],
             "optimizer": then.optimizer.state_dict(),
         }
         return state if then.scheduler is None else {**state, "scheduler": then.scheduler}
 
     @staticmethod
-    def check_saved(state: dict[str, Any], jumps: Sequence[Jump], training: Training) -> None:
+    def check_saved(state: dict[str, Any], last: Jump | None, training: Training) -> None:
         """Raise WfcastError where what `state_dict` gave does not go with the rest of a run.
 
         Parameters
         ----------
         state : dict
-        jumps : sequence of Jump
-            The history that was saved with it: the jump under way is its last row.
+        last : Jump or None
+            The last jump of the history that was saved with it: the one under way.
         training : Training
         """
-        last = jumps[-1] if jumps else None
         if last is None or (last.outcome, last.step) != ("pending", state["step"]):
-            found = "an empty history" if last is None else f"{last.outcome} at step {last.step}"
+            found = "there is none" if last is None else f"{last.outcome} at step {last.step}"
             raise WfcastError(
                 f"the state has the jump of step {state['step']} under way, expected that as the "
-                f"last row of its history: {found}"
+                f"last one of its history: {found}"
             )
         if training.scheduler is not None and "scheduler" not in state:
             raise WfcastError(
@@ -168,7 +160,7 @@ class Pending:
         """From what `state_dict` gave and `check_saved` let pass, and its row of the history."""
         snapshot = Snapshot(
             store.keep_beside(state["weights"], training.parameters),
-            False,
+            store.keep_beside(state.get("others", []), training.others),
             store.keep(state["buffers"]),
             OptimizerSnapshot.load(state["optimizer"], store),
             state.get("scheduler"),

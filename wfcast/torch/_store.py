@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .._live.tensors import local
 
 STORES = ("auto", "cpu", "device", "disk")
 ALIGN = 64
+PIECE = 1 << 26  # elements that are worked on at once
 FEW = 0.1  # the share of a device's memory that "auto" takes
 
 
@@ -111,7 +112,7 @@ class Store:
         """
         here = [local(t) for t in tensors]
         if self.where not in ("cpu", "device"):
-            return self._write(here, dtype)
+            return self._write(t.to(dtype or t.dtype) for t in here)
         rooms = [self._room(tensor, dtype or tensor.dtype) for tensor in here]
         kept = Kept([self._taken(room) for room in rooms], rooms)
         apart: dict[torch.device, list[int]] = {}
@@ -177,7 +178,7 @@ class Store:
         shape, dtype, device, pinned = room
         return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
 
-    def _write(self, tensors: Sequence[torch.Tensor], dtype: torch.dtype | None) -> Kept:
+    def _write(self, tensors: Iterable[torch.Tensor]) -> Kept:
         """One file for all of them, mapped after writing, so that a full disk is an error."""
         if self._folder is None:
             root = None if self.where == "disk" else self.where
@@ -185,14 +186,13 @@ class Store:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         path = self._folder / f"{self._files}.bin"
         self._files += 1
-        starts = []
+        parts: list[tuple[int, torch.Size, torch.dtype]] = []
         try:
             with open(path, "xb") as file:
                 for tensor in tensors:
                     file.write(bytes(-file.tell() % ALIGN))
-                    starts.append(file.tell())
-                    plain = tensor.to("cpu", dtype or tensor.dtype).contiguous()
-                    file.write(plain.view(-1).view(torch.uint8).numpy().data)
+                    parts.append((file.tell(), tensor.shape, tensor.dtype))
+                    file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             size = os.path.getsize(path)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -202,8 +202,68 @@ class Store:
             np.memmap(path, np.uint8, "c", shape=(max(size, 1),)) if size else np.zeros(0, np.uint8)
         )
         kept = Kept([], file=path)
-        for tensor, start in zip(tensors, starts, strict=True):
-            kind = dtype or tensor.dtype
-            length = tensor.numel() * kind.itemsize
-            kept.tensors.append(whole[start : start + length].view(kind).view(tensor.shape))
+        for start, shape, dtype in parts:
+            length = shape.numel() * dtype.itemsize
+            kept.tensors.append(whole[start : start + length].view(dtype).view(shape))
         return kept
+
+    # ---- sums ---------------------------------------------------------------------------------
+
+    def zeros(self, tensors: Sequence[torch.Tensor]) -> Kept:
+        """Zeros of their shapes where copies of them would be kept: float32, or float64 of that.
+
+        Raises
+        ------
+        OSError
+            The disk is full or fails.
+        """
+        here = [local(t) for t in tensors]
+        dtypes = [torch.float64 if t.dtype == torch.float64 else torch.float32 for t in here]
+        pairs = zip(here, dtypes, strict=True)
+        if self.where not in ("cpu", "device"):
+            return self._write(torch.zeros(t.shape, dtype=dtype) for t, dtype in pairs)
+        rooms = [self._room(t, dtype) for t, dtype in pairs]
+        kept = Kept([self._taken(room) for room in rooms], rooms)
+        torch._foreach_zero_(kept.tensors)
+        return kept
+
+    def changed(self, kept: Kept, change: Callable[[range, list[torch.Tensor]], None]) -> Kept:
+        """Copies after a change in place, a few tensors at a time; the old ones are gone.
+
+        Parameters
+        ----------
+        kept : Kept
+        change : callable
+            ``change(places, tensors)`` changes those at these places of the list.
+
+        Raises
+        ------
+        OSError
+            The disk is full or fails; what was kept is as it was.
+        """
+        tensors = kept.settled()
+        if kept.file is None:
+            for places in runs_of([t.numel() for t in tensors]):
+                change(places, tensors[places.start : places.stop])
+            return kept
+
+        def made() -> Iterator[torch.Tensor]:
+            for i, tensor in enumerate(tensors):
+                fresh = [tensor.clone()]
+                change(range(i, i + 1), fresh)
+                yield fresh[0]
+
+        after = self._write(made())
+        self.release(kept)
+        return after
+
+
+def runs_of(sizes: Sequence[int]) -> Iterator[range]:
+    """Neighbours that hold at most `PIECE` elements together, or one by one."""
+    begin = held = 0
+    for i, size in enumerate(sizes):
+        if i > begin and held + size > PIECE:
+            yield range(begin, i)
+            begin, held = i, 0
+        held += size
+    yield range(begin, len(sizes))

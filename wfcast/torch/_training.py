@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .._errors import WfcastError
-from .._live.tensors import Slot, Vector, combine, reshard
+from .._live.tensors import Slot, Vector, combine, local, reshard
+from ._adapters import product
 from ._optimizer import parameters_of
 
 
@@ -21,13 +22,20 @@ class Training:
     optimizer : torch.optim.Optimizer
     scheduler : object or None
     slots : list of Slot
+    pairs : list of (int, int)
+        Where among the slots LoRA's factors A and B are whose product is forecast.
     """
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: Any, scheduler: Any, slots: list[Slot]
+        self,
+        model: torch.nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+        slots: list[Slot],
+        pairs: list[tuple[int, int]] | None = None,
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.slots = slots
+        self.slots, self.pairs = slots, pairs or []
         self._stepped = {id(p) for p in parameters_of(optimizer)}
         self._shapes = {s.name: tuple(s.parameter.shape) for s in slots}
 
@@ -40,6 +48,14 @@ class Training:
     def weights(self) -> list[torch.Tensor]:
         """The parts of them that this process holds, in their own memory."""
         return [slot.local for slot in self.slots]
+
+    @property
+    def others(self) -> list[torch.Tensor]:
+        """What else is trained, and does not jump: a jump that is taken back takes it back, too."""
+        own = {id(t) for slot in self.slots for t in (slot.parameter, *slot.copies)}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        every = {id(p): p for p in [*trained, *parameters_of(self.optimizer)]}
+        return [local(p) for key, p in every.items() if key not in own]
 
     def check_unchanged(self) -> None:
         """Raise WfcastError where parameters came, went, or changed their shapes."""
@@ -96,6 +112,8 @@ class Training:
     ) -> None:
         """Replace the weights by ``sum_k a_k w_k + b`` over the states `before` and themselves.
 
+        Those of `pairs` are left to `jump_product`.
+
         Parameters
         ----------
         before : sequence of states
@@ -109,12 +127,45 @@ class Training:
             NaN, infinity or overflow; some weights may have been replaced by then.
         """
         reshard(self.model)
+        apart = {place for pair in self.pairs for place in pair}
         moving = [
             (slot, [*(state[i] for state in before), slot.local])
             for i, slot in enumerate(self.slots)
-            if all(p.requires_grad for p in slot.copies or (slot.parameter,))  # else frozen since
+            if i not in apart and _trained(slot)
         ]
         with torch.no_grad():
             combine((f"parameter {s.name!r}", s.local, w, coefficients(s.name)) for s, w in moving)
             for slot, _ in moving:
                 slot.spread()
+
+    def jump_product(
+        self,
+        pair: tuple[int, int],
+        states: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        coefficients: Sequence[float],
+    ) -> None:
+        """Replace the factors A and B by those of ``sum_k c_k B_k A_k``, of their own rank.
+
+        Raises
+        ------
+        WfcastError
+            NaN, infinity or overflow.
+        """
+        slots = [self.slots[place] for place in pair]
+        if not all(_trained(slot) for slot in slots):
+            return
+        whole = all(bool(factor.isfinite().all()) for state in states for factor in state)
+        made = product([*states, (slots[0].local, slots[1].local)], [*coefficients, 0.0])
+        with torch.no_grad():
+            for slot, factor in zip(slots, made, strict=True):
+                if not whole or not bool(factor.isfinite().all()):
+                    raise WfcastError(
+                        f"parameter {slot.name!r}: the forecast holds NaN or infinity, or overflows"
+                    )
+                slot.local.copy_(factor)
+                slot.spread()
+
+
+def _trained(slot: Slot) -> bool:
+    """Whether it was not frozen since."""
+    return all(p.requires_grad for p in slot.copies or (slot.parameter,))

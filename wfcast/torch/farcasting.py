@@ -14,48 +14,57 @@ from typing import Any
 import torch
 
 from .._errors import WfcastError
+from .._live import distributed
 from .._live.tensors import select
 from .._patterns import Patterns
 from . import _coefficients
+from ._factors import places_of
 from ._history import FarcastingReport, Jump, numbers
-from ._jumping import Jumper, NoJump
+from ._jumping import Jumper, NoForecast, NoJump
 from ._loop import StepCounter
-from ._losses import PARTS, Losses
+from ._losses import Losses
+from ._onlookers import Onlookers
 from ._optimizer import soften
 from ._recording import Recording
+from ._rule import rates_of
 from ._settings import Settings, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._trust import HARM, Verdict, blew_up, verdict_on
+from ._verdict import HARM, Calibration, Verdict, blew_up, total
 
 __all__ = ["Farcasting"]
 
 logger = logging.getLogger("wfcast")
 
-EARLY = 5  # a fifth of the recovery window shows whether a jump blew up
+ADAPTERS = ("product", "factors")
+VERSION = 2  # of what `state_dict` gives
 
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
 
 class Farcasting:
-    r"""Jump ahead now and then while training, and take back what does not pay.
+    """Jump ahead where a run drifts, train on from there, and take clear harm back.
 
     Every `period` steps the weights are replaced by a forecast of what they will be `horizon` steps
-    later, ``w <- sum_k A_k w_k + b`` over the last recorded states, and training goes on. The loss
-    usually rises at first, so a jump is judged `recovery` steps later, against the loss that the
-    run was heading for: the least-squares line of the losses before it over log(step). A better
-    loss doubles the next horizon; one as good keeps it; one that is worse, but within noise, halves
-    it. Else the jump is taken back: the weights, the optimizer's state, the scheduler's and the
-    model's buffers are those before it again, and the next horizon is a quarter. With a judge, a
-    jump that raises the held-out loss by a tenth at once is halved on the spot, and refused where
-    that does not help. Farcasting stops by itself after `patience` jumps in a row that did not pay,
-    and logs that.
+    later, ``w <- sum_k A_k w_k + b`` over states of the run, and training goes on:
 
-    What is taken back is lost: `recovery` steps each. A jump is tried only while those steps, with
-    the next window, are at most `max_loss` of the steps plus half of what kept jumps saved: of the
-    `stop` steps of the run where that is given, else of the steps so far, the first jump being
-    free. So a run of known length loses at most ``max_loss * stop`` steps beyond that half.
+    1. A jump goes along the least-squares line of each weight through the history since the last
+       jump, two such histories ahead, times the cosine between the moves of its two
+       halves (less its standard error), times the learning rate over its highest so far, times the
+       share of the run that is left.
+    2. None is made before a tenth of the run or where that cosine is below 0.5, and none
+       moves the weights by more than 3 % of their norm.
+    3. It stays unless, `recovery` steps later, the loss is not finite or beyond what the losses
+       before it let expect by three spreads of what such expectations miss in stretches of the
+       same run without jumps.
+
+    A jump that is taken back costs `recovery` steps, and leaves the run as if it had not been: its
+    weights, buffers, optimizer and scheduler. After two of them there are no more; one whose loss
+    is behind, but not by three spreads, halves those after it, and one that is ahead doubles them
+    again. So it pays where weights drift, as at low
+    rates in fine-tuning and reinforcement learning, and does next to nothing elsewhere: where the
+    learning rate can be raised, raise it, and read weights out by `Annealed`.
 
     Parameters
     ----------
@@ -63,28 +72,30 @@ class Farcasting:
         Plain, compiled, DistributedDataParallel or FSDP2; weights are written in place.
     optimizer : torch.optim.Optimizer
         What steps the model's parameters, or float32 master copies of them in the same order.
-    forecaster : ModelFarcaster, callable or None, default=None
-        A fitted ModelFarcaster says by its inputs and targets which states it needs and how far it
-        goes; shorter horizons lie on straight lines between its targets. A function of
-        ``(inputs, targets)`` such as `wfcast.linear_trend` is asked for each horizon. None learns
-        from the run itself: each tensor's line, with the slope that least squares over the
-        movements so far gives it.
+    forecaster : Operator, ModelFarcaster, callable or None, default=None
+        A fitted ModelFarcaster or any Operator says by its inputs and targets which states it needs
+        and how far it goes; shorter horizons lie on straight lines between its targets. A function
+        of ``(inputs, targets)`` such as `wfcast.linear_trend` is asked for each horizon. None: the
+        line through all states since the last jump, of which only two sums are kept.
     spacing : int, default=50
-        Steps between the recorded states.
+        Steps between the states of the history.
     n_states : int, default=2
-        States that a forecast starts from; with a fitted forecaster, its inputs count.
+        States that a function's forecast starts from.
     period : int, default=100
-        Steps between jumps. The first comes no earlier than after a tenth of the steps to `stop`:
-        before that most runs bend too much for a line.
+        Steps from a jump to the next, two windows of `recovery` at least. The first comes no
+        earlier than after a tenth of the steps to `stop`, and four windows. Where a run does not
+        drift it is looked at again when the history is twice as long.
     horizon : "adaptive" or number, default="adaptive"
-        How many steps ahead. "adaptive" begins at `period`.
+        How many steps ahead; a number is for all jumps, whatever the drift.
     recovery : int, default=50
-        Steps from a jump to its judgement; 0 keeps every jump unseen (with a number as horizon). At
-        most ``max_loss * stop`` where `stop` is given, so that a jump can be tried.
+        Steps from a jump to its verdict, at most a twelfth of those to `stop`; 0 keeps every jump
+        unseen.
     judge : callable, optional
         ``judge() -> float``, the held-out loss; called in eval mode, without gradients, the random
-        state and the modes kept: about ten times per jump. None judges by the losses that `step` is
-        given; a callable given to `step` is a judge, too.
+        state and the modes kept: some five times in `recovery` steps. None judges by the losses
+        that `step` is given; a callable given to `step` is a judge, too.
+    maximize : bool, default=False
+        Whether the losses are rewards, of which more is better.
     optimizer_state : {"keep", "reset", "scale"}, default="keep"
         What becomes of the moments after a jump. "reset" forgets the state of the parameters that
         jumped; "scale" multiplies first moments by ``spacing / (spacing + horizon)``.
@@ -95,6 +106,9 @@ class Farcasting:
     include, exclude : str or sequence of str, optional
         Shell patterns of parameter names, each of which must match one; a tied parameter goes by
         any of its names. Frozen parameters never jump.
+    adapters : {"product", "factors"}, default="product"
+        LoRA's factors A and B jump by their product B A, which is factored again to its rank, or
+        each by itself, which measured as harmful.
     start, stop : int, default=0 and None
         The steps between which states are recorded and jumps may be under way; give the length of
         the run as `stop` where it is known.
@@ -106,20 +120,23 @@ class Farcasting:
         and the modes are kept. Without it they catch up in the recovery window.
     state_dtype : torch.dtype, optional
         The dtype of the recorded states (``torch.bfloat16`` halves them); the parameter's own by
-        default. What a rollback needs is always exact.
-    max_loss : float, default=0.03
-        The share of steps that jumps may cost, see above.
-    patience : int, default=4
-        Jumps in a row that did not pay until it stops.
+        default. Sums, and what a rollback needs, are always exact.
 
     Attributes
     ----------
     history : list of dict
-        One per jump so far: ``step``, ``horizon``, ``outcome`` ("pending", "kept", "rolled back",
-        "refused"), ``verdict``, ``loss_before``, ``loss_right_after``, ``loss_after``,
-        ``loss_expected``, ``steps_saved``, ``seconds``, ``reason``.
+        One row per jump so far, with the fields ``step``, ``horizon``, ``outcome`` ("pending",
+        "kept", "rolled back", "refused" where something was in the way, "waited" where the run did
+        not drift), ``verdict``, ``cosine``, ``cosine_error``, ``loss_before``,
+        ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``, ``steps_low``,
+        ``steps_high``, ``seconds``, ``reason``.
+    settled : bool
+        Whether no jump is under judgement, so that the weights are fit to be kept or evaluated.
+    steps_saved : (float, float, float)
+        Steps saved by all jumps, less those lost, and the 95 % interval; 0 where nothing can be
+        told.
     stopped : str
-        Why it stopped; empty while it goes on.
+        Why there are no more jumps; empty while there may be.
     seconds : float
         Time spent, judges included.
 
@@ -168,17 +185,17 @@ class Farcasting:
         horizon: float | str = "adaptive",
         recovery: int = 50,
         judge: Callable[[], Any] | None = None,
+        maximize: bool = False,
         optimizer_state: str = "keep",
         store: str | os.PathLike[str] = "auto",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        adapters: str = "product",
         start: int = 0,
         stop: int | None = None,
         scheduler: Any = None,
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
-        max_loss: float = 0.03,
-        patience: int = 4,
     ) -> None:
         check_kinds(model, optimizer, judge=judge, refresh=refresh)
         _check_alone(model)
@@ -188,50 +205,63 @@ class Farcasting:
             period=period,
             horizon=horizon,
             recovery=recovery,
+            maximize=maximize,
             optimizer_state=optimizer_state,
             start=start,
             stop=stop,
-            max_loss=max_loss,
-            patience=patience,
         )
         slots = select(model, optimizer, include, exclude)
         source = _coefficients.source(forecaster, spacing, n_states, slots)
-        self._training = Training(model, optimizer, scheduler, slots)
-        n_kept = max(len(source.offsets), source.learns) + 1
+        if adapters not in ADAPTERS:
+            raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
+        pairs = places_of(slots) if adapters == "product" else []
+        self._training = Training(model, optimizer, scheduler, slots, pairs)
+        n_kept = len(source.offsets) + 3  # the first and the middle one, or sums; before the jump
         self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
         self._recording = Recording(
-            self._training, source, self._store, spacing=spacing, since=start, dtype=state_dtype
+            self._training,
+            source,
+            self._store,
+            spacing=spacing,
+            since=start,
+            dtype=state_dtype,
+            moves=settings.adaptive,
         )
-        self._losses = Losses(model, judge, settings.window)
-        self._trust = settings.trust_region(source.longest)
+        self._losses = Losses(model, judge, settings.window, maximize)
+        self._calibration = Calibration(settings.window)
+        self._rule = settings.rule(source.longest)
+        self._rule.watch(rates_of(optimizer))
         self._jumper = Jumper(
-            self._training, self._recording, self._losses, self._trust, self._store, refresh
+            self._training, self._recording, self._store, refresh, settings.window > 0
         )
         self.seconds = 0.0
         self._jumps: list[Jump] = []
+        self._verdicts: list[Verdict] = []  # on the jumps that were kept
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
-        self._harms = 0
+        self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
         self._closed = False
         self._steps = StepCounter(optimizer)
         _controllers.add(self)
-        self._say_stop()
-        if start == 0 and not self.stopped:
+        if start == 0:
             self._record()
 
     # ---- the loop -----------------------------------------------------------------------------
 
-    def step(self, loss: Any = None) -> bool:
+    def step(self, loss: Any = None, *, room: int | None = None) -> bool:
         """To be called after every ``optimizer.step()``.
 
         Parameters
         ----------
         loss : float, tensor or callable, optional
             The training loss of the step, or a function that gives a held-out loss when asked. Not
-            needed with a `judge`. A tensor is not waited for until a jump is judged.
+            needed with a `judge`. A tensor is not waited for until a jump is near.
+        room : int, optional
+            After how many more steps the weights will be looked at, by a save, an evaluation or
+            the end of training: a jump is made only where its verdict comes before.
 
         Returns
         -------
@@ -247,88 +277,162 @@ class Farcasting:
         if self._closed:
             raise WfcastError("this Farcasting was closed")
         if not self._steps.one_more():
-            return False
+            return self._skipped(loss)
         begun = time.perf_counter()
         self._step += 1
         self._clock += 1
-        self._losses.take(loss, self._clock)
+        self._losses.take(loss, self._clock, self._step)
         try:
-            changed = self._advance()
+            with self._onlookers.own():
+                changed = self._advance(room)
         finally:
             spent = time.perf_counter() - begun
             self.seconds += spent
-            if self._jumps and self._jumps[-1].outcome != "refused":
-                self._jumps[-1].seconds += spent
+            if self._pending is not None:
+                self._pending.jump.seconds += spent
         return changed
 
-    def _advance(self) -> bool:
-        """Watch the jump that is under way, or record, measure and jump where that is due."""
+    def _skipped(self, loss: Any) -> bool:
+        """The optimizer took no step: a gradient scaler may have left it out after a jump."""
+        pending = self._pending
+        if pending is None or not isinstance(loss, torch.Tensor | float):
+            return False
+        if math.isfinite(distributed.mean([float(loss)])[0]):
+            return False
+        with self._onlookers.own():
+            return self._roll_back(pending, "the loss is not finite")
+
+    def _advance(self, room: int | None) -> bool:
+        """Watch the jump that is under way; record, and jump where that is due."""
         settings, clock = self._settings, self._clock
         if self._pending is not None:
-            return self._watch(self._pending)
-        if self.stopped or (settings.stop is not None and self._step > settings.stop):
+            changed = self._watch(self._pending)
+            if changed or self._pending is not None:
+                return changed
+        if self._over():
             self._recording.forget()
             return False
-        if clock >= settings.start and clock in self._recording.due(self._next):
-            self._record()
-        if clock == self._recording.since or clock in self._losses.due(self._next):
-            self._losses.measure(clock)
+        if room is not None and self._next <= clock + room < self._next + settings.window:
+            self._next = self._recording.earliest(clock + room + 1)  # after the next look
+        if clock >= settings.start:
+            if self._recording.due(clock, self._next):
+                self._record()
+            if (clock - self._recording.since) % self._losses.every == 0:
+                self._losses.measure(clock, self._step)
         if clock < self._next:
-            return False
-        if settings.stop is not None and self._step + settings.window > settings.stop:
-            return False
-        if not self._trust.affords(self._step):
-            self._next += settings.period
             return False
         return self._jump()
 
+    def _over(self) -> bool:
+        """Whether there will be no more jumps."""
+        stop, window = self._settings.stop, self._settings.window
+        if stop is not None and not self.stopped:
+            left = stop - max(self._step, self._step + self._next - self._clock)
+            if left < window or left < 1:
+                self._rule.stopped = (
+                    f"the next jump could be made {max(left, 0)} steps before step {stop}, where "
+                    f"they end, and takes {max(window, 1)} to be judged"
+                )
+        self._say_stop()
+        return bool(self.stopped)
+
     def _record(self) -> None:
-        problem = self._recording.record(self._clock, self._step)
-        if problem:
-            self._refuse(problem)
-        else:
+        self._rule.watch(rates_of(self._training.optimizer))
+        problem = self._recording.record(self._clock, self._next, self._step)
+        if not problem:
             self._recording.prune(self._clock, self._next)
+            return
+        # a state that one process lacks is in the sums of another: a new history for all of them
+        self._recording.begin(self._clock + 1)
+        self._refuse(problem)
 
     # ---- jumping ------------------------------------------------------------------------------
 
     def _jump(self) -> bool:
         """Replace the weights; the run goes on as it was where something is in the way."""
         clock, window = self._clock, self._settings.window
-        self._losses.measure(clock)
-        before = self._losses.between(max(self._recording.since, clock - 2 * window), clock)
-        if window and (len(before) < 2 or not all(math.isfinite(v) for _, v in before)):
-            missing = "a loss before the jump is not finite" if len(before) > 1 else "losses lack"
+        self._losses.measure(clock, self._step)
+        quiet = self._recording.since + (window if self._made else 0)
+        found = self._losses.between(quiet, clock) if window else []
+        gone = max((c for c, loss in found if not math.isfinite(loss)), default=-1)
+        before = [point for point in found if point[0] > gone]
+        if window and (len(before) < 2 or gone >= max(0, clock - 2 * window)):
+            missing = "losses lack" if gone < 0 else "a loss before the jump is not finite"
             return self._refuse(f"{missing}: nothing to judge a jump by")
+        self._calibration.learn(before)
         if not self._recording.complete(clock):
-            self._recording.since = clock  # a state could not be kept: begin again from here
-            self._next = self._recording.earliest(clock + self._settings.period)
-            self._record()
+            self._begin_again()  # a state could not be kept
             return False
-        jump = Jump(self._step, self._trust.horizon, "pending" if window else "kept")
-        jump.loss_before = before[-1][1] if before else None
+        rates = rates_of(self._training.optimizer)
+        try:
+            movement = self._recording.movement(clock)
+        except ValueError as problem:
+            return self._refuse(str(problem), anew=True)
+        horizon, reason = self._rule.horizon(self._step, rates, movement)
+        jump = Jump(self._step, horizon, "pending" if window else "kept", reason=reason)
+        if movement is not None:
+            jump.cosine, jump.cosine_error = movement.cosine, movement.error
+        if not horizon:
+            return self._wait(jump)
+        jump.loss_before = self._losses.shown(before[-1][1]) if before else None
         try:
             pending = self._jumper.take_off(jump, clock, before)
         except NoJump as problem:
-            return self._refuse(str(problem))
+            return self._refuse(str(problem), anew=isinstance(problem, NoForecast))
+        self._jumps.append(jump)
+        if window:
+            self._pending = pending  # before all that may fail, so that close() can take it back
+            self._onlookers.watch()
+        else:
+            pending.snapshot.release(self._store)
         factor = self._settings.spacing / (self._settings.spacing + jump.horizon)
         soften(
             self._training.optimizer, self._training.slots, self._settings.optimizer_state, factor
         )
-        self._jumps.append(jump)
-        if window:
-            self._pending = pending
-        else:
-            pending.snapshot.release(self._store)
-            self._begin_again()
+        self._begin_again()
         return True
 
-    def _refuse(self, problem: str) -> bool:
-        """No jump this time; the run goes on as it was."""
+    @property
+    def _made(self) -> bool:
+        """Whether there was a jump yet."""
+        return any(jump.made for jump in self._jumps)
+
+    def _refuse(self, problem: str, *, anew: bool = False) -> bool:
+        """No jump this time; the run goes on as it was, its history where `anew` does not say so.
+
+        That holds NaN or infinity, which would stay in the sums of a line.
+        """
         logger.warning("no jump at step %d: %s", self._step, problem)
-        self._jumps.append(Jump(self._step, self._trust.horizon, "refused", reason=problem))
-        self._next = self._recording.earliest(self._clock + self._settings.period)
-        self._say_stop()
+        self._jumps.append(Jump(self._step, 0.0, "refused", reason=problem))
+        if anew:
+            self._begin_again()
+        else:
+            later = max(self._next, self._clock + self._settings.apart)
+            self._next = self._recording.earliest(later)
         return False
+
+    def _wait(self, row: Jump) -> bool:
+        """The run leads nowhere yet: look again when its history is twice as long."""
+        row.outcome = "waited"
+        if self._jumps and self._jumps[-1].outcome == "waited":
+            self._jumps[-1] = row  # the latest says enough
+        else:
+            self._jumps.append(row)
+        clock, since = self._clock, self._recording.since
+        self._next = self._recording.earliest(clock + max(self._settings.apart, clock - since))
+        if self._recording.due(clock, self._next):
+            self._record()
+        self._over()
+        return False
+
+    def _begin_again(self) -> None:
+        """A history begins here."""
+        clock = self._clock
+        self._recording.begin(clock)
+        pause = self._settings.apart * 2**self._rule.harms
+        self._next = self._recording.earliest(clock + pause)
+        if self._recording.due(clock, self._next):
+            self._record()
 
     # ---- judging ------------------------------------------------------------------------------
 
@@ -336,78 +440,76 @@ class Farcasting:
         """A jump is under way: look whether it blew up, and judge it at the end of its window."""
         clock, window = self._clock, self._settings.window
         passed = clock - pending.clock
-        if not self._losses.judged and pending.jump.loss_right_after is None:
-            first = self._losses.between(pending.clock + 1, clock)
-            pending.jump.loss_right_after = first[0][1] if first else None
+        if passed % self._losses.every and passed < window and passed > 1:
+            if self._recording.due(clock, self._next):
+                self._record()
+            return False
+        self._losses.measure(clock, self._step)
+        recent = self._losses.between(clock, clock)
+        if recent and pending.jump.loss_right_after is None:
+            pending.jump.loss_right_after = self._losses.shown(recent[0][1])
+        if recent and not math.isfinite(recent[0][1]):
+            return self._roll_back(pending, "the loss is not finite")
+        if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
+            return self._roll_back(pending, "the loss is far beyond any before the jump")
         if passed >= window:
             return self._decide(pending)
-        if passed == window - window // PARTS:
-            self._losses.measure(clock)
-        if passed == max(1, window // EARLY) and not self._losses.judged:
-            recent = self._losses.between(clock, clock)
-            if recent and blew_up(pending.before, recent[-1][1]):
-                return self._roll_back(pending, None)
+        if self._recording.due(clock, self._next):
+            self._record()
         return False
 
     def _decide(self, pending: Pending) -> bool:
         """Keep the jump that is under way, or take it back."""
         jump, window = pending.jump, self._settings.window
-        self._losses.measure(self._clock)
-        half = (self._clock - pending.clock + 1) // 2
-        after = self._losses.between(pending.clock + half, self._clock)
-        verdict = None
-        if after:  # else losses are no longer handed over
-            verdict = verdict_on(pending.before, after, window, jump.horizon)
-            jump.verdict, jump.steps_saved = verdict.kind, verdict.steps_saved
-            jump.loss_after, jump.loss_expected = verdict.after, verdict.expected
-        if verdict is None or verdict.kind == HARM:
-            return self._roll_back(pending, verdict)
+        after = self._losses.between(self._clock - window // 2, self._clock)
+        after = after or self._losses.between(pending.clock + 1, self._clock)
+        if not after:
+            return self._roll_back(pending, "no losses are handed over any more")
+        verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
+        jump.verdict = verdict.kind
+        jump.steps_saved = verdict.steps_saved
+        jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
+        jump.loss_after = self._losses.shown(verdict.after)
+        jump.loss_expected = self._losses.shown(verdict.expected)
+        self._rule.learn(verdict)
+        if verdict.kind == HARM:
+            return self._roll_back(pending, "the loss is beyond what chance explains")
         jump.outcome = "kept"
-        self._harms = 0
-        self._trust.learn(verdict, window)
-        pending.snapshot.release(self._store)
-        self._pending = None
-        self._begin_again()
+        self._verdicts.append(verdict)
+        self._settle(pending)
         self._say_stop()
         return False
 
-    def _roll_back(self, pending: Pending, verdict: Verdict | None) -> bool:
-        """Take the jump that is under way back; without a verdict its loss was beyond any."""
+    def _roll_back(self, pending: Pending, reason: str) -> bool:
+        """Take the jump that is under way back."""
         jump = pending.jump
-        lost = self._clock - pending.clock
         self._training.check_unchanged()
-        if verdict is None:
-            jump.verdict = HARM
-            verdict = Verdict(HARM, math.nan, math.nan, 0.0, -float(lost))
-        jump.outcome, jump.steps_saved = "rolled back", -float(lost)
-        pending.snapshot.restore(self._training)
-        pending.snapshot.release(self._store)
-        self._pending = None
-        self._clock = pending.clock
-        self._losses.cut(last=self._clock)
-        self._trust.learn(verdict, lost)
-        self._harms += 1
-        pause = self._settings.period * 2 ** min(self._harms, 6)
-        self._next = self._recording.earliest(self._clock + pause)
-        self._recording.prune(self._clock, self._next)
+        if jump.verdict is None:  # else the verdict has told
+            self._rule.blame()
+        jump.outcome, jump.reason = "rolled back", reason
+        jump.steps_saved = -float(self._clock - pending.clock)
+        jump.steps_low = jump.steps_high = jump.steps_saved
+        self._put_back(pending)
+        self._begin_again()
         self._say_stop()
         return True
 
-    def _begin_again(self) -> None:
-        """After a jump that stays: states and losses follow each other from here."""
-        clock, settings = self._clock, self._settings
-        self._recording.since = clock
-        self._losses.cut(first=clock)
-        jumped = clock - settings.window
-        self._next = self._recording.earliest(max(jumped + settings.period, clock + 1))
-        if clock in self._recording.due(self._next):
-            self._record()
-        self._recording.prune(clock, self._next)
+    def _put_back(self, pending: Pending) -> None:
+        """The run is as it was before the jump."""
+        pending.snapshot.restore(self._training)
+        self._clock = pending.clock
+        self._losses.cut(last=self._clock)
+        self._settle(pending)
+
+    def _settle(self, pending: Pending) -> None:
+        pending.snapshot.release(self._store)
+        self._pending = None
+        self._onlookers.rest()
 
     def _say_stop(self) -> None:
         if self.stopped and self._said != self.stopped:
             self._said = self.stopped
-            logger.warning("Farcasting stopped at step %d: %s", self._step, self.stopped)
+            logger.info("no more jumps after step %d: %s", self._step, self.stopped)
 
     # ---- showing and keeping --------------------------------------------------------------------
 
@@ -417,35 +519,44 @@ class Farcasting:
         return [asdict(jump) for jump in self._jumps]
 
     @property
-    def stopped(self) -> str:
-        """Why it stopped; empty while it goes on."""
-        return self._trust.stopped
+    def settled(self) -> bool:
+        """Whether no jump is under judgement: the weights are fit to be kept or evaluated."""
+        return self._pending is None
 
     @property
-    def horizon(self) -> float:
-        """The horizon of the next jump, in steps."""
-        return self._trust.horizon
+    def window(self) -> int:
+        """Steps from a jump to its verdict."""
+        return self._settings.window
+
+    @property
+    def stopped(self) -> str:
+        """Why there are no more jumps; empty while there may be."""
+        return self._rule.stopped
+
+    @property
+    def steps_saved(self) -> tuple[float, float, float]:
+        """Steps that the jumps saved, less those lost, and their 95 % interval: 0 where unknown."""
+        saved, low, high = total(self._verdicts)
+        return saved - self.steps_lost, low - self.steps_lost, high - self.steps_lost
 
     @property
     def steps_lost(self) -> float:
-        """Steps that jumps cost: those taken back, and how far others that stayed fell behind."""
-        return self._trust.lost
-
-    @property
-    def steps_saved(self) -> float:
-        """Estimate of the steps that kept jumps saved."""
-        return self._trust.saved
+        """Steps that were taken back."""
+        back = [jump for jump in self._jumps if jump.outcome == "rolled back"]
+        return sum((-(jump.steps_saved or 0.0) for jump in back), 0.0)
 
     def log(self) -> dict[str, float]:
         """Numbers for TensorBoard, W&B and their like, by names that begin with "farcasting/"."""
-        return numbers(self._jumps, self._trust, self.seconds)
+        return numbers(self._jumps, self.steps_saved, self.seconds)
 
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
-        return FarcastingReport(self.history, self.log(), self.stopped, self._settings.window)
+        return FarcastingReport(
+            self.history, self.log(), self.stopped, self._settings.window, self._losses.curve
+        )
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the losses around every jump; needs Matplotlib (the extra ``plot``).
+        """Draw the run's losses and every jump; needs Matplotlib (the extra ``plot``).
 
         Parameters
         ----------
@@ -461,22 +572,50 @@ class Farcasting:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
+    def settle(self) -> bool:
+        """Take a jump back that is under judgement, for the weights are kept or evaluated now.
+
+        Returns
+        -------
+        bool
+            True where that changed the weights; the run goes on in either case.
+        """
+        pending = self._pending
+        if pending is None:
+            return False
+        self._training.check_unchanged()
+        lost = -float(self._clock - pending.clock)
+        jump = pending.jump
+        jump.outcome, jump.reason = "rolled back", "the weights were looked at before its verdict"
+        jump.steps_saved = jump.steps_low = jump.steps_high = lost
+        self._put_back(pending)
+        self._begin_again()
+        return True
+
     def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
 
         Parameters
         ----------
         undo : bool, default=True
-            Judge a jump that is under way by the losses so far, and take it back after harm. False
-            where the weights have been replaced since: they are left as they are.
+            Take a jump back that is under judgement. False where the weights have been replaced
+            since: they are left as they are.
         """
         if self._closed:
             return
-        if self._pending is not None and undo:
-            self._decide(self._pending)
-        if self._pending is not None:
-            self._pending.snapshot.release(self._store)
-        self._pending = None
+        pending = self._pending
+        if pending is not None:
+            if undo:
+                self._training.check_unchanged()
+            pending.jump.outcome = "rolled back" if undo else "kept"
+            pending.jump.reason = "the run ended before its verdict"
+            if undo:
+                pending.jump.steps_saved = -float(self._clock - pending.clock)
+                self._put_back(pending)
+            else:
+                self._settle(pending)
+        if not self.stopped:
+            self._rule.stopped = "it was closed"
         self._recording.forget()
         self._closed = True
         _controllers.discard(self)
@@ -489,17 +628,19 @@ class Farcasting:
         to the bit as if it had not been. Each process of a distributed run saves its own.
         """
         return {
+            "version": VERSION,
             "names": [s.name for s in self._training.slots],
             "step": self._step,
             "clock": self._clock,
             "next": self._next,
-            "harms": self._harms,
             "said": self._said,
             "seconds": self.seconds,
-            **self._recording.state_dict(),
+            "recording": self._recording.state_dict(),
             "losses": self._losses.state_dict(),
+            "calibration": self._calibration.state_dict(),
             "history": self.history,
-            "trust": self._trust.state_dict(),
+            "verdicts": [asdict(verdict) for verdict in self._verdicts],
+            "rule": self._rule.state_dict(),
             "pending": None if self._pending is None else self._pending.state_dict(),
         }
 
@@ -509,25 +650,35 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The state of other parameters or another kind of forecaster, or one that lacks what
-            taking back its jump needs; nothing has changed then.
+            The state of other parameters or another kind of forecaster, one that lacks what taking
+            back its jump needs, or one of an older version; nothing has changed then.
         """
+        if state.get("version") != VERSION:
+            raise WfcastError(
+                f"the state was saved by another version of Farcasting ({state.get('version', 1)}, "
+                f"expected {VERSION}): begin a new one at this step"
+            )
         then = state["pending"]
-        saved = [*state["states"].values(), *([then["weights"]] if then else [])]
-        self._training.check_saved(state["names"], saved)
-        self._recording.source.check_saved(state["source"])
+        states = state["recording"]["states"].values()
+        self._training.check_saved(state["names"], [*states, *([then["weights"]] if then else [])])
+        self._recording.check_saved(state["recording"])
         jumps = [Jump(**row) for row in state["history"]]
+        last = next((jump for jump in reversed(jumps) if jump.made), None)
         if then is not None:
-            Pending.check_saved(then, jumps, self._training)
-        self._recording.load_state_dict(state)
+            Pending.check_saved(then, last, self._training)
+        if self._pending is not None:
+            self._settle(self._pending)
+        self._recording.load_state_dict(state["recording"])
         self._losses.load_state_dict(state["losses"])
-        self._trust.load_state_dict(state["trust"])
+        self._calibration.load_state_dict(state["calibration"])
+        self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
-        self._harms, self._said, self.seconds = state["harms"], state["said"], state["seconds"]
+        self._said, self.seconds = state["said"], state["seconds"]
+        self._verdicts = [Verdict(**row) for row in state["verdicts"]]
         self._jumps = jumps
-        self._pending = None
-        if then is not None:
-            self._pending = Pending.load(then, jumps[-1], self._training, self._store)
+        if then is not None and last is not None:
+            self._pending = Pending.load(then, last, self._training, self._store)
+            self._onlookers.watch()
         self._steps.catch_up()
 
 

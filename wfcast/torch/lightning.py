@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 try:
     from lightning import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
 except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise
@@ -20,7 +22,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .._errors import WfcastError
-from ._callback import check_names
+from ._callback import Jumping, check_names, guard
+from ._schedule import Looks, Schedule
 from .annealed import Annealed
 from .farcasting import Farcasting
 
@@ -29,11 +32,17 @@ __all__ = ["AnnealedCallback", "FarcastingCallback"]
 OWN = "current_model_state"  # as Lightning's WeightAveraging calls the run's own weights
 
 
-class FarcastingCallback(Callback):
+class FarcastingCallback(Jumping, Callback):
     """`Farcasting` as a callback: ``Trainer(callbacks=[FarcastingCallback()])``.
 
-    Jumps are judged by `judge`, or by the training losses. The scheduler is rolled back with the
-    weights. Its state is part of Lightning's checkpoints.
+    Jumps are made only where their verdict comes before the next validation or checkpoint and
+    before the end of training; where that leaves no room at all, a warning says so when training
+    begins. A jump that has no verdict when training stops early, when something else validates or
+    saves a checkpoint, or when training breaks off, by Ctrl-C or any error, is taken back at once:
+    the weights, the optimizer and the scheduler are those of before it.
+
+    Jumps are judged by `judge`, or by the training losses. The state is part of Lightning's
+    checkpoints.
 
     Parameters
     ----------
@@ -63,7 +72,7 @@ class FarcastingCallback(Callback):
     ...         return (self.layer(batch) - batch.sum(1, keepdim=True)).square().mean()
     ...     def configure_optimizers(self):
     ...         return torch.optim.SGD(self.parameters(), lr=0.01)
-    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, max_loss=0.5)
+    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, horizon=10)
     >>> trainer = lightning.Trainer(
     ...     accelerator="cpu",
     ...     max_steps=30,
@@ -74,14 +83,12 @@ class FarcastingCallback(Callback):
     ...     enable_model_summary=False,
     ... )
     >>> trainer.fit(Sums(), torch.utils.data.DataLoader(torch.randn(256, 4), batch_size=8))
-    >>> callback.farcasting.history[0]["step"]
+    >>> callback.summary().to_dict()["jumps"][0]["step"]
     10
     """
 
     def __init__(self, **parameters: Any) -> None:
-        check_names(parameters, Farcasting, ("model", "optimizer", "scheduler"))
-        self.parameters = parameters
-        self.farcasting: Farcasting | None = None
+        super().__init__(parameters)
         self._saved: dict[str, Any] | None = None
         self._losses: list[torch.Tensor] = []
         self._stepped = 0
@@ -93,25 +100,26 @@ class FarcastingCallback(Callback):
                 f"the module has {len(trainer.optimizers)} optimizers, expected one: drive "
                 "wfcast.torch.Farcasting from the module itself"
             )
-        last = trainer.estimated_stepping_batches
+        guard(trainer, ("save_checkpoint",), self, before=self._settle)
+        schedule = _schedule(trainer)
         configs = trainer.lr_scheduler_configs
         self._losses.clear()
         self.farcasting = Farcasting(
             pl_module,
             trainer.optimizers[0],
             scheduler=configs[0].scheduler if configs else None,
-            **{"stop": None if math.isinf(last) else int(last), **self.parameters},
+            **{"stop": schedule.last, **self.parameters},
         )
         self._stepped = trainer.global_step
         if self._saved is not None:
             self.farcasting.load_state_dict(self._saved)
             self._saved = None
+        self._follow(schedule, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One batch is done; only those that end with an optimizer step count."""
-        assert self.farcasting is not None
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):  # Lightning's share of an accumulated step
             self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
@@ -120,19 +128,22 @@ class FarcastingCallback(Callback):
         self._stepped = trainer.global_step
         mean = torch.stack(self._losses).mean() if self._losses else None
         self._losses.clear()
-        self.farcasting.step(mean)
+        self._advance(mean, trainer.global_step, trainer.should_stop)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show a validation that no setting announced the weights of before a jump."""
+        if trainer.state.fn == "fit":
+            self._settle()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the memory back; the model may be trained again."""
-        if self.farcasting is not None:
-            self.farcasting.close(undo=False)
+        self._break_off()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the memory back."""
-        if self.farcasting is not None:
-            self.farcasting.close()
+        self._break_off()
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
@@ -141,6 +152,71 @@ class FarcastingCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""
         self._saved = state_dict or None
+
+
+def _schedule(trainer: Trainer) -> Schedule:
+    """When the weights are looked at, by the settings of a trainer whose data are set up."""
+    looks, unknown = [], []
+    for found in (_validations(trainer), *_checkpoints(trainer)):
+        if isinstance(found, Looks):
+            looks.append(found)
+        elif found is not None:
+            unknown.append(found)
+    last = trainer.estimated_stepping_batches
+    known = last > 0 and not math.isinf(last)  # it is -1 or infinite where nobody knows
+    return Schedule(tuple(looks), int(last) if known else None, tuple(unknown))
+
+
+def _validations(trainer: Trainer) -> Looks | str | None:
+    """The validations of a training; the setting alone where their steps are not known."""
+    if not trainer.enable_validation:
+        return None
+    setting = f"val_check_interval={trainer.val_check_interval!r}"
+    interval, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    share, batches = trainer.accumulate_grad_batches, _batches(trainer)
+    if interval is None or (math.isinf(interval) and batches is None):
+        return setting  # by time, or at ends of epochs that nobody knows
+    every = int(interval)
+    if batches is None:
+        batches, epochs = math.lcm(every, share), 1  # the pattern repeats as epochs would
+    first, whole = 0, math.lcm(every, batches)
+    if epochs is not None:
+        first, whole = (epochs - 1) * batches, epochs * batches
+    epoch = math.ceil(batches / share)
+    period = whole // batches * epoch
+    seen = range(first + every, whole + 1, every)
+    steps = {n // batches * epoch + n % batches // share or period for n in seen}
+    return Looks(f"{setting} (epochs of {epoch} steps)", period, tuple(sorted(steps)))
+
+
+def _checkpoints(trainer: Trainer) -> Iterator[Looks | str]:
+    """What each of the trainer's `ModelCheckpoint` saves, by itself and not at a validation."""
+    batches = _batches(trainer)
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        if callback.save_top_k == 0 and not callback.save_last:
+            continue
+        steps, epochs = callback._every_n_train_steps, callback.every_n_epochs
+        if callback._train_time_interval is not None:
+            yield f"ModelCheckpoint(train_time_interval={callback._train_time_interval!r})"
+        elif steps:
+            yield Looks(f"ModelCheckpoint(every_n_train_steps={steps})", steps)
+        elif epochs and callback._should_save_on_train_epoch_end(trainer):
+            setting = f"ModelCheckpoint(every_n_epochs={epochs})"
+            if batches is None:
+                yield setting
+            else:
+                epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+                yield Looks(f"{setting} (epochs of {epoch} steps)", epochs * epoch)
+
+
+def _batches(trainer: Trainer) -> int | None:
+    """The batches of an epoch, where that is known."""
+    for number in (trainer.num_training_batches, trainer.limit_train_batches):
+        if isinstance(number, int):
+            return number
+    return None
 
 
 class AnnealedCallback(Callback):

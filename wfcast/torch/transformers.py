@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import torch
 try:
     from transformers import Trainer, TrainerCallback, TrainerState
     from transformers.trainer import TRAINER_STATE_NAME
+    from transformers.trainer_utils import has_length
 except ModuleNotFoundError as error:
     if error.name != "transformers":
         raise
@@ -29,28 +31,46 @@ except ModuleNotFoundError as error:
 from .._atomic import atomic_file
 from .._errors import WfcastError
 from .._live import distributed
-from ._callback import check_names
+from ._callback import Jumping, check_names, guard
 from ._loop import aside
+from ._schedule import Looks, Schedule
 from .annealed import Annealed
 from .farcasting import Farcasting
 
 __all__ = ["AnnealedCallback", "FarcastingCallback"]
 
 
-class FarcastingCallback(TrainerCallback):
+class FarcastingCallback(Jumping, TrainerCallback):
     """`Farcasting` as a callback: ``Trainer(..., callbacks=[FarcastingCallback()])``.
 
+    Jumps are made only where their verdict comes before the next save or evaluation and before the
+    end of training; where that leaves no room at all, a warning says so when training begins. A
+    jump that has no verdict when training stops early, when something else has the weights saved
+    or evaluated, or when training breaks off, by Ctrl-C or any error, is taken back at once: the
+    weights, the optimizer and the scheduler are those of before it.
+
     Jumps are judged by `judge`, or by the training losses that the model returns; a trainer that
-    computes the loss outside the model needs a judge. The scheduler is rolled back with the
-    weights. Its state is saved beside each checkpoint, as ``farcasting.pt`` (one file per process
-    where there are several), and found again when training resumes from a ``checkpoint-N`` in the
-    output folder, or from the one that ``TrainingArguments(resume_from_checkpoint=...)`` names.
+    computes the loss outside the model needs a judge. The trainers of TRL with reward functions,
+    such as ``GRPOTrainer``, have losses that say nothing: there the mean reward of each batch of
+    completions takes their place, as ``judge="reward"`` would.
+
+    The state is saved beside each checkpoint, as ``farcasting.pt`` (one file per process where
+    there are several), and found again when training resumes from a ``checkpoint-N`` in the output
+    folder, or from the one that ``TrainingArguments(resume_from_checkpoint=...)`` names.
 
     Parameters
     ----------
+    judge : callable or str, optional
+        As for `Farcasting`; or the name of a number that a trainer of TRL logs in training, such as
+        ``"rewards/accuracy_reward/mean"`` or ``"rewards/margins"``.
     **parameters
         Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
-        training by default.
+        training by default, and `maximize` is True by default for names that begin with "reward".
+
+    Raises
+    ------
+    WfcastError
+        After the first step: the trainer logs no number of that name.
 
     See Also
     --------
@@ -65,6 +85,10 @@ class FarcastingCallback(TrainerCallback):
         def judge():
             loader = trainer.get_eval_dataloader()
             return trainer.evaluation_loop(loader, "judge").metrics["eval_loss"]
+
+    A callback hears of no error, so this one wraps the trainer's ``train``, and what runs an epoch,
+    saves and evaluates in it, on that one object. Where it comes by ``trainer.add_callback``, the
+    first training is covered within epochs only.
 
     Attributes
     ----------
@@ -81,7 +105,7 @@ class FarcastingCallback(TrainerCallback):
     ...     def forward(self, x, labels):
     ...         return {"loss": (super().forward(x) - labels).square().mean()}
     >>> data = [{"x": x, "labels": x.sum(0, keepdim=True)} for x in torch.randn(64, 4)]
-    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, max_loss=0.5)
+    >>> callback = FarcastingCallback(spacing=5, period=10, recovery=5, horizon=10)
     >>> trainer = Trainer(
     ...     Sums(4, 1),
     ...     TrainingArguments(
@@ -92,36 +116,50 @@ class FarcastingCallback(TrainerCallback):
     ... )
     >>> result = trainer.train()
     {'train_runtime': ...}
-    >>> callback.farcasting.history[0]["step"]
+    >>> callback.summary().to_dict()["jumps"][0]["step"]
     10
     """
 
     def __init__(self, **parameters: Any) -> None:
-        check_names(parameters, Farcasting, ("model", "optimizer", "scheduler"))
-        self.parameters = parameters
-        self.farcasting: Farcasting | None = None
+        super().__init__(parameters)
         self._losses: list[torch.Tensor] = []
         self._shares = False  # whether the losses of an accumulated step add up to its loss
         self._hook: Any = None
+        self._noted: _Noted | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See to it that no training of this trainer breaks off under a jump."""
+        self._watch_over(_caller(self))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on from a checkpoint."""
-        model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
-        if self.farcasting is not None:  # of a training that was broken off
-            self.farcasting.close(undo=False)
+        trainer = _caller(self)
+        self._watch_over(trainer)
+        if self.farcasting is not None:  # of a training that broke off; a checkpoint was loaded?
+            self.farcasting.close(undo=not state.global_step)
+        name = _metric(self.parameters.get("judge"), trainer)
+        self._noted = None if name is None else _Noted(name, trainer)
+        parameters = {"stop": state.max_steps, **self.parameters}
+        if name is not None:
+            parameters = {"maximize": name.startswith("reward"), **parameters, "judge": None}
+        model = kwargs["model"]
         self.farcasting = Farcasting(
-            model,
-            kwargs["optimizer"],
-            scheduler=scheduler,
-            **{"stop": state.max_steps, **self.parameters},
+            model, kwargs["optimizer"], scheduler=kwargs["lr_scheduler"], **parameters
         )
         self._losses.clear()
         self._release()
-        self._hook = model.register_forward_hook(self._take, with_kwargs=True)
+        if self._noted is None:
+            self._hook = model.register_forward_hook(self._take, with_kwargs=True)
         if state.global_step:
             saved = _resumed(args, state, "farcasting", "Farcasting begins anew at this step")
             if saved is not None:
                 self.farcasting.load_state_dict(saved)
+        self._follow(_schedule(args, state, kwargs.get("train_dataloader")), state.global_step)
+
+    def _watch_over(self, trainer: Any) -> None:
+        """Guard what a trainer tells its callbacks nothing of."""
+        guard(trainer, ("train", "_run_epoch"), self, broken=self._break_off)  # either is the first
+        guard(trainer, ("_evaluate", "_save_checkpoint"), self, before=self._settle)
 
     def _take(self, model: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
@@ -131,13 +169,18 @@ class FarcastingCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One optimizer step is done."""
-        assert self.farcasting is not None
-        loss = None
+        loss: Any = None if self._noted is None else self._noted.latest()
         if self._losses:
             losses = torch.stack(self._losses)
             loss = losses.sum() if self._shares else losses.mean()
         self._losses.clear()
-        self.farcasting.step(loss)
+        look = control.should_save or control.should_evaluate or control.should_training_stop
+        self._advance(loss, state.global_step, look)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training may be over: what other callbacks keep at its end is settled."""
+        if control.should_training_stop:
+            self._settle()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -161,10 +204,91 @@ class FarcastingCallback(TrainerCallback):
             best = args.load_best_model_at_end and state.best_model_checkpoint is not None
             self.farcasting.close(undo=not best)  # the best weights are in the model by now
 
+    def _break_off(self) -> None:
+        self._release()
+        super()._break_off()
+
     def _release(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+
+def _schedule(args: Any, state: Any, loader: Any) -> Schedule:
+    """When the weights are looked at, by the settings of a training that begins at a step."""
+    looks, unknown = [], []
+    epoch = _steps_per_epoch(args, loader)
+    evaluate = getattr(args, "eval_strategy", None) or args.evaluation_strategy  # before 4.41
+    for kind, strategy, delay in (
+        ("save", args.save_strategy, 0),
+        ("eval", evaluate, args.eval_delay or 0),
+    ):
+        steps = getattr(state, f"{kind}_steps")
+        if strategy == "steps" and steps > 0:
+            looks.append(Looks(f"{kind}_steps={steps}", int(steps), first=math.ceil(delay)))
+        elif strategy == "epoch":
+            setting, first = f"{kind}_strategy='epoch'", math.ceil(delay)
+            if epoch is None:
+                unknown.append(setting)
+                continue
+            begun = state.global_step % epoch if args.ignore_data_skip else 0
+            ends = f"{setting} (epochs of {epoch} steps)"
+            looks.append(Looks(ends, epoch, (begun or epoch,), first * epoch))
+    if getattr(args, "sync_ref_model", False):  # the reference model of TRL mixes them in
+        steps = args.ref_model_sync_steps
+        looks.append(Looks(f"ref_model_sync_steps={steps}", steps))
+    return Schedule(tuple(looks), state.max_steps, tuple(unknown))
+
+
+def _steps_per_epoch(args: Any, loader: Any) -> int | None:
+    """As the trainer counts them; None where the data have no length."""
+    if not has_length(loader):
+        return None
+    return max(1, math.ceil(len(loader) / int(args.gradient_accumulation_steps)))
+
+
+def _metric(judge: Any, trainer: Any) -> str | None:
+    """The name of the number that jumps are judged by, where it is no loss."""
+    if isinstance(judge, str):
+        return judge
+    rewarded = hasattr(trainer, "reward_funcs") and hasattr(trainer, "_metrics")
+    return "reward" if judge is None and rewarded else None
+
+
+class _Noted:
+    """A number that a trainer of TRL notes now and then, under a name, and logs the mean of."""
+
+    def __init__(self, name: str, trainer: Any) -> None:
+        metrics = getattr(trainer, "_metrics", None)
+        if not isinstance(metrics, dict):
+            raise WfcastError(
+                f"judge={name!r} names a number that a trainer of TRL logs, and "
+                f"{type(trainer).__name__} is none: give a function that returns a held-out loss"
+            )
+        self._name, self._all = name, metrics
+        self._seen: list[float] = []
+        self._n, self._found = 0, False
+
+    def latest(self) -> float | None:
+        """The mean of what was noted since the last call; None without any.
+
+        Raises
+        ------
+        WfcastError
+            The first step noted none.
+        """
+        noted = self._all["train"].get(self._name, [])
+        fresh = noted[self._n :] if noted is self._seen else noted  # a log begins a list anew
+        self._seen, self._n = noted, len(noted)
+        numbers = [float(x) for x in fresh if not math.isnan(x)]
+        if not numbers and not self._found:
+            known = ", ".join(sorted(self._all["train"]))
+            raise WfcastError(
+                f"judge={self._name!r} is no number that the first step noted, expected one of "
+                f"{known}"
+            )
+        self._found = True
+        return sum(numbers) / len(numbers) if numbers else None
 
 
 class AnnealedCallback(TrainerCallback):

@@ -1,0 +1,285 @@
+"""How far a jump goes: the cosine of a run's halves, the factors of the horizon, and its bounds."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+
+torch = pytest.importorskip("torch")  # an extra: the module lies in wfcast.torch
+
+from wfcast.torch import _rule  # noqa: E402  only with it
+from wfcast.torch._rule import Movement, Rule, rates_of  # noqa: E402
+from wfcast.torch._verdict import Verdict  # noqa: E402
+
+
+def moved(first, middle, last, length=100):
+    """The Movement of a run over these states, each a list of tensors."""
+    a = [m - f for f, m in zip(first, middle, strict=True)]
+    b = [e - m for m, e in zip(middle, last, strict=True)]
+    sums = [[[np.sum(x * y) for y in pair] for x in pair] for pair in zip(a, b, strict=True)]
+    return Movement(length, np.array(sums), np.array([np.sum(e * e) for e in last]))
+
+
+def straight(cosine, length=100, size=1e3):
+    """Of one tensor, whose halves have the length 1 and this cosine."""
+    sums = np.array([[[1.0, cosine], [cosine, 1.0]]])
+    return Movement(length, sums, np.array([size**2]))
+
+
+def walk(seed, shapes=((3, 4), (5,), (2, 2), ())):
+    """Three states of a run that drifts a little."""
+    rng = np.random.default_rng(seed)
+    drift = [rng.standard_normal(s) for s in shapes]
+    states = [[rng.standard_normal(s) for s in shapes]]
+    for _ in range(2):
+        states.append(
+            [
+                w + d + rng.standard_normal(s)
+                for w, d, s in zip(states[-1], drift, shapes, strict=True)
+            ]
+        )
+    return states
+
+
+def verdict(kind):
+    return Verdict(kind, 1.0, 1.0, 0.1, 0.0, -1.0, 1.0, 0.0, 1.0, 0.1)
+
+
+def rule(horizon=None, longest=math.inf, start=0, stop=None, rates=(1.0,)):
+    made = Rule(horizon, longest, start, stop)
+    made.watch(list(rates))
+    return made
+
+
+# ---- the movement of a run ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cosine_error_and_speed_are_those_of_the_twin(seed):
+    states = walk(seed)
+    found = moved(*states)
+    want = reference.movement(states)
+    assert found.cosine == pytest.approx(want["cosine"], rel=1e-12)
+    assert found.error == pytest.approx(want["error"], rel=1e-9)
+    assert found.speed * 100 == pytest.approx(want["share"], rel=1e-12)
+    np.testing.assert_allclose(found.by_tensor, want["by_tensor"], rtol=1e-12)
+
+
+def test_a_straight_run_has_cosine_1_and_no_error():
+    w = [np.arange(6.0), np.ones((2, 3))]
+    found = moved(w, [x + 0.1 for x in w], [x + 0.2 for x in w])
+    assert found.cosine == pytest.approx(1)
+    assert found.error == pytest.approx(0, abs=1e-9)
+    assert moved(w, [x + 0.1 for x in w], w).cosine == pytest.approx(-1)
+
+
+def test_a_half_that_stands_still_has_no_direction():
+    here = [np.arange(6.0), np.zeros(2)]
+    there = [w + 1 for w in here]
+    for states in ((here, here, here), (here, here, there), (here, there, there)):
+        found = moved(*states)
+        assert (found.cosine, found.error) == (0, 0)
+    assert moved(here, here, here).speed == 0
+
+
+def test_one_tensor_has_no_error():
+    assert moved(*([state[0]] for state in walk(0))).error == 0
+
+
+def test_a_tensor_that_turns_back_widens_the_error():
+    """What one tensor alone says is less sure than what all of them say."""
+    alike = [np.ones(4) * k for k in range(4)]
+    start = [w * 0 for w in alike]
+    same = moved(start, alike, [2 * w for w in alike])
+    odd = moved(start, alike, [2 * w for w in alike[:-1]] + [alike[-1] * 0])
+    assert same.error == pytest.approx(0, abs=1e-9)
+    assert odd.error > 0.3
+    assert odd.cosine < same.cosine
+
+
+# ---- the factors of the horizon -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [10, 100, 1000])
+@pytest.mark.parametrize("cosine", [_rule.LEAST_COSINE, 0.7, 1.0])
+def test_a_multiple_of_the_history_times_the_cosine(length, cosine):
+    horizon, reason = rule().horizon(length, [1.0], straight(cosine, length, size=1e9))
+    assert horizon == pytest.approx(_rule.REACH * length * cosine)
+    assert reason == ""
+
+
+def test_the_cosine_counts_less_its_standard_error():
+    halves = np.array([[[1.0, 0.9], [0.9, 1.0]], [[1.0, 0.7], [0.7, 1.0]]])
+    movement = Movement(100, halves, np.array([1e9, 1e9]))
+    assert movement.cosine == pytest.approx(0.8)
+    assert movement.error > 0.05
+    horizon, _ = rule().horizon(100, [1.0], movement)
+    assert horizon == pytest.approx(_rule.REACH * 100 * (movement.cosine - movement.error))
+
+
+@pytest.mark.parametrize(
+    ("highest", "now", "factor"),
+    [
+        ([1e-3], [1e-3], 1),
+        ([1e-3], [2.5e-4], 0.25),
+        ([1e-3, 4e-3], [1e-3, 1e-3], 0.625),  # the mean over the groups
+        ([0.0, 4e-3], [0.0, 1e-3], 0.25),  # one that never moved tells nothing
+        ([0.0], [0.0], 1),
+    ],
+)
+def test_the_share_of_the_highest_rate(highest, now, factor):
+    made = rule(rates=highest)
+    made.watch(now)
+    horizon, _ = made.horizon(100, now, straight(0.5, size=1e9))
+    assert horizon == pytest.approx(_rule.REACH * 100 * 0.5 * factor)
+
+
+def test_a_rate_beyond_the_highest_seen_counts_in_full():
+    horizon, _ = rule(rates=[1e-3]).horizon(100, [5e-3], straight(0.5, size=1e9))
+    assert horizon == pytest.approx(_rule.REACH * 50)
+
+
+def test_what_is_left_of_the_run():
+    for step, factor in ((100, 1), (300, 0.5), (450, 0.125)):
+        made = rule(start=100, stop=500)
+        horizon, _ = made.horizon(step, [1.0], straight(0.5, size=1e9))
+        assert horizon == pytest.approx(_rule.REACH * 50 * factor)
+    horizon, reason = made.horizon(500, [1.0], straight(0.5))
+    assert horizon == 0
+    assert reason == "what is left of the run or its rate is too little"
+    assert made.horizon(600, [1.0], straight(0.5)) == (0.0, reason)
+
+
+def test_a_rate_that_is_gone_leaves_nothing():
+    made = rule(rates=[1e-3])
+    horizon, reason = made.horizon(100, [1e-9], straight(0.5))
+    assert horizon == 0
+    assert "its rate is too little" in reason
+
+
+# ---- its bounds ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, _rule.LEAST_COSINE - 1e-6])
+def test_no_jump_where_the_run_does_not_drift(cosine):
+    horizon, reason = rule().horizon(100, [1.0], straight(cosine))
+    assert horizon == 0
+    assert reason.startswith("the run does not drift: ")
+    assert f"of 100 steps have the cosine {cosine:.2f} (standard error 0.00)" in reason
+    assert reason.endswith(f"expected {_rule.LEAST_COSINE} at least")
+    assert rule().horizon(100, [1.0], straight(_rule.LEAST_COSINE + 1e-6))[0] > 0
+
+
+def test_a_cosine_within_its_error_of_the_bound_is_none():
+    halves = np.array([[[1.0, 0.9], [0.9, 1.0]], [[1.0, -0.5], [-0.5, 1.0]]])
+    movement = Movement(100, halves, np.array([1e6, 1e6]))
+    assert movement.cosine == pytest.approx(0.2)
+    assert movement.error > 0.1
+    assert rule().horizon(100, [1.0], movement)[0] == 0
+
+
+@pytest.mark.parametrize("size", [10.0, 50.0])
+def test_no_jump_goes_further_than_a_share_of_the_weights(size):
+    movement = straight(1.0, size=size)
+    horizon, _ = rule().horizon(100, [1.0], movement)
+    assert horizon < _rule.REACH * 100
+    assert horizon * 2 / 100 == pytest.approx(_rule.LARGEST * size)  # two steps of 1 in 100
+
+
+def test_no_jump_goes_further_than_the_forecaster():
+    assert rule(longest=7).horizon(100, [1.0], straight(0.5))[0] == 7
+    assert rule(20, longest=7).horizon(100, [1.0], None) == (7, "")
+    assert rule(5, longest=7).horizon(100, [1.0], None) == (5, "")
+
+
+def test_no_jump_of_less_than_a_step():
+    assert rule(longest=0.9).horizon(100, [1.0], straight(0.5))[0] == 0
+    assert rule(longest=1.0).horizon(100, [1.0], straight(0.5))[0] == 1
+
+
+def test_a_horizon_that_is_given_asks_for_no_movement():
+    made = rule(30, stop=500)
+    assert made.horizon(499, [1e-9], None) == (30, "")
+    assert made.horizon(499, [1e-9], straight(-1.0)) == (30, "")
+
+
+# ---- verdicts -----------------------------------------------------------------------------------
+
+
+def test_what_is_behind_makes_jumps_shorter_and_ends_them():
+    made, horizons = rule(), []
+    while not made.stopped:
+        horizons.append(made.horizon(100, [1.0], straight(1.0, size=1e9))[0])
+        made.learn(verdict("worse"))
+    np.testing.assert_allclose(np.diff(np.log2(horizons)), -1)
+    assert horizons[-1] == pytest.approx(_rule.SHORTEST * horizons[0])
+    assert made.stopped == "jumps, and shorter ones after them, were behind the run without them"
+
+
+def test_what_is_ahead_makes_them_longer_again():
+    made = rule()
+    for kind, share in (("worse", 0.5), ("worse", 0.25), ("better", 0.5), ("better", 1)):
+        made.learn(verdict(kind))
+        assert made.share == share
+
+
+@pytest.mark.parametrize("kind", ["better", "even", "unknown"])
+def test_other_verdicts_change_nothing(kind):
+    made = rule()
+    before = made.state_dict()
+    for _ in range(100):
+        made.learn(verdict(kind))
+    assert made.state_dict() == before
+
+
+def test_harm_ends_the_jumps():
+    made = rule()
+    made.learn(verdict("harm"))
+    assert (made.harms, made.share, made.stopped) == (1, 0.25, "")
+    made.blame()
+    assert made.stopped == f"{_rule.MOST_HARMS} jumps had to be taken back"
+
+
+def test_a_horizon_that_is_given_is_not_shortened_but_ended():
+    made = rule(30)
+    for _ in range(9):
+        made.learn(verdict("worse"))
+    assert made.horizon(100, [1.0], None) == (30, "")
+    made.learn(verdict("harm"))
+    assert made.horizon(100, [1.0], None) == (30, "")
+    made.learn(verdict("harm"))
+    assert made.stopped
+
+
+# ---- what it goes by ----------------------------------------------------------------------------
+
+
+def test_rates_of_any_optimizer():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    groups = [
+        {"params": weights[:1], "lr": 0.5},
+        {"params": weights[1:2], "lr": torch.tensor(0.25)},
+    ]
+    optimizer = torch.optim.Adam(groups, capturable=False, foreach=False)
+    assert rates_of(optimizer) == [0.5, 0.25]
+    without = torch.optim.LBFGS(weights)
+    del without.param_groups[0]["lr"]
+    assert rates_of(without) == [1.0]
+
+
+def test_groups_that_come_begin_anew():
+    made = rule(rates=[4.0])
+    made.watch([2.0, 1.0])
+    horizon, _ = made.horizon(100, [1.0, 1.0], straight(0.5, size=1e9))
+    assert horizon == pytest.approx(_rule.REACH * 50 * 0.75)
+
+
+def test_a_rule_goes_on_from_its_state():
+    made = rule(rates=[4.0], stop=1000)
+    made.learn(verdict("harm"))
+    again = Rule(None, math.inf, 0, 1000)
+    again.load_state_dict(made.state_dict())
+    assert again.state_dict() == made.state_dict()
+    movement = moved(*walk(1))
+    assert again.horizon(300, [1.0], movement) == made.horizon(300, [1.0], movement)
