@@ -1,7 +1,6 @@
 """What Farcasting is measured against in `bench_farcasting.py`, each in its usual form.
 
-Lookahead changes the run; EMA, LAWA and the line only look at it, and give weights to export. The
-jumps along a line and of the weight nowcaster are `Farcasting` with a fixed horizon and no judge.
+The jumps along lines and of the weight nowcaster are `Farcasting` with a fixed horizon, unjudged.
 """
 
 from __future__ import annotations
@@ -32,41 +31,12 @@ class Lookahead:
         self._k, self._alpha, self._step = k, alpha, 0
 
     @torch.no_grad()
-    def step(self) -> None:
-        """After each optimizer step."""
+    def step(self, loss: object = None) -> None:
+        """After each optimizer step; the loss says nothing here."""
         self._step += 1
         if self._step % self._k == 0:
             torch._foreach_lerp_(self._slow, self._parameters, self._alpha)
             torch._foreach_copy_(self._parameters, self._slow)
-
-
-class Ema:
-    """The exponential moving average of the weights, as `torch.optim.swa_utils` keeps it."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-        )
-
-    def step(self, model: nn.Module) -> None:
-        """After each optimizer step."""
-        self._average.update_parameters(model)
-
-    @property
-    def weights(self) -> Weights:
-        """The average so far."""
-        return weights_of(self._average.module)
-
-
-def mean(states: Sequence[Mapping[str, Tensor]]) -> Weights:
-    """LAWA (Kaddour 2022): the mean of the latest states."""
-    return {name: torch.stack([s[name] for s in states]).mean(0) for name in states[-1]}
-
-
-def line(states: Sequence[Mapping[str, Tensor]], back: int, reach: float) -> Weights:
-    """``w_n + reach (w_n - w_{n - back})``."""
-    first, last = states[-1 - back], states[-1]
-    return {name: last[name] + reach * (last[name] - first[name]) for name in last}
 
 
 def nowcaster(
