@@ -1,5 +1,7 @@
 """Small training loops on real data, for the tests of wfcast.torch."""
 
+import resource
+import signal
 import warnings
 from contextlib import contextmanager
 
@@ -90,3 +92,16 @@ def equal(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(equal, a, b))
     return a == b
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The limit on file sizes makes a write fail as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)

@@ -1,13 +1,11 @@
 """The line through a run's history from two running sums: what np.polyfit gives for the states."""
 
-import resource
-import signal
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")  # an extra: the module lies in wfcast.torch
+
+import loops  # noqa: E402  only with it
 
 from wfcast._live.tensors import combine  # noqa: E402  only with it
 from wfcast.torch._line import Line  # noqa: E402
@@ -67,19 +65,6 @@ def check(got, want, tolerance):
 @pytest.fixture(params=["cpu", "device", "disk", "folder"])
 def store(request, tmp_path):
     return Store(tmp_path if request.param == "folder" else request.param)
-
-
-@contextmanager
-def files_of_at_most(size):
-    """The limit on file sizes makes a write fail as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -197,7 +182,7 @@ def test_a_disk_that_is_full(when, tmp_path):
     states, at = walk(6), list(range(6))
     store = Store(tmp_path)
     line, first = laid(states[:when], at[:when], store)
-    with files_of_at_most(300), pytest.raises(OSError, match="File too large"):
+    with loops.files_of_at_most(300), pytest.raises(OSError, match="File too large"):
         line.add(first, states[when], at[when])
     assert (line.n_states, line.last) == (when, at[when - 1])
     for k in range(when + 1, 6):

@@ -6,9 +6,7 @@ import logging
 import math
 import pickle
 import resource
-import signal
 import warnings
-from contextlib import contextmanager
 
 import pytest
 
@@ -38,19 +36,6 @@ def under_way(**parameters):
     assert loops.run(farcasting, model, optimizer, range(1, FIRST + 3)) == [FIRST]
     assert not farcasting.settled
     return parts
-
-
-@contextmanager
-def no_room_on_disk(least=0):
-    """The limit on file sizes makes a write fail as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (least, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 # ---- room ---------------------------------------------------------------------------------------
@@ -371,7 +356,7 @@ def test_no_room_for_the_first_state(tmp_path):
     """The run trains on; a history begins where the first jump would have been."""
     model = loops.mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with no_room_on_disk():
+    with loops.files_of_at_most(0):
         farcasting = Farcasting(model, optimizer, store=tmp_path, **FAST)
     loops.run(farcasting, model, optimizer, range(1, 60))
     first, *others = farcasting.history
@@ -392,7 +377,7 @@ def test_no_room_in_a_window(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with no_room_on_disk(soft):
+    with loops.files_of_at_most(soft):
         farcasting._recording.begin = begin
         assert farcasting.step(loss)
     del farcasting._recording.begin
@@ -409,7 +394,7 @@ def test_no_room_in_a_window(tmp_path):
 def test_no_room_does_not_bring_the_first_jump_forward(tmp_path):
     model, optimizer, farcasting = setup(store=tmp_path)
     loops.run(farcasting, model, optimizer, range(1, 5))
-    with no_room_on_disk():
+    with loops.files_of_at_most(0):
         loops.run(farcasting, model, optimizer, [5])
     assert farcasting.history[0]["outcome"] == "refused"
     assert loops.run(farcasting, model, optimizer, range(6, FIRST + 1)) == [FIRST]

@@ -79,8 +79,10 @@ class Product(NamedTuple):
     moved: float
 
 
-def pairs_in(names: Iterable[str]) -> dict[str, Pair]:
+def pairs_in(names: Iterable[str], *, lone: bool = False) -> dict[str, Pair]:
     """The pairs among the names of tensors, by both of their names.
+
+    A factor may be without the other one where `lone` says so, and is in no pair then.
 
     Raises
     ------
@@ -99,6 +101,8 @@ def pairs_in(names: Iterable[str]) -> dict[str, Pair]:
             sides.setdefault((stem, rest), {})[side] = name
     found = {}
     for (stem, rest), pair in sides.items():
+        if len(pair) == 1 and lone:
+            continue
         if len(pair) == 1:
             ((side, name),) = pair.items()
             other = f"{stem}_{'BA'['AB'.index(side)]}{rest}"

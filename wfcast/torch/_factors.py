@@ -27,23 +27,14 @@ def places_of(slots: Sequence[Slot]) -> list[tuple[int, int]]:
         A pair whose factors are spread over processes, or AdaLoRA's.
     """
     where = {slot.name: i for i, slot in enumerate(slots)}
-    every = {pair for pair in _pairs(where) if pair[0] in where and pair[1] in where}
-    for pair in sorted(every):
-        parameter = slots[where[pair[0]]].parameter
-        if hasattr(parameter, "device_mesh"):
+    pairs = sorted(set(pairs_in(where, lone=True).values()))
+    for a, b in pairs:
+        if hasattr(slots[where[a]].parameter, "device_mesh"):
             raise WfcastError(
-                f"{pair[0]!r} is spread over processes, and its product with {pair[1]!r} needs all "
-                "of it: pass adapters='factors', or exclude them"
+                f"{a!r} is spread over processes, and its product with {b!r} needs all of it: pass "
+                "adapters='factors', or exclude them"
             )
-    return [(where[a], where[b]) for a, b in sorted(every)]
-
-
-def _pairs(names: Any) -> set[tuple[str, str]]:
-    both = [n for n in names if n.replace("lora_A", "lora_B") != n or "lora_embedding_A" in n]
-    others = [n.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B") for n in both]
-    whole = [n for pair in zip(both, others, strict=True) if pair[1] in names for n in pair]
-    odd = [n for n in names if "lora_E" in n]
-    return {(pair.a, pair.b) for pair in pairs_in([*whole, *odd]).values()}
+    return [(where[a], where[b]) for a, b in pairs]
 
 
 class Factors:

@@ -315,8 +315,7 @@ class Farcasting:
         if room is not None and self._next <= clock + room < self._next + settings.window:
             self._next = self._recording.earliest(clock + room + 1)  # after the next look
         if clock >= settings.start:
-            if self._recording.due(clock, self._next):
-                self._record()
+            self._record()
             if (clock - self._recording.since) % self._losses.every == 0:
                 self._losses.measure(clock, self._step)
         if clock < self._next:
@@ -337,6 +336,9 @@ class Farcasting:
         return bool(self.stopped)
 
     def _record(self) -> None:
+        """Keep what the next jump needs of this step, if anything."""
+        if not self._recording.due(self._clock, self._next):
+            return
         self._rule.watch(rates_of(self._training.optimizer))
         problem = self._recording.record(self._clock, self._next, self._step)
         if not problem:
@@ -420,8 +422,7 @@ class Farcasting:
             self._jumps.append(row)
         clock, since = self._clock, self._recording.since
         self._next = self._recording.earliest(clock + max(self._settings.apart, clock - since))
-        if self._recording.due(clock, self._next):
-            self._record()
+        self._record()
         self._over()
         return False
 
@@ -431,8 +432,7 @@ class Farcasting:
         self._recording.begin(clock)
         pause = self._settings.apart * 2**self._rule.harms
         self._next = self._recording.earliest(clock + pause)
-        if self._recording.due(clock, self._next):
-            self._record()
+        self._record()
 
     # ---- judging ------------------------------------------------------------------------------
 
@@ -441,8 +441,7 @@ class Farcasting:
         clock, window = self._clock, self._settings.window
         passed = clock - pending.clock
         if passed % self._losses.every and passed < window and passed > 1:
-            if self._recording.due(clock, self._next):
-                self._record()
+            self._record()
             return False
         self._losses.measure(clock, self._step)
         recent = self._losses.between(clock, clock)
@@ -454,8 +453,7 @@ class Farcasting:
             return self._roll_back(pending, "the loss is far beyond any before the jump")
         if passed >= window:
             return self._decide(pending)
-        if self._recording.due(clock, self._next):
-            self._record()
+        self._record()
         return False
 
     def _decide(self, pending: Pending) -> bool:
@@ -482,20 +480,20 @@ class Farcasting:
 
     def _roll_back(self, pending: Pending, reason: str) -> bool:
         """Take the jump that is under way back."""
-        jump = pending.jump
-        self._training.check_unchanged()
-        if jump.verdict is None:  # else the verdict has told
+        self._put_back(pending, reason)
+        if pending.jump.verdict is None:  # else the verdict has told
             self._rule.blame()
-        jump.outcome, jump.reason = "rolled back", reason
-        jump.steps_saved = -float(self._clock - pending.clock)
-        jump.steps_low = jump.steps_high = jump.steps_saved
-        self._put_back(pending)
         self._begin_again()
         self._say_stop()
         return True
 
-    def _put_back(self, pending: Pending) -> None:
-        """The run is as it was before the jump."""
+    def _put_back(self, pending: Pending, reason: str) -> None:
+        """The run is as it was before the jump, and the jump's row says why."""
+        self._training.check_unchanged()
+        jump = pending.jump
+        jump.outcome, jump.reason = "rolled back", reason
+        jump.steps_saved = -float(self._clock - pending.clock)
+        jump.steps_low = jump.steps_high = jump.steps_saved
         pending.snapshot.restore(self._training)
         self._clock = pending.clock
         self._losses.cut(last=self._clock)
@@ -583,12 +581,7 @@ class Farcasting:
         pending = self._pending
         if pending is None:
             return False
-        self._training.check_unchanged()
-        lost = -float(self._clock - pending.clock)
-        jump = pending.jump
-        jump.outcome, jump.reason = "rolled back", "the weights were looked at before its verdict"
-        jump.steps_saved = jump.steps_low = jump.steps_high = lost
-        self._put_back(pending)
+        self._put_back(pending, "the weights were looked at before its verdict")
         self._begin_again()
         return True
 
@@ -603,17 +596,12 @@ class Farcasting:
         """
         if self._closed:
             return
-        pending = self._pending
-        if pending is not None:
-            if undo:
-                self._training.check_unchanged()
-            pending.jump.outcome = "rolled back" if undo else "kept"
-            pending.jump.reason = "the run ended before its verdict"
-            if undo:
-                pending.jump.steps_saved = -float(self._clock - pending.clock)
-                self._put_back(pending)
-            else:
-                self._settle(pending)
+        pending, reason = self._pending, "the run ended before its verdict"
+        if pending is not None and undo:
+            self._put_back(pending, reason)
+        elif pending is not None:
+            pending.jump.outcome, pending.jump.reason = "kept", reason
+            self._settle(pending)
         if not self.stopped:
             self._rule.stopped = "it was closed"
         self._recording.forget()
