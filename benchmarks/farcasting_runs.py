@@ -1,7 +1,7 @@
 """The runs of `bench_farcasting.py`: one recipe with what changes its weights beside the optimizer.
 
-Every run is kept in `results/bench_farcasting` and not trained again, unless the code of Farcasting
-has changed.
+Every run is kept in `results/bench_farcasting` and not trained again. Where Farcasting decides, that
+is until its code changes; where it only does what a rival says, until VERSION does.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ METHODS = (
     "persistence",
 )
 JUMPING = frozenset(METHODS) - {"control", "Lookahead"}
+DECIDED = ("Farcasting", "Farcasting, unjudged", "persistence")  # by the rule or the verdict
 SIBLINGS = (100, 101)
 
 
@@ -60,7 +61,7 @@ class Spec:
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        text = json.dumps([asdict(self), VERSION, self.method in JUMPING and code()])
+        text = json.dumps([asdict(self), VERSION, self.method in DECIDED and code()])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return RESULTS / "bench_farcasting" / f"{self.task}-{digest}.json"
 
