@@ -85,8 +85,8 @@ def spacing_of(steps: int) -> int:
 
 
 def period_of(steps: int) -> int:
-    """Two of them, but long beside the optimizer's memory of some ten steps."""
-    return max(2 * spacing_of(steps), 30)
+    """Two of them, but no less than two memories of the optimizer."""
+    return max(2 * spacing_of(steps), 20)
 
 
 # ---- one run ----------------------------------------------------------------------------------

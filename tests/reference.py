@@ -196,25 +196,43 @@ def movement(states):
     }
 
 
-def farcast(seen, spacing, rates, left, share, bounds):
+def carried_on(momentum, n):
+    """The cosine between the sums of 2 n updates' halves, where updates k apart correlate by b^k."""
+    apart = np.abs(np.subtract.outer(np.arange(2 * n), np.arange(2 * n)))
+    alike = np.where(apart == 0, 1.0, float(momentum) ** apart)
+    return alike[:n, n:].sum() / alike[:n, :n].sum()
+
+
+def farcast(seen, spacing, rates, left, share, momentum, past, bounds):
     """Horizon and weights of a jump of wfcast.torch's Farcasting by the line of its history.
 
     `seen` holds the tensors, by name, at every step since the history began, `rates` is (highest
     so far, now) for each group, `left` the share of the run that is left, `share` that of the
-    reach, and `bounds` are the reach, the least cosine and the longest move.
+    reach. `past` has (length, drift, way) of the histories that led to jumps, the way with the
+    jump's, and gets this one. `bounds` are those of `_rule`, by their names.
     """
-    reach, least, largest = bounds
     first, last = min(seen), max(seen)
-    middle = first + (last - first) // 2
+    length = last - first
+    middle = first + length // 2
     found = movement([list(seen[t].values()) for t in (first, middle, last)])
-    cosine = found["cosine"] - found["error"]
-    if cosine < least:
+    carried = carried_on(momentum, length // 2)
+    drift = (found["cosine"] - found["error"] - carried) / (1 - carried)
+    recent = [(length, drift)]
+    for n, d, _ in past[::-1]:
+        if sum(n for n, _ in recent) < bounds["MEMORIES"] / (1 - momentum):
+            recent.append((n, d))
+        else:
+            break
+    mean = np.average([d for _, d in recent], weights=[n for n, _ in recent])
+    near = sum(way for _, _, way in past) + found["share"] <= bounds["NEAR"]
+    if mean < bounds["LEAST_NEAR" if near else "LEAST_FAR"]:
         return 0.0, seen[last]
-    horizon = reach * (last - first) * cosine * left * share
+    horizon = bounds["REACH"] * length * mean * left * share
     horizon *= np.mean([now / highest for highest, now in rates])
-    horizon = min(horizon, largest * (last - first) / found["share"])
+    horizon = min(horizon, bounds["LARGEST"] * length / found["share"])
     if horizon < 1:
         return 0.0, seen[last]
+    past.append((length, drift, found["share"] * (1 + horizon / length)))
     at = [t for t in sorted(seen) if (t - first) % spacing == 0 or t == last]
     weights = {}
     for name, like in seen[last].items():

@@ -54,9 +54,17 @@ def parameters_of(model):
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adafactor", "rmsprop"])
 def test_jumps_are_those_of_the_twin(optimizer, monkeypatch):
     """Their horizons and weights, and that there is none; two groups with rates that fall."""
-    bounds = {"REACH": 3.0, "LEAST_COSINE": 0.2, "LARGEST": 0.1}  # by which each of them counts
+    bounds = {  # by which each of them counts
+        "REACH": 3.0,
+        "LEAST_NEAR": -0.2,
+        "LEAST_FAR": 0.1,
+        "NEAR": 0.2,
+        "MEMORIES": 2,
+        "LARGEST": 0.1,
+    }
     for name, value in bounds.items():
         monkeypatch.setattr(_rule, name, value)
+    momentum = {"momentum": 0.9, "adam": 0.9, "rmsprop": 0.5}.get(optimizer, 0.0)
     model = loops.mlp(norm=True)
     made = loops.OPTIMIZERS[optimizer](
         [{"params": model[0].parameters()}, {"params": list(model.parameters())[2:], "lr": 2e-3}]
@@ -65,7 +73,7 @@ def test_jumps_are_those_of_the_twin(optimizer, monkeypatch):
     scheduler = CosineAnnealingLR(made, 90)
     farcasting = Farcasting(model, made, stop=100, **FAST)
     seen = {0: parameters_of(model)}
-    looked = []
+    looked, past = [], []
     for step in range(1, 81):
         loss = loops.optimize(model, made, step, scheduler)
         seen[step] = parameters_of(model)
@@ -74,7 +82,9 @@ def test_jumps_are_those_of_the_twin(optimizer, monkeypatch):
         if farcasting.history[-1:] and farcasting.history[-1]["step"] == step:
             rates = [(top, g["lr"]) for top, g in zip(highest, made.param_groups, strict=True)]
             left = (100 - step) / 100
-            horizon, weights = reference.farcast(seen, 5, rates, left, share, bounds.values())
+            horizon, weights = reference.farcast(
+                seen, 5, rates, left, share, momentum, past, bounds
+            )
             assert farcasting.history[-1]["horizon"] == pytest.approx(horizon, rel=1e-4)
             assert changed == (horizon > 0)
             looked.append(changed)

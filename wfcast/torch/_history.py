@@ -24,6 +24,8 @@ class Jump:
         None where a jump is not judged.
     cosine, cosine_error : float or None
         Of the movements of the halves of the history, with its standard error.
+    drift : float or None
+        What of that is not the optimizer's momentum, over this history and those just before it.
     loss_before, loss_right_after, loss_after, loss_expected : float or None
         None where there is no such loss, or not yet.
     steps_saved, steps_low, steps_high : float or None
@@ -40,6 +42,7 @@ class Jump:
     verdict: str | None = None
     cosine: float | None = None
     cosine_error: float | None = None
+    drift: float | None = None
     loss_before: float | None = None
     loss_right_after: float | None = None
     loss_after: float | None = None
@@ -62,7 +65,7 @@ def numbers(
     """What `Farcasting.log` gives; `saved` are the steps saved and their interval."""
     made = [jump for jump in jumps if jump.made]
     back = [jump for jump in made if jump.outcome == "rolled back"]
-    cosines = [jump.cosine for jump in jumps if jump.cosine is not None]
+    drifts = [jump.drift for jump in jumps if jump.drift is not None]
     found = {
         "horizon": made[-1].horizon if made else 0.0,
         "jumps": float(len(made)),
@@ -74,8 +77,8 @@ def numbers(
         "steps_lost": sum((-(jump.steps_saved or 0.0) for jump in back), 0.0),
         "seconds": seconds,
     }
-    if cosines:
-        found["cosine"] = cosines[-1]
+    if drifts:
+        found["drift"] = drifts[-1]
     return {f"farcasting/{name}": value for name, value in found.items()}
 
 
@@ -135,7 +138,7 @@ class FarcastingReport(Report):
                 str(e["step"]),
                 e["outcome"],
                 e["verdict"] or "",
-                _text(e["cosine"], ".2f"),
+                _text(e["drift"], ".2f"),
                 _text(e["horizon"] or None),
                 *(_text(e[name]) for name in losses),
                 _saved(e),
@@ -143,7 +146,7 @@ class FarcastingReport(Report):
             ]
             for e in self.history
         ]
-        header = ("step", "outcome", "verdict", "cosine", "horizon", "before", "right after")
+        header = ("step", "outcome", "verdict", "drift", "horizon", "before", "right after")
         rest = ("after recovery", "heading for", "steps saved", "seconds")
         yield Grid((*header, *rest), rows, 3)
         if self.stopped:

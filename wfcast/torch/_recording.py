@@ -13,7 +13,7 @@ from .._live.tensors import movements, products, share
 from ._coefficients import History, Source
 from ._factors import Factors
 from ._line import Line
-from ._rule import Movement
+from ._rule import Movement, momentum_of
 from ._store import Kept, Store
 from ._training import Training
 
@@ -160,7 +160,12 @@ class Recording:
         found = np.concatenate([sums.reshape(-1, 4), norms.reshape(-1, 1)], 1) * shares[:, None]
         found = distributed.add_up(found.ravel()).reshape(found.shape)
         found[[place for pair in self._training.pairs for place in pair], 4] = 0
-        return Movement(clock - self.since, found[:, :4].reshape(-1, 2, 2), found[:, 4])
+        return Movement(
+            clock - self.since,
+            found[:, :4].reshape(-1, 2, 2),
+            found[:, 4],
+            momentum_of(self._training.optimizer),
+        )
 
     def before(self, clock: int) -> list[list[torch.Tensor]]:
         """The states that a jump at `clock` starts from, but for the weights at that time."""

@@ -1,10 +1,12 @@
 """How far the next jump goes: what the movement of a run says of where it leads.
 
-A jump goes on along the history's line for a multiple of the history, times the cosine between the
-movements of its two halves (less the cosine's standard error), times the share of the highest
-learning rate so far that is left, times the share of the run that is left. None is made where that
-cosine is below a bound, and none moves the weights by more than a share of their norm. What a
-verdict finds harmful or behind makes later jumps shorter, and ends them.
+Drift is the cosine between the movements of a history's two halves, less its standard error and less
+what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the history's
+line for a multiple of the history, times the drift, times the share of the highest learning rate so
+far that is left, times the share of the run that is left. None is made where the drift is below a
+bound, which is higher for weights that have left where they began, as in training from scratch, and
+none moves the weights by more than a share of their norm. What a verdict finds harmful or behind
+makes later jumps shorter, and ends them.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import numpy as np
 from .._live.tensors import Vector
 from ._verdict import BETTER, HARM, WORSE, Verdict
 
-REACH = 2.0  # histories ahead, where the halves move alike
-LEAST_COSINE = 0.5  # below, what moves a run is not drift enough
+REACH = 4.0  # histories ahead, where all is drift
+LEAST_NEAR, LEAST_FAR = 0.2, 0.65  # drift below which there is no jump,
+NEAR = 0.1  # of weights that have come so far, as a share of their norm, and of all others
+MEMORIES = 6  # of the optimizer: drift is the mean over histories that are so long together
 LARGEST = 0.03  # the longest move, as a share of the norm of the weights
 SHORTEST = 0.125  # of the first reach; jumps shorter than that are not worth their cost
+MOST_MOMENTUM = 0.999
 MOST_HARMS = 2  # jumps taken back, after which there are no more
 
 
@@ -38,11 +43,14 @@ class Movement:
     norms : (n,) array
         The sum of squares of each tensor; 0 where it says nothing of how far a move goes, as of
         LoRA's factors, which are small beside what they add to.
+    momentum : float
+        Of the optimizer: by what factor an update carries on the one before it.
     """
 
     length: int
     sums: Vector
     norms: Vector
+    momentum: float = 0.0
 
     @property
     def cosine(self) -> float:
@@ -63,6 +71,19 @@ class Movement:
         return math.sqrt((n - 1) * float(left.var())) if n > 1 else 0.0
 
     @property
+    def carried(self) -> float:
+        """The cosine that momentum alone gives to a random walk, see `carried_on`."""
+        return carried_on(self.momentum, max(1, self.length // 2))
+
+    @property
+    def drift(self) -> float:
+        """1 where all that moves the run leads on, 0 for a random walk, with momentum or without.
+
+        ``(cosine - error - carried) / (1 - carried)``.
+        """
+        return (self.cosine - self.error - self.carried) / (1 - self.carried)
+
+    @property
     def speed(self) -> float:
         """The length of the whole move per step, as a share of the norm of the weights."""
         size = float(self.norms.sum())
@@ -71,8 +92,24 @@ class Movement:
 
 
 def _cosine(sums: Vector) -> float:
-    norm = math.sqrt(float(sums[0, 0]) * float(sums[1, 1]))
+    squares = float(sums[0, 0]) * float(sums[1, 1])  # of what did not move, 0 but for rounding
+    norm = math.sqrt(max(squares, 0.0))
     return float(np.clip(sums[0, 1] / norm, -1, 1)) if norm > 0 else 0.0
+
+
+def carried_on(momentum: float, half: int) -> float:
+    """The cosine between the movements of two halves that follow each other, by momentum alone.
+
+    Where gradients are independent and an update carries the last one on by the factor b, updates k
+    steps apart correlate by ``b**k``. So the sums of n of them and of the n after those have the
+    covariance ``b (1 - b**n)**2 / (1 - b)**2``, each the variance
+    ``(n (1 - b**2) - 2 b (1 - b**n)) / (1 - b)**2``, and the cosine is their quotient.
+    """
+    b = min(momentum, MOST_MOMENTUM)
+    if b <= 0:
+        return 0.0
+    rest = 1 - b**half
+    return b * rest**2 / (half * (1 - b**2) - 2 * b * rest)
 
 
 class Rule:
@@ -100,6 +137,8 @@ class Rule:
         self.harms = 0
         self.stopped = ""
         self._highest: list[float] = []
+        self._past: list[tuple[int, float]] = []  # lengths and drifts of histories that led to jumps
+        self._way = 0.0  # that they and the jumps moved the weights, as a share of their norm
 
     def watch(self, rates: list[float]) -> None:
         """Take in the learning rates of the parameter groups."""
@@ -113,24 +152,48 @@ class Rule:
         """Steps ahead, and why none where that is 0."""
         if self.fixed is not None or movement is None:
             return min(self.fixed or 0.0, self.longest) * self.share, ""
-        cosine = movement.cosine - movement.error
-        if not cosine >= LEAST_COSINE:
+        drift, least = self.drift(movement), self._least(movement)
+        if not drift >= least:
             return 0.0, (
-                f"the run does not drift: the movements of the halves of {movement.length} steps "
-                f"have the cosine {movement.cosine:.2f} (standard error {movement.error:.2f}), "
-                f"expected {LEAST_COSINE} at least"
+                f"the run does not drift enough: {drift:.2f} over {movement.length} steps, expected "
+                f"{least} at least (the movements of their halves have the cosine "
+                f"{movement.cosine:.2f} with the standard error {movement.error:.2f}, of which "
+                f"momentum gives {movement.carried:.2f})"
             )
-        ahead = REACH * movement.length * cosine * self.share * self._of_rate(rates)
+        ahead = REACH * movement.length * drift * self.share * self._of_rate(rates)
         if self.stop is not None:
             ahead *= max(0.0, self.stop - step) / (self.stop - self.start)
         if movement.speed > 0:
             ahead = min(ahead, LARGEST / movement.speed)
         ahead = min(ahead, self.longest)
-        return (
-            (ahead, "")
-            if ahead >= 1
-            else (0.0, "what is left of the run or its rate is too little")
-        )
+        if ahead < 1:
+            return 0.0, "what is left of the run or its rate is too little"
+        self._past = self._recent(movement)
+        self._way += movement.speed * (movement.length + ahead)
+        return ahead, ""
+
+    def drift(self, movement: Movement) -> float:
+        """Of this history, and of those before it where it is short: their mean by lengths.
+
+        Single short histories scatter widely.
+        """
+        recent = self._recent(movement)
+        return sum(n * drift for n, drift in recent) / sum(n for n, _ in recent)
+
+    def _recent(self, movement: Movement) -> list[tuple[int, float]]:
+        """Lengths and drifts of the last histories, so many as are long enough together."""
+        enough = MEMORIES / (1 - min(movement.momentum, MOST_MOMENTUM))
+        found = [(movement.length, movement.drift)]
+        for past in reversed(self._past):
+            if sum(n for n, _ in found) >= enough:
+                break
+            found.insert(0, past)
+        return found
+
+    def _least(self, movement: Movement) -> float:
+        """The drift without which there is no jump."""
+        near = self._way + movement.speed * movement.length <= NEAR
+        return LEAST_NEAR if near else LEAST_FAR
 
     def _of_rate(self, rates: list[float]) -> float:
         shares = [now / top for now, top in zip(rates, self._highest, strict=True) if top > 0]
@@ -162,15 +225,28 @@ class Rule:
             "harms": self.harms,
             "stopped": self.stopped,
             "highest": list(self._highest),
+            "past": list(self._past),
+            "way": self._way,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.share, self.harms = state["share"], state["harms"]
         self.stopped, self._highest = state["stopped"], list(state["highest"])
+        self._past = [(int(length), float(drift)) for length, drift in state["past"]]
+        self._way = float(state["way"])
 
 
 def rates_of(optimizer: Any) -> list[float]:
     """The learning rates of the parameter groups; those that have none count as 1."""
     found = [group.get("lr") for group in optimizer.param_groups]
     return [1.0 if rate is None else float(rate) for rate in found]
+
+
+def momentum_of(optimizer: Any) -> float:
+    """By what factor an update carries on the last one: the greatest of the parameter groups'."""
+    found = [0.0]
+    for group in optimizer.param_groups:
+        betas = group.get("betas") or (group.get("momentum") or group.get("beta1") or 0.0,)
+        found.append(float(betas[0]))
+    return max(found)

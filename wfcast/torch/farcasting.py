@@ -50,11 +50,13 @@ class Farcasting:
     later, ``w <- sum_k A_k w_k + b`` over states of the run, and training goes on:
 
     1. A jump goes along the least-squares line of each weight through the history since the last
-       jump, two such histories ahead, times the cosine between the moves of its two
-       halves (less its standard error), times the learning rate over its highest so far, times the
-       share of the run that is left.
-    2. None is made before a tenth of the run or where that cosine is below 0.5, and none
-       moves the weights by more than 3 % of their norm.
+       jump, four such histories ahead, times the drift, times the learning rate over its highest
+       so far, times the share of the run that is left. The drift is the cosine between the moves
+       of the history's two halves, less its standard error and less what the optimizer's momentum
+       gives to a random walk.
+    2. None is made before a tenth of the run, or where the drift is below 0.2, 0.65 once the
+       weights have come further than a tenth of their norm, as in training from scratch; and none
+       moves them by more than 3 % of their norm.
     3. It stays unless, `recovery` steps later, the loss is not finite or beyond what the losses
        before it let expect by three spreads of what such expectations miss in stretches of the
        same run without jumps.
@@ -127,7 +129,7 @@ class Farcasting:
     history : list of dict
         One row per jump so far, with the fields ``step``, ``horizon``, ``outcome`` ("pending",
         "kept", "rolled back", "refused" where something was in the way, "waited" where the run did
-        not drift), ``verdict``, ``cosine``, ``cosine_error``, ``loss_before``,
+        not drift), ``verdict``, ``cosine``, ``cosine_error``, ``drift``, ``loss_before``,
         ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``, ``steps_low``,
         ``steps_high``, ``seconds``, ``reason``.
     settled : bool
@@ -135,6 +137,8 @@ class Farcasting:
     steps_saved : (float, float, float)
         Steps saved by all jumps, less those lost, and the 95 % interval; 0 where nothing can be
         told.
+    cosines : dict of str to float
+        The cosine of each tensor at the last look; empty before the first.
     stopped : str
         Why there are no more jumps; empty while there may be.
     seconds : float
@@ -235,6 +239,7 @@ class Farcasting:
             self._training, self._recording, self._store, refresh, settings.window > 0
         )
         self.seconds = 0.0
+        self.cosines: dict[str, float] = {}
         self._jumps: list[Jump] = []
         self._verdicts: list[Verdict] = []  # on the jumps that were kept
         self._step = 0  # calls of step()
@@ -374,6 +379,9 @@ class Farcasting:
         jump = Jump(self._step, horizon, "pending" if window else "kept", reason=reason)
         if movement is not None:
             jump.cosine, jump.cosine_error = movement.cosine, movement.error
+            jump.drift = self._rule.drift(movement)
+            names = [slot.name for slot in self._training.slots]
+            self.cosines = dict(zip(names, movement.by_tensor.tolist(), strict=True))
         if not horizon:
             return self._wait(jump)
         jump.loss_before = self._losses.shown(before[-1][1]) if before else None
