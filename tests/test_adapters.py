@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import wfcast
-from wfcast._adapters import Pair, _nearest, combine_product, pairs_in, product_gram
+from wfcast._adapters import Pair, _leading, _nearest, combine_product, pairs_in, product_gram
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 STEPS = (0, 10, 20)
@@ -188,6 +188,27 @@ def test_the_gram_matrix_of_products() -> None:
     np.testing.assert_allclose(product_gram(states), moves @ moves.T, atol=1e-12)
 
 
+def test_the_gram_matrix_of_small_moves() -> None:
+    first, *others = factors(4, 6, 2, 5)
+    near = [first, *((first[0] + 1e-9 * a, first[1] + 1e-9 * b) for a, b in others)]
+    products = [b.astype(np.longdouble) @ a.astype(np.longdouble) for a, b in near]
+    moves = np.stack([(product - products[0]).ravel() for product in products])
+    np.testing.assert_allclose(product_gram(near), moves @ moves.T, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-9, 0])
+def test_leading_directions_of_any_size(least: float) -> None:
+    """Also where the squares in a Gram matrix do not tell them from rounding."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 20)))[0] for n in (30, 20))
+    sizes = np.append(np.geomspace(1, least, 5) if least else [1, 0.1, 0, 0, 0], np.zeros(15))
+    sizes[5:] = sizes[4] / 10
+    left, s, right = _leading((u * sizes) @ v.T, 5)
+    np.testing.assert_allclose(s, sizes[:5], rtol=1e-5, atol=1e-15)
+    best = (u[:, :5] * sizes[:5]) @ v[:, :5].T
+    np.testing.assert_allclose((left * s) @ right, best, atol=1e-13)
+
+
 def test_tensors_of_torch() -> None:
     torch = pytest.importorskip("torch")
     from wfcast.torch._adapters import product
@@ -239,6 +260,43 @@ def test_adapters_of_one_layer_are_told_apart() -> None:
     assert pairs_in(names)[names[0]] == Pair(names[0], names[2])
     with pytest.raises(wfcast.CheckpointError, match=r"'q\.lora_B\.y\.weight' .* without .*_A\.y"):
         pairs_in([*names[:1], *names[2:]])
+
+
+@pytest.mark.parametrize("inside", ["experts", "experts.base_layer"])
+def test_stacked_experts_are_told_by_name(inside: str) -> None:
+    name = f"m.mlp.{inside}.lora_A.default.weight"
+    with pytest.raises(wfcast.CheckpointError, match=r"all experts of a layer.*adapters='factors'"):
+        pairs_in([name, name.replace("_A", "_B")])
+
+
+def test_each_expert_has_its_own_product(out: Path) -> None:
+    own = {"m.experts.0.w1": training(3), "m.experts.1.w1": factors(3, 20, 4, 30)}
+    run = {
+        step: {
+            f"{name}.lora_{side}.weight": state[side == "B"].astype(np.float32)
+            for name, states in own.items()
+            for side, state in (("A", states[k]), ("B", states[k]))
+        }
+        for k, step in enumerate(STEPS)
+    }
+    wfcast.forecast_checkpoint(LINE, run, 30, out)
+    found = load_file(out)
+    for name, states in own.items():
+        made = found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"]
+        wanted = best(states, COEF)[0]
+        np.testing.assert_allclose(of(made), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_factors_in_three_dimensions_are_refused(out: Path) -> None:
+    """A stack of factors, one pair for each expert, has several products, too."""
+    run = run_of(training(3))
+    stacked = {
+        step: {name: np.stack([w, w]) for name, w in tensors.items()}
+        for step, tensors in run.items()
+    }
+    with pytest.raises(wfcast.CheckpointError, match=r"is \[2, 4, 40\] .* which have a product"):
+        wfcast.forecast_checkpoint(LINE, stacked, 30, out)
+    assert not out.exists()
 
 
 # ---- file to file -------------------------------------------------------------------------------
@@ -635,3 +693,31 @@ def test_adapters_of_experts_are_refused(tmp_path: Path) -> None:
     assert not out.exists()
     report = wfcast.extrapolate_run(tmp_path / "run", out, adapters="factors")
     assert report.written.forecast == (A, B)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # PEFT's own
+def test_jumps_refuse_stacked_experts() -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    from wfcast.torch import Farcasting
+
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+    )
+    model = transformers.MixtralForCausalLM(config)
+    stacked = [n for n, w in model.named_parameters() if "experts" in n and w.ndim == 3]
+    if not stacked:
+        pytest.skip("this release of transformers has a module for each expert")
+    adapters = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=stacked)
+    model = peft.get_peft_model(model, adapters)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(wfcast.WfcastError, match="all experts of a layer"):
+        Farcasting(model, optimizer)
+    Farcasting(model, optimizer, exclude="*experts*").close()

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -114,6 +115,40 @@ def test_a_judge_of_readouts(
     monkeypatch.setattr(wfcast.ReadoutReport, "plot", lambda self: None)
     run("anneal", "readouts.md", {**names, "held_out_loss": held_out_loss})
     assert held_out_loss(Path("annealed")) <= held_out_loss(Path("runs/a/checkpoint-30"))
+
+
+def test_learning_from_a_sibling() -> None:
+    torch = pytest.importorskip("torch")
+
+    def begin() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        return model, torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def train(model: Any, optimizer: Any, seed: int, steps: int) -> Iterator[dict[str, Any]]:
+        picks = torch.Generator().manual_seed(seed)
+        for step in range(steps + 1):
+            yield {name: w.clone() for name, w in model.state_dict().items()}
+            if step < steps:
+                batch = torch.randn(16, 4, generator=picks)
+                optimizer.zero_grad()
+                (model(batch) - batch.sum(1, keepdim=True)).square().mean().backward()
+                optimizer.step()
+
+    names: dict[str, Any] = {"sibling": dict(enumerate(train(*begin(), 1, 240)))}
+    names["model"], names["optimizer"] = begin()
+    run("sibling", "training-loops.md", names)
+    farcasting = names["farcasting"]
+    states = []
+    for state in train(names["model"], names["optimizer"], 2, 200):
+        if states and farcasting.step():
+            assert len(states) == names["n"]
+            wanted = names["mf"].predict({0: states[0], names["n"]: state})
+            for name, w in names["model"].state_dict().items():
+                torch.testing.assert_close(w, wanted[name])
+        states.append(state)
+    (jump,) = farcasting.history
+    assert (jump["step"], jump["horizon"], jump["outcome"]) == (80, 160, "kept")
 
 
 def test_training_loop(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ from jupyter_client.manager import AsyncKernelManager  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FARCASTING, READOUTS = DOCS / "farcasting.ipynb", DOCS / "readouts.ipynb"
+SIBLINGS = DOCS / "siblings.ipynb"
+TABLES = {FARCASTING: 2, READOUTS: 2, SIBLINGS: 1}  # of HTML
 PYTHON = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -64,7 +66,7 @@ def check_outputs(path: Path, notebook: Any) -> None:
     assert len(figures) == sum(any(d in c.source for d in drawn) for c in cells)
     assert all(base64.b64decode(figure).startswith(b"\x89PNG") for figure in figures)
     tables = [data["text/html"] for data in shown if "text/html" in data]
-    assert len(tables) == 2
+    assert len(tables) == TABLES[path]
     assert all("<table" in html for html in tables)
 
 
@@ -91,7 +93,23 @@ def test_readouts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(beside, stored) < 1.1 * decayed
 
 
-@pytest.mark.parametrize("path", [FARCASTING, READOUTS], ids=lambda path: path.stem)
+@pytest.mark.slow
+def test_siblings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    done = execute(SIBLINGS, tmp_path)
+    check_outputs(SIBLINGS, done)
+    table = next(c.outputs[0].text for c in code_cells(done) if c.source.startswith("def mean"))
+    rows = re.findall(r"^(.+?)  +(\d+) +(\S+) +(\S+)   \[(.+)\]$", table, re.M)
+    found = {(name, int(target)): row for name, target, *row in rows}
+    assert len(found) == 12
+    for (name, target), (at_once, _, ahead) in found.items():
+        if name == "line":
+            continue
+        assert all(int(steps) > 0 for steps in ahead.split(","))  # every seed is ahead
+        assert float(at_once) < float(found["line", target][0])
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_what_is_committed(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -105,7 +123,7 @@ def test_what_is_committed(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:] or (FARCASTING, READOUTS)):
+    for path in map(Path, sys.argv[1:] or TABLES):
         with tempfile.TemporaryDirectory() as folder:
             notebook = execute(path, Path(folder))
         notebook.metadata = {"kernelspec": PYTHON, "language_info": {"name": "python"}}

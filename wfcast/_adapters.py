@@ -7,8 +7,9 @@ old rank is kept, in factors that lie as near as possible to those of the last s
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "FACTORS",
     "Pair",
     "Product",
+    "check_shapes",
     "combine_product",
     "pairs_in",
     "product_gram",
@@ -46,6 +48,9 @@ GAIN = 1e-6
 _FACTOR = re.compile(
     r"((?:.*\.)?lora)_([AB])((?:\.[^.]+)?\.weight)|((?:.*\.)?lora_embedding)_([AB])((?:\.[^.]+)?)"
 )
+# Of a parameter that stacks all experts of a layer (`target_parameters`): A (experts * rank, in),
+# B (out, rank * experts), the columns of B in another order than the rows of A.
+_EXPERTS = re.compile(r"(?:.*\.)?experts(?:\.base_layer)*\.lora_[AB](?:\.[^.]+)?\.weight")
 _SINGULAR_VALUES = re.compile(r"(?:.*\.)?lora_E(?:\.[^.]+)?")
 
 
@@ -87,7 +92,8 @@ def pairs_in(names: Iterable[str], *, lone: bool = False) -> dict[str, Pair]:
     Raises
     ------
     CheckpointError
-        A factor without the other one, or AdaLoRA's, whose product has a third.
+        A factor without the other one, or AdaLoRA's, whose product has a third; one of all experts
+        of a layer, which have several products in one pair of factors.
     """
     sides: dict[tuple[str, str], dict[str, str]] = {}
     for name in names:
@@ -95,6 +101,11 @@ def pairs_in(names: Iterable[str], *, lone: bool = False) -> dict[str, Pair]:
             raise CheckpointError(
                 f"{name!r} is of AdaLoRA, whose product of three factors wfcast does not combine: "
                 f"{FACTORS}"
+            )
+        if _EXPERTS.fullmatch(name):
+            raise CheckpointError(
+                f"{name!r} is of all experts of a layer, which have several products in one pair "
+                f"of factors: {FACTORS}"
             )
         if parts := _parts(name):
             stem, side, rest = parts
@@ -111,6 +122,15 @@ def pairs_in(names: Iterable[str], *, lone: bool = False) -> dict[str, Pair]:
             )
         found.update(dict.fromkeys(pair.values(), Pair(pair["A"], pair["B"])))
     return found
+
+
+def check_shapes(pair: Pair, a: Sequence[int], b: Sequence[int], what: str) -> None:
+    """Raise CheckpointError where factors of these shapes, in `what`, have no product B A."""
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
+        raise CheckpointError(
+            f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {what}, expected (rank, in) and "
+            f"(out, rank), which have a product: {FACTORS}"
+        )
 
 
 def _parts(name: str) -> list[str]:
@@ -153,7 +173,7 @@ def combine_product(
     right, a = _basis([a.T for a, _ in states])
     left, b = _basis([b for _, b in states])
     small = recombined(a, b, coefficients)
-    return Product((right @ small.a).T, left @ small.b, small.cut, small.moved)
+    return Product(right(small.a).T, left(small.b), small.cut, small.moved)
 
 
 def without_zeros(
@@ -166,19 +186,51 @@ def without_zeros(
 
 
 def product_gram(states: Sequence[tuple[Matrix, Matrix]]) -> Matrix:
-    """The inner products of all B A less the first: of states as `combine_product` has them."""
-    _, a = _basis([a.T for a, _ in states])
-    _, b = _basis([b for _, b in states])
-    products = np.stack([(left @ right.T).ravel() for left, right in zip(b, a, strict=True)])
-    moves: Matrix = products - products[0]
-    return moves @ moves.T
+    r"""The (n, n) inner products of all :math:`B_k A_k` less the first, of states of one rank.
+
+    With :math:`b_k = B_k - B_0` and :math:`a_k = A_k - A_0` a difference is
+    :math:`b_k A_k + B_0 a_k`, and :math:`<X Y, V W> = <X' V, Y W'>` needs only inner products of
+    columns. Those are of differences, so that what is small beside the states is not lost.
+    """
+    (first_a, first_b), others = states[0], states[1:]
+    b = _inner([first_b, *(b - first_b for _, b in others)])
+    a = _inner([first_a.T, *((a - first_a).T for a, _ in others)])
+    bb, b0, aa, a0 = b[1:, 1:], b[1:, :1], a[1:, 1:], a[1:, :1]
+    mixed = aa + a0.transpose(1, 0, 3, 2)  # A_i with a_j
+    across = (b0 * mixed).sum(axis=(2, 3))
+    moves = (bb * (mixed + a0 + a[:1, :1])).sum(axis=(2, 3)) + (b[:1, :1] * aa).sum(axis=(2, 3))
+    return np.pad(moves + across + across.T, ((1, 0), (1, 0)))
 
 
-def _basis(factors: Sequence[Matrix]) -> tuple[Matrix, list[Matrix]]:
-    """Orthonormal columns that span those of all factors, and the factors in their terms."""
-    basis, coordinates = np.linalg.qr(np.hstack(factors))
+def _inner(factors: Sequence[Matrix]) -> Matrix:
+    """The inner products of all columns: (n, n, rank, rank), factor by factor."""
+    columns = np.hstack(factors)
+    n, rank = len(factors), factors[0].shape[1]
+    return (columns.T @ columns).reshape(n, rank, n, rank).transpose(0, 2, 1, 3)
+
+
+def _basis(factors: Sequence[Matrix]) -> tuple[Callable[[Matrix], Matrix], list[Matrix]]:
+    """Orthonormal columns that span those of all factors, and the factors in their terms.
+
+    The basis stays in LAPACK's reflectors, for to form it takes longer than to find it; it is given
+    as the function that multiplies it by what it is handed.
+    """
+    from scipy.linalg import lapack, qr  # import wfcast does without
+
+    (reflectors, scales), coordinates = qr(
+        np.hstack(factors), overwrite_a=True, mode="raw", check_finite=False
+    )
+    rows, rank = len(reflectors), len(scales)
+
+    def times(small: Matrix) -> Matrix:
+        padded = np.zeros((rows, small.shape[1]), order="F")
+        padded[:rank] = small
+        room = 64 * max(rows, small.shape[1])
+        product: Matrix = lapack.dormqr("L", "N", reflectors[:, :rank], scales, padded, room)[0]
+        return product
+
     ends = np.cumsum([factor.shape[1] for factor in factors])[:-1]
-    return basis, np.split(coordinates, ends, axis=1)
+    return times, np.split(coordinates[:rank], ends, axis=1)
 
 
 def recombined(a: Sequence[Matrix], b: Sequence[Matrix], coefficients: Sequence[float]) -> Product:
@@ -210,21 +262,39 @@ def recombined(a: Sequence[Matrix], b: Sequence[Matrix], coefficients: Sequence[
     beside = np.hstack(a)
     if not (np.isfinite(weighted).all() and np.isfinite(beside).all()):
         return Product(last_a * np.nan, last_b * np.nan, np.nan, np.nan)
-    u, s, vt = np.linalg.svd(weighted @ beside.T, full_matrices=False)
-    total = np.square(s).sum()
-    cut = np.square(s[rank:]).sum() / total if total else 0.0
-    last = last_b @ last_a.T
-    step = (u[:, :rank] * s[:rank]) @ vt[:rank] - last
-    moved = _ratio(np.linalg.norm(step), np.linalg.norm(last))
+    whole = weighted @ beside.T
+    u, s, vt = _leading(whole, rank)
+    best, last = (u * s) @ vt, last_b @ last_a.T
+    cut = _ratio(np.square(whole - best).sum(), np.square(whole).sum())
+    moved = _ratio(np.linalg.norm(best - last), np.linalg.norm(last))
     # a direction that is rounding alone gets what the last state has in its place (`_nearest`)
-    s = np.where(s[:rank] > EPS * weighted.shape[1] * s[0], s[:rank], 0.0)
+    s = np.where(s > EPS * weighted.shape[1] * s[0], s, 0.0)
     difference = (np.square(last_b).sum() - np.square(last_a).sum()) / rank
     larger = np.sqrt((np.hypot(difference, 2 * s) + abs(difference)) / 2) * (s > 0)
     smaller = np.divide(s, larger, out=np.zeros_like(s), where=s > 0)
     of_a, of_b = (smaller, larger) if difference > 0 else (larger, smaller)
-    new_a, new_b = _padded(vt[:rank].T * of_a, rank), _padded(u[:, :rank] * of_b, rank)
+    new_a, new_b = _padded(vt.T * of_a, rank), _padded(u * of_b, rank)
     p, _, qt = np.linalg.svd(new_b.T @ last_b + new_a.T @ last_a)
-    return Product(*_nearest(new_a @ p @ qt, new_b @ p @ qt, last_a, last_b), float(cut), moved)
+    return Product(*_nearest(new_a @ p @ qt, new_b @ p @ qt, last_a, last_b), cut, moved)
+
+
+def _leading(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix, Matrix]:
+    """The leading singular values, and the vectors to both sides, as `numpy.linalg.svd` has them.
+
+    Of many the leading ones are found faster by eigenvectors of the Gram matrix, which tell
+    directions apart whose singular values are above a ten-thousandth of the first.
+    """
+    from scipy.linalg import eigh
+
+    n = len(matrix)
+    if 2 * rank < min(matrix.shape):
+        gram = matrix @ matrix.T
+        values, directions = eigh(gram, subset_by_index=(n - rank, n - 1), overwrite_a=True)
+        if values[0] > 1e-8 * values[-1]:
+            u, s, vt = np.linalg.svd(directions.T @ matrix, full_matrices=False)
+            return directions @ u, s, vt
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank], s[:rank], vt[:rank]
 
 
 def _ratio(value: Any, of: Any) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._adapters import FACTORS, Pair, Product, combine_product, pairs_in
+from ._adapters import FACTORS, Pair, Product, check_shapes, combine_product, pairs_in
 from ._apply import apply, convert
 from ._columns import Label
 from ._errors import CheckpointError, WfcastError, warn
@@ -177,11 +176,7 @@ def check_pair(checkpoint: Checkpoint, pair: Pair) -> None:
             f"have several products in one pair of factors: {FACTORS}"
         )
     a, b = (checkpoint.tensors[name].shape for name in pair)
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
-        raise CheckpointError(
-            f"{pair.a!r} is {list(a)} and {pair.b!r} {list(b)} in {checkpoint.what}, expected "
-            f"(rank, in) and (out, rank), which have a product: {FACTORS}"
-        )
+    check_shapes(pair, a, b, checkpoint.what)
 
 
 def factors_of(

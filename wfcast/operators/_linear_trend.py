@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from .._errors import WfcastError
 from .._operator import Operator
 from .._runs import steps
 
-__all__ = ["linear_trend"]
+__all__ = ["coefficients", "linear_trend"]
+
+Vector = npt.NDArray[np.float64]
 
 
 def linear_trend(inputs: Iterable[int], targets: Iterable[int]) -> Operator:
@@ -50,6 +53,12 @@ def linear_trend(inputs: Iterable[int], targets: Iterable[int]) -> Operator:
         raise WfcastError(f"inputs is {observed}, expected at least two steps for a line")
     # from the first step on: float64 does not tell large integers apart
     t, later = (np.array([s - observed[0] for s in of], np.float64) for of in (observed, ahead))
-    centred, later = t - t.mean(), later - t.mean()
-    coef = 1 / t.size + np.outer(later, centred) / (centred @ centred)
-    return Operator(observed, ahead, coef, strategy="linear_trend")
+    return Operator(observed, ahead, coefficients(t, later), strategy="linear_trend")
+
+
+def coefficients(observed: Vector, ahead: Vector) -> Vector:
+    """Those of `linear_trend` (m, p), for steps that may be any numbers."""
+    middle = observed.mean()
+    centred = observed - middle
+    coef: Vector = 1 / observed.size + np.outer(ahead - middle, centred) / (centred @ centred)
+    return coef

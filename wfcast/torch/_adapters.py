@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -43,15 +43,22 @@ def product(
     right, a = _basis([a.flatten(1).to(dtype).T for a, _ in states])
     left, b = _basis([b.flatten(1).to(dtype) for _, b in states])
     small = recombined(a, b, coefficients)
-    new_a = (right @ torch.from_numpy(small.a).to(right)).T
-    new_b = left @ torch.from_numpy(small.b).to(left)
+    new_a, new_b = right(torch.from_numpy(small.a)).T, left(torch.from_numpy(small.b))
     return new_a.reshape(last[0].shape).to(last[0]), new_b.reshape(last[1].shape).to(last[1])
 
 
 def _basis(
     factors: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, list[npt.NDArray[np.float64]]]:
-    """Orthonormal columns that span those of all factors, and the factors in their terms."""
-    basis, coordinates = torch.linalg.qr(torch.cat(list(factors), dim=1))
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[npt.NDArray[np.float64]]]:
+    """Orthonormal columns, as what multiplies by them, and coordinates: `wfcast._adapters`."""
+    reflectors, scales = torch.geqrf(torch.cat(list(factors), dim=1))
+    rank = len(scales)
+
+    def times(small: torch.Tensor) -> torch.Tensor:
+        padded = reflectors.new_zeros(len(reflectors), small.shape[1])
+        padded[:rank] = small.to(padded)
+        return torch.ormqr(reflectors[:, :rank], scales, padded)
+
+    coordinates = reflectors[:rank].triu().double().cpu()
     widths = [factor.shape[1] for factor in factors]
-    return basis, [part.numpy() for part in coordinates.double().cpu().split(widths, dim=1)]
+    return times, [part.numpy() for part in coordinates.split(widths, dim=1)]

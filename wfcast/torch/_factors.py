@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._adapters import pairs_in
+from .._adapters import check_shapes, pairs_in
 from .._errors import WfcastError
 from .._live.tensors import Slot
+from ..operators._linear_trend import coefficients as line
 from ._store import Kept, Store
 
 MOST = 16  # states of a history; where there are more, every other one is let go of
@@ -24,11 +25,15 @@ def places_of(slots: Sequence[Slot]) -> list[tuple[int, int]]:
     Raises
     ------
     WfcastError
-        A pair whose factors are spread over processes, or AdaLoRA's.
+        A pair whose factors are spread over processes, of all experts of a layer, of shapes that
+        have no product, or AdaLoRA's.
     """
     where = {slot.name: i for i, slot in enumerate(slots)}
     pairs = sorted(set(pairs_in(where, lone=True).values()))
-    for a, b in pairs:
+    for pair in pairs:
+        a, b = pair
+        of_a, of_b = (slots[where[name]].parameter.shape for name in pair)
+        check_shapes(pair, of_a, of_b, "the model")
         if hasattr(slots[where[a]].parameter, "device_mesh"):
             raise WfcastError(
                 f"{a!r} is spread over processes, and its product with {b!r} needs all of it: pass "
@@ -73,10 +78,7 @@ class Factors:
 
     def coefficients(self, x: float) -> list[float]:
         """Of the states, that give the least-squares line x steps after the first."""
-        at = np.array(list(self._kept))
-        centred = at - at.mean()
-        found = 1 / len(at) + (x - at.mean()) * centred / (centred @ centred)
-        return [float(c) for c in found]
+        return [float(c) for c in line(np.array(list(self._kept)), np.array([x]))[0]]
 
     def clear(self) -> None:
         """Begin anew."""
