@@ -80,6 +80,13 @@ def test_trouble_of_one_process_is_that_of_all(tmp_path):
         assert re.match(named + message, first[case])
 
 
+@pytest.mark.slow
+def test_moments_that_were_dropped_come_back_as_shards(tmp_path):
+    for told in run("farcast_ranks.py", "moments", tmp_path / "out.json", world=2):
+        assert told["back"] == told["resumed"] == told["before"]
+        assert told["before"][0]["exp_avg"][:2] == ["DTensor", "(Shard(dim=0),)"]
+
+
 # ---- fits ---------------------------------------------------------------------------------------
 
 
