@@ -86,9 +86,8 @@ class FarcastingCallback(Jumping, TrainerCallback):
             loader = trainer.get_eval_dataloader()
             return trainer.evaluation_loop(loader, "judge").metrics["eval_loss"]
 
-    A callback hears of no error, so this one wraps the trainer's ``train``, and what runs an epoch,
-    saves and evaluates in it, on that one object. Where it comes by ``trainer.add_callback``, the
-    first training is covered within epochs only.
+    A callback hears of no error, so this one wraps the trainer's ``train``, what runs an epoch,
+    saves and evaluates in it, and what calls the callbacks, on that one object.
 
     Attributes
     ----------
@@ -158,7 +157,9 @@ class FarcastingCallback(Jumping, TrainerCallback):
 
     def _watch_over(self, trainer: Any) -> None:
         """Guard what a trainer tells its callbacks nothing of."""
-        guard(trainer, ("train", "_run_epoch"), self, broken=self._break_off)  # either is the first
+        guard(trainer, ("train", "_run_epoch"), self, broken=self._break_off)
+        # Where `train` runs already, the callbacks are all there is between epochs.
+        guard(trainer.callback_handler, ("call_event",), self, broken=self._break_off)
         guard(trainer, ("_evaluate", "_save_checkpoint"), self, before=self._settle)
 
     def _take(self, model: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
