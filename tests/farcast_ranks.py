@@ -1,11 +1,11 @@
 """One process of a distributed run with Farcasting: `torchrun`-like environment, gloo, CPU.
 
     python farcast_ranks.py single|ddp|fsdp|tensor OUT
-    python farcast_ranks.py trouble|moments OUT
+    python farcast_ranks.py trouble|moments|lightning OUT
 
 Every process of a replicated or sharded run sees the same batches, so that all kinds are the same
 run but for rounding. In trouble one process alone has an error, and OUT is what each came to; in
-moments a jump that dropped them is taken back at once.
+moments a jump that dropped them is taken back at once. Lightning resumes a sharded run.
 """
 
 import itertools
@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import loops
 import torch
@@ -196,7 +198,47 @@ def moments(out):
     finish(told, out)
 
 
+def lightning(out):
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from trainers import Module, fit
+
+    from wfcast.torch.lightning import AnnealedCallback, FarcastingCallback
+
+    class Sharded(Module):
+        def configure_model(self):
+            if not hasattr(next(self.net.parameters()), "to_local"):
+                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def go(steps, checkpoint=None):
+        callbacks = [FarcastingCallback(**SETTINGS), AnnealedCallback(every=1)]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+            trainer = fit(
+                Sharded(),
+                *callbacks,
+                steps=steps,
+                checkpoint=checkpoint,
+                strategy=strategy,
+                devices=2,
+            )
+        return trainer, callbacks, [str(w.message) for w in said]
+
+    folder = Path(out).parent / "checkpoint"
+    trainer, (jumping, _), said = go(20)
+    trainer.save_checkpoint(folder)
+    _, (begun, annealed), _ = go(22, folder)
+    told = {
+        "said": [text for text in said if text.startswith("Lightning keeps")],
+        "jumps": [len(jumping.farcasting.history), len(begun.farcasting.history)],
+        "averaged": annealed.annealed.n_steps,
+    }
+    finish(told, out)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "lightning":
+        lightning(sys.argv[2])
     if sys.argv[1] == "moments":
         moments(sys.argv[2])
     if sys.argv[1] == "trouble":

@@ -87,6 +87,19 @@ def test_moments_that_were_dropped_come_back_as_shards(tmp_path):
         assert told["before"][0]["exp_avg"][:2] == ["DTensor", "(Shard(dim=0),)"]
 
 
+@pytest.mark.slow
+def test_lightning_resumes_a_sharded_run_anew(tmp_path):
+    """Lightning keeps the state that a callback has on rank 0, which is none of the others."""
+    pytest.importorskip("lightning")
+    first, last = run("farcast_ranks.py", "lightning", tmp_path / "out.json", world=2)
+    assert [re.search("checkpoints .*", text)[0] for text in first.pop("said")] == [
+        "checkpoints are without the state of Farcasting, which begins anew where training resumes",
+        "checkpoints hold no readout, and its averages begin anew where training resumes",
+    ]
+    assert last.pop("said") == []
+    assert first == last == {"jumps": [1, 0], "averaged": 2}
+
+
 # ---- fits ---------------------------------------------------------------------------------------
 
 
