@@ -230,5 +230,7 @@ def test_trouble_with_readouts_of_one_process_is_that_of_all(tmp_path):
 def test_readouts_in_a_trainer_of_several_processes(tmp_path):
     pytest.importorskip("accelerate")
     first, last = run("annealed_ranks.py", "trainer", tmp_path / "out.json", world=2)
-    assert len(first["losses"]) == 2
     assert first == last
+    assert len(first["losses"]) == 2
+    assert "annealed-1.pt' of this run: its averages begin anew" in first["said"][0]
+    assert first["averaged"] == 3

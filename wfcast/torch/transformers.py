@@ -517,16 +517,21 @@ def _save(args: Any, state: Any, name: str, make: Callable[[], dict[str, Any]]) 
 
 
 def _resumed(args: Any, state: Any, name: str, otherwise: str) -> dict[str, Any] | None:
-    """What was saved beside the checkpoint that training resumes from; a warning without it."""
+    """What was saved beside the checkpoint that training resumes from; a warning without it.
+
+    Where one process has none, none resumes: those that did would not decide as it does.
+    """
     given = getattr(args, "resume_from_checkpoint", None)
     folder = Path(given) if isinstance(given, str) else _checkpoint(args, state)
     path = folder / _file_name(name)
-    if path.is_file() and _is_of(folder, state):
+    there = path.is_file() and _is_of(folder, state)
+    missing = distributed.first_problem("" if there else f"there is no {str(path)!r} of this run")
+    if not missing:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return saved
     warnings.warn(
-        f"there is no {str(path)!r} of this run: {otherwise}; a checkpoint that lies elsewhere is "
-        "to be given as resume_from_checkpoint of the TrainingArguments",
+        f"{missing}: {otherwise}; a checkpoint that lies elsewhere is to be given as "
+        "resume_from_checkpoint of the TrainingArguments",
         stacklevel=3,
     )
     return None
