@@ -3,6 +3,11 @@
 import os
 import signal
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch or a BLAS is loaded: their threads, one per core in every worker, would spend
+    # their time in waiting for those of the other workers. Ours do not heed it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

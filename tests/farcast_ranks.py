@@ -1,16 +1,20 @@
 """One process of a distributed run with Farcasting: `torchrun`-like environment, gloo, CPU.
 
     python farcast_ranks.py single|ddp|fsdp|tensor OUT
-    python farcast_ranks.py trouble OUT
+    python farcast_ranks.py trouble|moments|lightning OUT
 
 Every process of a replicated or sharded run sees the same batches, so that all kinds are the same
-run but for rounding. In trouble one process alone has an error, and OUT is what each came to.
+run but for rounding. In trouble one process alone has an error, and OUT is what each came to; in
+moments a jump that dropped them is taken back at once. Lightning resumes a sharded run.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import loops
 import torch
@@ -136,16 +140,107 @@ def trouble(out):
     attempt("NaN in a gradient", loss_fn=poisoned)
     poison(states[1]["0.weight"])
     attempt("NaN in a state", states)
-    everything = [None] * world
-    distributed.all_gather_object(everything, told)
-    if rank == 0:
+    finish(told, out)
+
+
+def finish(result, out):
+    """Write what all processes came to."""
+    everything = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everything, result)
+    if distributed.get_rank() == 0:
         with open(out, "w") as file:
             json.dump(everything, file)
         time.sleep(1)  # it serves the others
     os._exit(0)  # threads of gloo now and then abort an interpreter that ends
 
 
+def moments(out):
+    """DTensors again once they are back, from the snapshot and from one that was saved."""
+    distributed.init_process_group("gloo")
+    settings = {**SETTINGS, "optimizer_state": "reset", "horizon": 15}
+
+    def begin():
+        model = loops.mlp(width=15)
+        fully_shard(model, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        return model, optimizer, Farcasting(model, optimizer, **settings)
+
+    def state_of(model, optimizer):
+        return [
+            {
+                key: (type(v).__name__, str(getattr(v, "placements", "")), whole(v).tolist())
+                for key, v in optimizer.state[p].items()
+            }
+            for p in model.parameters()
+            if p in optimizer.state
+        ]
+
+    def back(model, optimizer, farcasting):
+        assert not state_of(model, optimizer)
+        assert farcasting.settle()
+        found = state_of(model, optimizer)
+        loops.optimize(model, optimizer, 1)
+        return found
+
+    model, optimizer, farcasting = begin()
+    for step in itertools.count(1):
+        loss = loops.optimize(model, optimizer, step)
+        before = state_of(model, optimizer)
+        if farcasting.step(loss):
+            break
+    with loops.in_a_window():
+        saved = [model.state_dict(), farcasting.state_dict()]
+    other, unused, again = begin()
+    other.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    told = {"before": before, "back": back(model, optimizer, farcasting)}
+    told["resumed"] = back(other, unused, again)
+    finish(told, out)
+
+
+def lightning(out):
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from trainers import Module, fit
+
+    from wfcast.torch.lightning import AnnealedCallback, FarcastingCallback
+
+    class Sharded(Module):
+        def configure_model(self):
+            if not hasattr(next(self.net.parameters()), "to_local"):
+                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def go(steps, checkpoint=None):
+        callbacks = [FarcastingCallback(**SETTINGS), AnnealedCallback(every=1)]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+            trainer = fit(
+                Sharded(),
+                *callbacks,
+                steps=steps,
+                checkpoint=checkpoint,
+                strategy=strategy,
+                devices=2,
+            )
+        return trainer, callbacks, [str(w.message) for w in said]
+
+    folder = Path(out).parent / "checkpoint"
+    trainer, (jumping, _), said = go(20)
+    trainer.save_checkpoint(folder)
+    _, (begun, annealed), _ = go(22, folder)
+    told = {
+        "said": [text for text in said if text.startswith("Lightning keeps")],
+        "jumps": [len(jumping.farcasting.history), len(begun.farcasting.history)],
+        "averaged": annealed.annealed.n_steps,
+    }
+    finish(told, out)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "lightning":
+        lightning(sys.argv[2])
+    if sys.argv[1] == "moments":
+        moments(sys.argv[2])
     if sys.argv[1] == "trouble":
         trouble(sys.argv[2])
     main(*sys.argv[1:])

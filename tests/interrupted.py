@@ -10,12 +10,10 @@ import warnings
 
 import lightning.pytorch as pl
 import loops
-from trainers import At, Module, Watch, Watched, fit, make, weights
+from trainers import FAST, At, Module, Watch, Watched, fit, make, weights
 
 from wfcast.torch import FarcastingCallback
 from wfcast.torch.lightning import FarcastingCallback as Lightning
-
-FAST = {"spacing": 5, "period": 16, "recovery": 4, "horizon": 10, "stop": 60}  # a jump at step 16
 
 
 def wait(_=None):

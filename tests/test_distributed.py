@@ -80,6 +80,26 @@ def test_trouble_of_one_process_is_that_of_all(tmp_path):
         assert re.match(named + message, first[case])
 
 
+@pytest.mark.slow
+def test_moments_that_were_dropped_come_back_as_shards(tmp_path):
+    for told in run("farcast_ranks.py", "moments", tmp_path / "out.json", world=2):
+        assert told["back"] == told["resumed"] == told["before"]
+        assert told["before"][0]["exp_avg"][:2] == ["DTensor", "(Shard(dim=0),)"]
+
+
+@pytest.mark.slow
+def test_lightning_resumes_a_sharded_run_anew(tmp_path):
+    """Lightning keeps the state that a callback has on rank 0, which is none of the others."""
+    pytest.importorskip("lightning")
+    first, last = run("farcast_ranks.py", "lightning", tmp_path / "out.json", world=2)
+    assert [re.search("checkpoints .*", text)[0] for text in first.pop("said")] == [
+        "checkpoints are without the state of Farcasting, which begins anew where training resumes",
+        "checkpoints hold no readout, and its averages begin anew where training resumes",
+    ]
+    assert last.pop("said") == []
+    assert first == last == {"jumps": [1, 0], "averaged": 2}
+
+
 # ---- fits ---------------------------------------------------------------------------------------
 
 
@@ -210,5 +230,7 @@ def test_trouble_with_readouts_of_one_process_is_that_of_all(tmp_path):
 def test_readouts_in_a_trainer_of_several_processes(tmp_path):
     pytest.importorskip("accelerate")
     first, last = run("annealed_ranks.py", "trainer", tmp_path / "out.json", world=2)
-    assert len(first["losses"]) == 2
     assert first == last
+    assert len(first["losses"]) == 2
+    assert "annealed-1.pt' of this run: its averages begin anew" in first["said"][0]
+    assert first["averaged"] == 3

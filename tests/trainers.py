@@ -9,6 +9,12 @@ from tokenizers.models import WordLevel
 from torch.optim.lr_scheduler import StepLR
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
+from wfcast.torch import Farcasting
+
+# a jump of ten steps at step 16, or at the first step after it from which looks are far enough
+FAST = {"spacing": 5, "period": 16, "recovery": 4, "horizon": 10, "stop": 60}
+WINDOW = range(16, 20)
+
 
 class Counting(torch.utils.data.Dataset):
     """Sequences that count up: something to learn."""
@@ -120,3 +126,23 @@ def fit(module, *callbacks, steps=40, checkpoint=None, **arguments):
     loader = torch.utils.data.DataLoader(range(40), batch_size=None)
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return trainer
+
+
+def the_jump(callback, step):
+    """The step of the one jump, of which `step` lies within the window."""
+    (jump,) = callback.farcasting.history
+    assert jump["step"] <= step < jump["step"] + callback.farcasting.window
+    return jump["step"]
+
+
+class Spy(Farcasting):
+    """Keeps what its callback makes it with and hands to it."""
+
+    def __init__(self, *given, **parameters):
+        super().__init__(*given, **parameters)
+        self.parameters, self.losses, self.rooms = parameters, [], []
+
+    def step(self, loss=None, *, room=None):
+        self.losses.append(loss)
+        self.rooms.append(room)
+        return super().step(loss, room=room)

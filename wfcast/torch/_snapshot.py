@@ -162,7 +162,7 @@ class Pending:
             store.keep_beside(state["weights"], training.parameters),
             store.keep_beside(state.get("others", []), training.others),
             store.keep(state["buffers"]),
-            OptimizerSnapshot.load(state["optimizer"], store),
+            OptimizerSnapshot.load(state["optimizer"], training.optimizer, store),
             state.get("scheduler"),
         )
         return cls(jump, state["clock"], [(c, v) for c, v in state["before"]], snapshot)

@@ -12,6 +12,8 @@ import torch
 try:
     from lightning import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+    from lightning.pytorch.utilities import rank_zero_warn
 except ModuleNotFoundError as error:
     if error.name != "lightning":
         raise
@@ -42,7 +44,8 @@ class FarcastingCallback(Jumping, Callback):
     the weights, the optimizer and the scheduler are those of before it.
 
     Jumps are judged by `judge`, or by the training losses. The state is part of Lightning's
-    checkpoints.
+    checkpoints, unless the model is sharded over several processes: Lightning keeps what rank 0
+    has, which is only its own shards then, so Farcasting begins anew where such a run resumes.
 
     Parameters
     ----------
@@ -90,6 +93,7 @@ class FarcastingCallback(Jumping, Callback):
     def __init__(self, **parameters: Any) -> None:
         super().__init__(parameters)
         self._saved: dict[str, Any] | None = None
+        self._kept = True
         self._losses: list[torch.Tensor] = []
         self._stepped = 0
 
@@ -111,9 +115,10 @@ class FarcastingCallback(Jumping, Callback):
             **{"stop": schedule.last, **self.parameters},
         )
         self._stepped = trainer.global_step
-        if self._saved is not None:
+        self._kept = _kept(trainer, "are without the state of Farcasting, which begins anew")
+        if self._saved is not None and self._kept:
             self.farcasting.load_state_dict(self._saved)
-            self._saved = None
+        self._saved = None
         self._follow(schedule, trainer.global_step)
 
     def on_train_batch_end(
@@ -147,11 +152,25 @@ class FarcastingCallback(Jumping, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        return {} if self.farcasting is None else self.farcasting.state_dict()
+        there = self.farcasting if self._kept else None
+        return {} if there is None else there.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""
         self._saved = state_dict or None
+
+
+def _kept(trainer: Trainer, otherwise: str) -> bool:
+    """Whether rank 0's state, all that Lightning keeps of a callback's, is that of every rank."""
+    strategy = trainer.strategy
+    replicated = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if trainer.world_size == 1 or replicated:
+        return True
+    rank_zero_warn(
+        f"Lightning keeps the state that callbacks have on rank 0, and {type(strategy).__name__} "
+        f"gives each rank its own: checkpoints {otherwise} where training resumes"
+    )
+    return False
 
 
 def _schedule(trainer: Trainer) -> Schedule:
@@ -225,7 +244,8 @@ class AnnealedCallback(Callback):
     As with Lightning's own `WeightAveraging`, the model is validated with the weights of the
     readout, and the ``state_dict`` of a checkpoint is the readout's, which
     ``load_from_checkpoint`` gives; the run's own weights lie beside it, and training resumes from
-    them to the bit. The run itself is not touched.
+    them to the bit. The run itself is not touched. Checkpoints of a model that is sharded over
+    several processes hold the run's own weights alone, since Lightning keeps what rank 0 has.
 
     Parameters
     ----------
@@ -284,6 +304,7 @@ class AnnealedCallback(Callback):
         self.parameters = parameters
         self.annealed: Annealed | None = None
         self._saved: dict[str, Any] | None = None
+        self._kept = True
         self._stepped = 0
         self._within = ExitStack()  # a validation
 
@@ -296,9 +317,10 @@ class AnnealedCallback(Callback):
         """Begin, or go on from a checkpoint."""
         self.annealed = Annealed(pl_module, **self.parameters)
         self._stepped = trainer.global_step
-        if self._saved is not None:
+        self._kept = _kept(trainer, "hold no readout, and its averages begin anew")
+        if self._saved is not None and self._kept:
             self.annealed.load_state_dict(self._saved)
-            self._saved = None
+        self._saved = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -336,7 +358,7 @@ class AnnealedCallback(Callback):
     ) -> None:
         """The readout as the checkpoint's weights, the run's own beside it."""
         annealed = self._readout(trainer)
-        if annealed is None or not self.save:
+        if annealed is None or not self.save or not self._kept:
             return
         with annealed.applied():
             readout = trainer.strategy.lightning_module_state_dict()
@@ -357,7 +379,8 @@ class AnnealedCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        return {} if self.annealed is None else self.annealed.state_dict()
+        there = self.annealed if self._kept else None
+        return {} if there is None else there.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""

@@ -86,9 +86,8 @@ class FarcastingCallback(Jumping, TrainerCallback):
             loader = trainer.get_eval_dataloader()
             return trainer.evaluation_loop(loader, "judge").metrics["eval_loss"]
 
-    A callback hears of no error, so this one wraps the trainer's ``train``, and what runs an epoch,
-    saves and evaluates in it, on that one object. Where it comes by ``trainer.add_callback``, the
-    first training is covered within epochs only.
+    A callback hears of no error, so this one wraps the trainer's ``train``, what runs an epoch,
+    saves and evaluates in it, and what calls the callbacks, on that one object.
 
     Attributes
     ----------
@@ -158,7 +157,9 @@ class FarcastingCallback(Jumping, TrainerCallback):
 
     def _watch_over(self, trainer: Any) -> None:
         """Guard what a trainer tells its callbacks nothing of."""
-        guard(trainer, ("train", "_run_epoch"), self, broken=self._break_off)  # either is the first
+        guard(trainer, ("train", "_run_epoch"), self, broken=self._break_off)
+        # Where `train` runs already, the callbacks are all there is between epochs.
+        guard(trainer.callback_handler, ("call_event",), self, broken=self._break_off)
         guard(trainer, ("_evaluate", "_save_checkpoint"), self, before=self._settle)
 
     def _take(self, model: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
@@ -516,16 +517,21 @@ def _save(args: Any, state: Any, name: str, make: Callable[[], dict[str, Any]]) 
 
 
 def _resumed(args: Any, state: Any, name: str, otherwise: str) -> dict[str, Any] | None:
-    """What was saved beside the checkpoint that training resumes from; a warning without it."""
+    """What was saved beside the checkpoint that training resumes from; a warning without it.
+
+    Where one process has none, none resumes: those that did would not decide as it does.
+    """
     given = getattr(args, "resume_from_checkpoint", None)
     folder = Path(given) if isinstance(given, str) else _checkpoint(args, state)
     path = folder / _file_name(name)
-    if path.is_file() and _is_of(folder, state):
+    there = path.is_file() and _is_of(folder, state)
+    missing = distributed.first_problem("" if there else f"there is no {str(path)!r} of this run")
+    if not missing:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return saved
     warnings.warn(
-        f"there is no {str(path)!r} of this run: {otherwise}; a checkpoint that lies elsewhere is "
-        "to be given as resume_from_checkpoint of the TrainingArguments",
+        f"{missing}: {otherwise}; a checkpoint that lies elsewhere is to be given as "
+        "resume_from_checkpoint of the TrainingArguments",
         stacklevel=3,
     )
     return None
