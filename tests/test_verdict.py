@@ -151,6 +151,62 @@ def test_of_a_run_that_stands_still_nothing_is_told():
     assert judged(1.0, dict.fromkeys(still, 0.0)).kind == "even"
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.7, -1.0])
+def test_losses_that_never_changed_say_nothing_of_a_change(constant):
+    points = [(step, constant) for step in range(1, 601)]
+
+    def kind(loss):
+        after = [(step, constant) for step in range(626, 650)] + [(650, loss)]
+        return Calibration(WINDOW).verdict(points, after, 100).kind
+
+    assert kind(constant) == "even"
+    assert kind(constant + 0.01) == kind(constant - 0.01) == "unknown"
+    assert kind(math.inf) == "harm"
+
+
+def at_random(chance, seed, size=1):
+    """{step: mean} of `size` that are each -1 with a chance, as rewards of 0 and 1 are judged."""
+    drawn = np.random.default_rng(seed).random((2000, size)) < chance
+    return {step: float(-row.mean()) for step, row in enumerate(drawn, 1)}
+
+
+ODD = {
+    "hardly ever a reward": lambda seed: at_random(0.01, seed),
+    "saturated": lambda seed: at_random(0.97, seed),
+    "saturated, of several": lambda seed: at_random(0.99, seed, size=8),
+    "mostly exactly 0": lambda seed: {
+        step: max(0.0, loss - 1) for step, loss in losses(np.ones_like, 0.5, seed).items()
+    },
+    "rounded": lambda seed: {
+        step: round(loss, 1) for step, loss in losses(noise=0.02, seed=seed, every=10).items()
+    },
+    "spikes": lambda seed: {
+        step: loss * (1 if reward else 5)
+        for (step, loss), reward in zip(
+            losses(noise=0.03, seed=seed).items(), at_random(0.99, seed).values(), strict=False
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("run", ODD.values(), ids=list(ODD))
+def test_odd_losses_of_jumps_that_change_nothing(run):
+    verdicts = [verdict for seed in range(8) for verdict in jump_often(run(seed), apart=100)]
+    assert len(verdicts) >= 60
+    assert sum(v.kind == "harm" for v in verdicts) <= 0.05 * len(verdicts)
+    assert all(v.steps_low <= v.steps_saved <= v.steps_high for v in verdicts)
+
+
+def test_a_step_after_losses_that_were_all_equal():
+    """What forecasts miss then is out of all proportion; it must not overflow."""
+    points = [(step, 1.0 if step < 999 else 0.5) for step in range(1, 2001)]
+    calibration = Calibration(WINDOW)
+    calibration.learn(points[:200])
+    verdict = calibration.verdict(points[950:1000], points[1025:1050], 100)
+    assert verdict.kind == "even"
+    assert math.isfinite(verdict.expected)
+
+
 def test_an_early_bend_is_not_taken_for_a_late_one():
     """What forecasts miss while the curve is steep says little of its flat end."""
     run = losses(bent, noise=0.02)

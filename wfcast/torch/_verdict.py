@@ -95,9 +95,14 @@ def total(verdicts: Iterable[Verdict]) -> tuple[float, float, float]:
 
 
 def blew_up(before: Sequence[Point], loss: float) -> bool:
-    """Whether the loss is gone, or worse by far than any before the jump."""
+    """Whether the loss is gone, or worse by far than any before the jump.
+
+    Where those are 0, all of them, nothing says what is far.
+    """
     worst = max(then for _, then in before)
     least = min(then for _, then in before)
+    if worst == least == 0:
+        return not math.isfinite(loss)
     return not loss <= worst + 4 * (worst - least) + abs(worst)  # NaN is not below either
 
 
@@ -181,7 +186,7 @@ class Calibration:
         jump = min(jumps, key=lambda forecast: forecast.unit, default=None)
         reached = curve.loss(curve.reached)
         blown = blew_up(before, reached)
-        nulls = curve.nulls(jump.share) if jump is not None else []
+        nulls = curve.nulls(jump.share) if jump is not None and not curve.first_change else []
         if jump is None or not nulls:
             expected = math.nan if jump is None else curve.loss(curve.reached - jump.missed)
             return _silent(HARM if blown else UNKNOWN, expected, reached, cap)
@@ -273,15 +278,25 @@ class _Curve:
         self._powers = bool(losses.min() > 0)
         self._y = np.log(losses) if self._powers else losses
         self._finest = FINEST * float(np.abs(self._y).max()) + 1e-30
+        self._noise = self._usual_noise()
         self._window = window
         self._at = points[-1][0]
         self._ahead = after[-1][0] - self._at
         self._later = max(0.0, min(after[0][0] - 1 - self._at, self._ahead - window / 2))
-        self.reached = float(self._y[len(points) :].mean())
+        known, now = self._y[: len(points)], self._y[len(points) :]
+        self.reached = float(now.mean())
+        # Losses that never changed say nothing of how far they do when they do.
+        self.first_change = bool(np.ptp(known) == 0 < np.ptp(self._y))
 
     def loss(self, value: float) -> float:
         """A loss from what stands for it here."""
-        return math.exp(value) if self._powers else value
+        return math.exp(min(value, MOST)) if self._powers else value
+
+    def _usual_noise(self) -> float:
+        """The scatter of all losses, by how far each lies off the middle of its neighbours."""
+        parts = [self._y[first:last] for first, last in self._parts]
+        off = np.concatenate([y[1:-1] - (y[2:] + y[:-2]) / 2 for y in parts if len(y) > 2] or [[]])
+        return math.sqrt(float(off @ off) / 1.5 / len(off)) if len(off) else 0.0
 
     def jump(self, share: float) -> _Forecast | None:
         """The forecast that the jump is judged by."""
@@ -342,7 +357,9 @@ class _Curve:
             bend=float(weights @ x**2),
             slope=slope,
             slope_norm=1 / math.sqrt(square),
-            scatter=math.sqrt(inflation * square_rest / degrees) + self._finest,
+            # A while of equal losses, such as zeros, is no run without noise.
+            scatter=math.sqrt((inflation * square_rest + self._noise**2) / (degrees + 1))
+            + self._finest,
             weights=weights,
         )
 
@@ -418,7 +435,9 @@ def _steps(
     low, high = (age * math.expm1(min(v, MOST)) for v in (x - SURE * error, x + SURE * error))
     told = low > 0 or high < 0
     # Where there is a gain, the curve is followed; exp(x) is too large by the error of x.
-    steps = age * (math.expm1(min(x - error**2 / 2, MOST)) if told else x)
+    steps = age * x
+    if told:
+        steps = max(low, min(age * math.expm1(min(x - error**2 / 2, MOST)), high))
     steps = _within(cap + SURE * age * error, steps)  # more cannot be true
     per_x = age + (steps if told else 0.0)
     return (
