@@ -24,16 +24,16 @@ Point = tuple[int, float]
 Stretch = tuple[float, list[Point]]  # the steps saved before it, its losses
 
 LONGEST = 32  # windows before a jump that are remembered
-SLOPE = 1 / 3  # the share of all steps so far over which the slope is taken,
-SHORTEST_SLOPE, LONGEST_SLOPE = 2, 16  # but so many windows
+SLOPES = (1 / 3, 1 / 2)  # the last shares of all steps over which slopes are taken,
+SHORTEST_SLOPE = 2  # but so many windows at least
 PER_WINDOW = 4  # null forecasts in a window
 RECENT = 4  # they weigh as age**RECENT: the last fifth of the steps, about
 BENT = 0.5  # how far curves bend, as a share of their slope
-PRIOR = 5.0  # windows that what the losses' own scatter and such a bend let expect counts for
+PRIOR = 3.0  # windows that what the losses' own scatter and such a bend let expect counts for
 FINEST = 1e-7  # scatter of losses as a share of them, that of float32
-ENOUGH = 1.0  # windows without which nothing is said
 HARMFUL = 3.0  # spreads
 SURE = 1.96  # spreads to either side that hold 95 %
+MOST = 700.0  # exp of it is finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,14 @@ def total(verdicts: Iterable[Verdict]) -> tuple[float, float, float]:
 
 
 def blew_up(before: Sequence[Point], loss: float) -> bool:
-    """Whether the loss is gone, or worse by far than any before the jump."""
+    """Whether the loss is gone, or worse by far than any before the jump.
+
+    Where those are 0, all of them, nothing says what is far.
+    """
     worst = max(then for _, then in before)
     least = min(then for _, then in before)
+    if worst == least == 0:
+        return not math.isfinite(loss)
     return not loss <= worst + 4 * (worst - least) + abs(worst)  # NaN is not below either
 
 
@@ -141,10 +146,10 @@ class Calibration:
             return
         last = self._stretches[-1][1][-1][0] if self._stretches else -math.inf
         if points[0][0] > last:
-            self._stretches.append((saved, []))
+            self._stretches.append((max(saved, 1 - points[0][0]), []))  # no age is below 1
         self._stretches[-1][1].extend(point for point in points if point[0] > last)
         oldest = points[-1][0] - LONGEST * self.window
-        recent = [(age, [p for p in known if p[0] > oldest]) for age, known in self._stretches]
+        recent = [(then, [p for p in known if p[0] > oldest]) for then, known in self._stretches]
         self._stretches = [stretch for stretch in recent if stretch[1]]
 
     def verdict(
@@ -177,22 +182,25 @@ class Calibration:
         if not all(math.isfinite(loss) for _, loss in after):
             return _silent(HARM, math.nan, math.nan, cap)
         curve = _Curve(self._stretches, after, self.window)
-        jump = curve.jump()
-        nulls = _Nulls.of(curve.nulls(), jump) if jump is not None else None
-        if jump is None or nulls is None or nulls.windows < ENOUGH:
-            kind = HARM if blew_up(before, max(loss for _, loss in after)) else UNKNOWN
-            expected = math.nan if jump is None else curve.loss(jump.actual - jump.missed)
-            return _silent(kind, expected, curve.loss(curve.reached), cap)
-        expected = jump.actual - jump.missed + nulls.bend * jump.bend
-        gain = expected - jump.actual
-        spread, most = (nulls.deviation * student(s, nulls.degrees) for s in (1.0, HARMFUL))
+        jumps = [forecast for share in SLOPES if (forecast := curve.jump(share)) is not None]
+        jump = min(jumps, key=lambda forecast: forecast.unit, default=None)
+        reached = curve.loss(curve.reached)
+        blown = blew_up(before, reached)
+        nulls = curve.nulls(jump.share) if jump is not None and not curve.first_change else []
+        if jump is None or not nulls:
+            expected = math.nan if jump is None else curve.loss(curve.reached - jump.missed)
+            return _silent(HARM if blown else UNKNOWN, expected, reached, cap)
+        past = _Past.of(nulls, jump)
+        gain = past.bend * jump.bend - jump.missed
+        spread, harmful = (past.deviation * student(s, past.degrees) for s in (1.0, HARMFUL))
         kind = EVEN if abs(gain) <= spread else BETTER if gain > 0 else WORSE
+        expected = curve.loss(curve.reached + gain)
         return Verdict(
-            HARM if gain < -most else kind,
-            curve.loss(expected),
-            curve.loss(jump.actual),
-            curve.loss(expected + spread) - curve.loss(expected),
-            *_steps(gain, jump, nulls, cap),
+            HARM if blown or gain < -harmful else kind,
+            expected,
+            reached,
+            curve.loss(curve.reached + gain + spread) - expected,
+            *_steps(gain, min(jumps, key=lambda forecast: forecast.slope_unit), past, cap),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,26 +222,27 @@ class _Forecast:
 
     Attributes
     ----------
-    age : float
-        The age of the run where it was made.
+    share, age : float
+        Over which share of its steps so far the slope was taken, and the age of the run.
     centre, later : float
         The means of log(age) where the slope was taken, and for which the forecast is.
-    actual, missed : float
-        The mean loss, and that less the forecast.
+    missed : float
+        The mean loss less the forecast.
     bend : float
         What is missed of the curve log(age)**2.
     slope, slope_norm : float
         The slope over log(age), and its standard error as a multiple of the losses' scatter.
     scatter : float
-        The standard deviation of losses around the slope.
+        The standard deviation of losses around the slope; that of independent ones that would
+        leave means as uncertain, where neighbours are alike.
     weights : ndarray
         Those of the losses in what is missed.
     """
 
+    share: float
     age: float
     centre: float
     later: float
-    actual: float
     missed: float
     bend: float
     slope: float
@@ -246,6 +255,12 @@ class _Forecast:
         """What is missed by scatter alone and by a bend of some share of the slope."""
         by_chance = self.scatter * float(np.linalg.norm(self.weights))
         return math.hypot(by_chance, BENT * self.slope * self.bend)
+
+    @property
+    def slope_unit(self) -> float:
+        """What the slope will have changed, for the same two reasons."""
+        bent = 2 * BENT * self.slope * (self.later - self.centre)
+        return math.hypot(self.scatter * self.slope_norm, bent)
 
 
 class _Curve:
@@ -263,28 +278,39 @@ class _Curve:
         self._powers = bool(losses.min() > 0)
         self._y = np.log(losses) if self._powers else losses
         self._finest = FINEST * float(np.abs(self._y).max()) + 1e-30
+        self._noise = self._usual_noise()
         self._window = window
         self._at = points[-1][0]
-        self._ahead = after[0][0] - self._at, after[-1][0] - self._at
-        self.reached = float(self._y[len(points) :].mean())
+        self._ahead = after[-1][0] - self._at
+        self._later = max(0.0, min(after[0][0] - 1 - self._at, self._ahead - window / 2))
+        known, now = self._y[: len(points)], self._y[len(points) :]
+        self.reached = float(now.mean())
+        # Losses that never changed say nothing of how far they do when they do.
+        self.first_change = bool(np.ptp(known) == 0 < np.ptp(self._y))
 
     def loss(self, value: float) -> float:
         """A loss from what stands for it here."""
-        return math.exp(value) if self._powers else value
+        return math.exp(min(value, MOST)) if self._powers else value
 
-    def jump(self) -> _Forecast | None:
+    def _usual_noise(self) -> float:
+        """The scatter of all losses, by how far each lies off the middle of its neighbours."""
+        parts = [self._y[first:last] for first, last in self._parts]
+        off = np.concatenate([y[1:-1] - (y[2:] + y[:-2]) / 2 for y in parts if len(y) > 2] or [[]])
+        return math.sqrt(float(off @ off) / 1.5 / len(off)) if len(off) else 0.0
+
+    def jump(self, share: float) -> _Forecast | None:
         """The forecast that the jump is judged by."""
-        return self._forecast(self._at, *self._parts[-1])
+        return self._forecast(share, self._at, *self._parts[-1])
 
-    def nulls(self) -> list[_Forecast]:
+    def nulls(self, share: float) -> list[_Forecast]:
         """The same forecasts all over the stretches; one smaller one where that has no room."""
-        found = []
+        found, level = [], self._window / 2
         for first, last in self._parts:
             begin, end = self._clock[first] - 1, self._clock[last - 1]
-            scale = min(1.0, (end - begin) / (self._ahead[1] + self._window / 2))
-            at = end - scale * self._ahead[1]
-            while at - scale * self._window / 2 >= begin - 1e-9 * end:
-                found.append(self._forecast(at, first, last, scale))
+            scale = min(1.0, (end - begin) / (level + self._ahead))
+            at = end - scale * self._ahead
+            while scale > 0.5 and at - scale * level > begin - 0.5:  # steps are whole
+                found.append(self._forecast(share, at, first, last, scale))
                 at -= self._window / PER_WINDOW
         return [forecast for forecast in found if forecast is not None]
 
@@ -293,15 +319,16 @@ class _Curve:
         first, last = np.searchsorted(self._clock, [low, high], "right").tolist()
         return slice(first, last)
 
-    def _forecast(self, at: float, first: int, last: int, scale: float = 1.0) -> _Forecast | None:
+    def _forecast(
+        self, share: float, at: float, first: int, last: int, scale: float = 1.0
+    ) -> _Forecast | None:
         """From the last half window and the slope so far; None where losses are too few."""
         x, y, window = self._x, self._y, self._window
         level = self._between(at - scale * window / 2, at)
         level = slice(max(level.start, first), min(level.stop, last))
-        later = self._between(at + scale * (self._ahead[0] - 1), at + scale * self._ahead[1])
+        later = self._between(at + scale * self._later, at + scale * self._ahead)
         age = at + float(self._saved[first])
-        reach = min(max(SHORTEST_SLOPE * window, SLOPE * age), LONGEST_SLOPE * window)
-        past = self._between(at - reach, at)
+        past = self._between(at - max(SHORTEST_SLOPE * window, share * age), at)
         parts = [slice(max(past.start, i), min(past.stop, j)) for i, j in self._parts]
         parts = [part for part in parts if part.stop - part.start > 1]
         degrees = sum(part.stop - part.start - 1 for part in parts) - 1
@@ -313,41 +340,46 @@ class _Curve:
             lever[part] = x[part] - x[part].mean()
         square = float(lever @ lever)
         slope = float(lever @ y) / square
-        rest = sum(float(np.sum((y[p] - y[p].mean() - slope * lever[p]) ** 2)) for p in parts)
+        rest = np.concatenate([y[part] - y[part].mean() - slope * lever[part] for part in parts])
+        square_rest = float(rest @ rest)
+        neighbours = max(0.0, float(rest[1:] @ rest[:-1])) / (square_rest + self._finest)
+        # Losses that go with their neighbours say less than as many that do not.
+        inflation = (1 + neighbours) / (1 - neighbours)
         weights = -(x[later].mean() - x[level].mean()) / square * lever
         weights[level] -= 1 / (level.stop - level.start)
         weights[later] += 1 / (later.stop - later.start)
         return _Forecast(
+            share=share,
             age=age,
             centre=float(np.mean(np.concatenate([x[part] for part in parts]))),
             later=float(x[later].mean()),
-            actual=float(y[later].mean()),
             missed=float(weights @ y),
             bend=float(weights @ x**2),
             slope=slope,
             slope_norm=1 / math.sqrt(square),
-            scatter=math.sqrt(rest / degrees) + self._finest,
+            # A while of equal losses, such as zeros, is no run without noise.
+            scatter=math.sqrt((inflation * square_rest + self._noise**2) / (degrees + 1))
+            + self._finest,
             weights=weights,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Nulls:
-    """What forecasts miss where there is no jump.
+class _Past:
+    """What forecasts have missed where there was no jump, and so what that of a jump may miss.
 
     Attributes
     ----------
-    bend : float
-        The bend of the curve: forecasts miss so many times their own `bend`.
-    bend_error : float
-        Its standard error.
+    bend, bend_error : float
+        How far the curve bends, the multiple of their own `bend` that forecasts miss, and its
+        standard error.
     factor : float
         What else they miss, as a multiple of their `unit`.
     chance, common : float
         Standard deviations of what the forecast of a jump misses: by chance, and by the error of
         `bend`.
-    degrees, windows : float
-        Of freedom; the independent windows that all this comes from, since forecasts overlap.
+    degrees : float
+        Of freedom: independent windows, since forecasts overlap.
     """
 
     bend: float
@@ -356,7 +388,6 @@ class _Nulls:
     chance: float
     common: float
     degrees: float
-    windows: float
 
     @property
     def deviation(self) -> float:
@@ -364,17 +395,15 @@ class _Nulls:
         return math.hypot(self.chance, self.common)
 
     @classmethod
-    def of(cls, nulls: list[_Forecast], jump: _Forecast) -> _Nulls | None:
-        """Weighted least squares of what was missed on the bends."""
-        if not nulls:
-            return None
-        units = np.array([null.unit for null in nulls])
+    def of(cls, nulls: list[_Forecast], jump: _Forecast) -> _Past:
+        """Least squares of what was missed on the bends, the latest weighing most."""
         recency = np.array([null.age / jump.age for null in nulls]) ** RECENT
         recency /= recency.sum()
+        units = np.array([null.unit for null in nulls])
         missed = np.array([null.missed for null in nulls]) / units
         bends = np.array([null.bend for null in nulls]) / units
         directions = np.array([null.weights / np.linalg.norm(null.weights) for null in nulls])
-        alike = directions @ directions.T  # their correlations, where the scatter is white noise
+        alike = directions @ directions.T  # correlations, where losses scatter independently
         windows = 1 / float(recency @ alike**2 @ recency)
         pull = recency * bends / float(recency @ bends**2)
         bend = float(pull @ missed)
@@ -382,44 +411,47 @@ class _Nulls:
         degrees = PRIOR + max(windows - 1, 0.0)
         factor = math.sqrt((PRIOR + windows * rest) / degrees)
         error = factor * math.sqrt(float(pull @ alike @ pull))
-        return cls(
-            bend, error, factor, factor * jump.unit, error * abs(jump.bend), degrees, windows
-        )
+        usual = BENT * abs(jump.slope)
+        bend *= usual**2 / (usual**2 + error**2)
+        error *= usual / math.hypot(usual, error)
+        return cls(bend, error, factor, factor * jump.unit, error * abs(jump.bend), degrees)
 
 
 def _steps(
-    gain: float, jump: _Forecast, nulls: _Nulls, cap: float
+    gain: float, jump: _Forecast, past: _Past, cap: float
 ) -> tuple[float, float, float, float, float, float]:
     """The fields of a verdict from `steps_saved` on: a gain in steps of the run's own slope."""
-    ahead = 2 * (jump.later - jump.centre)
-    slope = jump.slope + nulls.bend * ahead
-    slope_error = math.hypot(
-        nulls.factor * jump.scatter * jump.slope_norm, nulls.bend_error * ahead
-    )
-    if -slope <= 2 * slope_error:
+    change = 2 * (jump.later - jump.centre)
+    slope = jump.slope + past.bend * change
+    slope_error = math.hypot(past.factor * jump.scatter * jump.slope_norm, past.bend_error * change)
+    if -slope <= 2 * slope_error:  # the run is not told from one that stands still
         return 0.0, -cap, cap, 0.0, cap * cap, 0.0
     age = math.exp(jump.later)
-    x = gain / -slope  # what log(age) has gained
-    wide = student(SURE, nulls.degrees) / SURE
-    chance = wide * math.hypot(nulls.chance, x * slope_error) / -slope
-    common = wide * nulls.common / -slope
+    x = gain / -slope  # the gain in log(age)
+    wide = student(SURE, past.degrees) / SURE
+    chance = wide * math.hypot(past.chance, x * slope_error) / -slope
+    common = wide * past.common / -slope
     error = math.hypot(chance, common)
-    low, high = (_steps_of(v, age, cap) for v in (x - SURE * error, x + SURE * error))
-    if low <= 0 <= high:
-        steps, per_x = age * x, age
-    else:  # told from none: the curve is followed, and exp(x) is too large by its own error
-        steps = _steps_of(x - error**2 / 2, age, 2 * cap)
-        per_x = age + steps
-    steps = max(-2 * cap, min(steps, 2 * cap))
-    saved = 0.0
-    if not low <= 0 <= high:
-        saved = steps = max(low, min(steps, high))
-    return saved, low, high, steps, (per_x * chance) ** 2, per_x * common
+    low, high = (age * math.expm1(min(v, MOST)) for v in (x - SURE * error, x + SURE * error))
+    told = low > 0 or high < 0
+    # Where there is a gain, the curve is followed; exp(x) is too large by the error of x.
+    steps = age * x
+    if told:
+        steps = max(low, min(age * math.expm1(min(x - error**2 / 2, MOST)), high))
+    steps = _within(cap + SURE * age * error, steps)  # more cannot be true
+    per_x = age + (steps if told else 0.0)
+    return (
+        _within(cap, steps) if told else 0.0,
+        _within(cap, low),
+        _within(cap, high),
+        steps,
+        (per_x * chance) ** 2,
+        per_x * common,
+    )
 
 
-def _steps_of(x: float, age: float, cap: float) -> float:
-    """The steps in which log(age) gains x, by at most the cap."""
-    return max(-cap, min(age * math.expm1(min(x, 700.0)), cap))
+def _within(bound: float, value: float) -> float:
+    return max(-bound, min(value, bound))
 
 
 def student(spreads: float, degrees: float) -> float:
