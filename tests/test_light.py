@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-HEAVY = ("sklearn", "scipy", "pandas", "torch", "matplotlib")
+HEAVY = ("sklearn", "scipy", "pandas", "torch", "transformers", "matplotlib", "ml_dtypes")
 
 LOOK = f"""
 import sys
