@@ -464,8 +464,8 @@ def test_a_run_that_goes_nowhere_waits_and_says_so(caplog):
     assert looked == {20, 40, 80, 160}
     (row,) = farcasting.history
     assert (row["outcome"], row["horizon"], row["verdict"]) == ("waited", 0, None)
-    assert row["cosine"] - row["cosine_error"] < _rule.LEAST_COSINE
-    assert row["reason"].startswith("the run does not drift: ")
+    assert row["drift"] < _rule.LEAST_NEAR
+    assert row["reason"].startswith("the run does not drift enough: ")
     assert "could be made 0 steps before step 200" in stopped(caplog, farcasting)
     assert str(farcasting.summary()).startswith("0 jumps, 0 kept: about 0 steps saved")
 

@@ -22,7 +22,7 @@ from ._verdict import BETTER, HARM, WORSE, Verdict
 
 REACH = 4.0  # histories ahead, where all is drift
 LEAST_NEAR, LEAST_FAR = 0.2, 0.65  # drift below which there is no jump,
-NEAR = 0.1  # of weights that have come so far, as a share of their norm, and of all others
+NEAR = 0.2  # of weights that have come so far, as a share of their norm, and of all others
 MEMORIES = 6  # of the optimizer: drift is the mean over histories that are so long together
 LARGEST = 0.03  # the longest move, as a share of the norm of the weights
 SHORTEST = 0.125  # of the first reach; jumps shorter than that are not worth their cost
@@ -137,7 +137,9 @@ class Rule:
         self.harms = 0
         self.stopped = ""
         self._highest: list[float] = []
-        self._past: list[tuple[int, float]] = []  # lengths and drifts of histories that led to jumps
+        self._past: list[
+            tuple[int, float]
+        ] = []  # lengths and drifts of histories that led to jumps
         self._way = 0.0  # that they and the jumps moved the weights, as a share of their norm
 
     def watch(self, rates: list[float]) -> None:

@@ -38,7 +38,7 @@ __all__ = ["Farcasting"]
 logger = logging.getLogger("wfcast")
 
 ADAPTERS = ("product", "factors")
-VERSION = 2  # of what `state_dict` gives
+VERSION = 3  # of what `state_dict` gives
 
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
