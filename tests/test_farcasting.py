@@ -287,6 +287,80 @@ def test_a_loss_that_was_gone_long_ago_is_forgotten():
     assert [step for step, _ in stretch] == list(range(8, FIRST + 1))
 
 
+def outcomes(loss_at, steps=400, **parameters):
+    """Those of jumps so short that they change next to nothing, judged by losses made up."""
+    settings = {"spacing": 5, "period": 10, "recovery": 10, "horizon": 0.1, **parameters}
+    model, optimizer, farcasting = setup(**settings)
+    for step in range(1, steps + 1):
+        loops.optimize(model, optimizer, step)
+        farcasting.step(loss_at(step))
+    assert farcasting.history
+    return farcasting
+
+
+def noisy(step):
+    return step**-0.3 * math.exp(0.1 * np.random.default_rng(step).standard_normal())
+
+
+@pytest.mark.parametrize("every", [3, 5, 9, 10])
+def test_losses_of_every_few_steps(every):
+    farcasting = outcomes(lambda step: noisy(step) if step % every == 0 else None)
+    kinds = [row["verdict"] for row in farcasting.history if row["outcome"] == "kept"]
+    assert len(kinds) >= 6
+    assert lost(farcasting) == 0
+    assert {"even", "better", "worse"} & set(kinds)
+
+
+@pytest.mark.filterwarnings("ignore:there are too few losses")  # none comes in the first ten steps
+@pytest.mark.parametrize("every", [11, 15, 50])
+def test_losses_too_rare_for_a_verdict_mean_no_jump(every):
+    """A jump would be over, and nobody would know how it went."""
+    farcasting = outcomes(lambda step: noisy(step) if step % every == 0 else None)
+    assert {row["outcome"] for row in farcasting.history} == {"refused"}
+    assert f"come {every} steps apart, and one is needed" in farcasting.history[-1]["reason"]
+
+
+def test_losses_that_end_take_a_jump_back_without_blame():
+    farcasting = outcomes(lambda step: noisy(step) if step <= 60 else None)
+    back = [row for row in farcasting.history if row["outcome"] == "rolled back"]
+    assert [row["reason"] for row in back] == [
+        "no loss was handed over in the steps to its verdict"
+    ]
+    assert farcasting.history[-1]["outcome"] == "refused"
+    assert not farcasting.stopped
+    assert farcasting.state_dict()["rule"]["harms"] == 0
+
+
+CONSTANT = {
+    "rewards that are all equal": (lambda step: 0.5, True),
+    "negative rewards": (lambda step: -2 * noisy(step), True),
+    "rewards of now and then": (lambda step: float(step % 37 == 0), True),
+    "losses that are all 0": (lambda step: 0.0, False),
+    "losses that reach 0": (lambda step: max(0.0, noisy(step) - 0.3), False),
+}
+
+
+@pytest.mark.parametrize("recovery", [1, 2, 10])
+@pytest.mark.parametrize(("loss_at", "maximize"), CONSTANT.values(), ids=list(CONSTANT))
+def test_odd_losses_are_no_harm(loss_at, maximize, recovery):
+    farcasting = outcomes(loss_at, maximize=maximize, recovery=recovery)
+    assert {row["outcome"] for row in farcasting.history} <= {"kept", "pending"}
+    assert math.isfinite(sum(farcasting.steps_saved))
+
+
+def test_a_jump_makes_the_run_older():
+    """By the steps that it saved, which later losses are judged with."""
+
+    def loss_at(step):
+        return (step + 60 * (step > 80)) ** -0.5
+
+    farcasting = outcomes(loss_at, 130, horizon=60, spacing=5, recovery=20)
+    first, second = farcasting.state_dict()["calibration"]["stretches"]
+    (gained,) = [row["gain_steps"] for row in farcasting.state_dict()["verdicts"]]
+    assert gained == pytest.approx(60, rel=0.1)
+    assert (first[0], second[0]) == (0, gained)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("horizon", [5, "adaptive"])
 def test_nan_in_weights_means_no_jump(elsewhere, horizon, monkeypatch):
@@ -934,12 +1008,24 @@ def test_step_out_of_order_or_twice():
         farcasting.step(1.0)
 
 
-def test_nothing_to_judge_by():
+def test_nothing_to_judge_by(caplog):
+    """A warning early on, and no jumps; nothing that breaks a training off."""
+    model, optimizer, farcasting = setup()
+    for step in range(1, 61):
+        loops.optimize(model, optimizer, step)
+        if step == FAST["recovery"]:
+            with pytest.warns(UserWarning, match="too few losses to judge a jump by: call step"):
+                farcasting.step()
+        else:
+            assert not farcasting.step()
+    assert {row["outcome"] for row in farcasting.history} == {"refused"}
+    assert "give Farcasting a judge" in farcasting.history[-1]["reason"]
+    assert len(caplog.records) == 1  # of all the jumps that were refused
+
+
+def test_a_loss_that_is_no_number():
     model, optimizer, farcasting = setup()
     loops.optimize(model, optimizer, 1)
-    with pytest.raises(WfcastError, match="nothing to judge a jump by"):
-        farcasting.step()
-    loops.optimize(model, optimizer, 2)
     with pytest.raises(WfcastError, match=r"loss has shape \[3\]"):
         farcasting.step(torch.ones(3))
 
