@@ -156,6 +156,21 @@ def test_horizon_stays_within_the_fit(horizon, monkeypatch):
     assert farcasting.history[0]["horizon"] == 7
 
 
+@pytest.mark.parametrize("apart", [6, 7, 9])
+@pytest.mark.parametrize("horizon", [2, "adaptive"])
+def test_a_fitted_forecaster_jumps_between_looks_that_are_close(apart, horizon, monkeypatch):
+    """Its states lie further back than the look at the weights that moves a jump."""
+    monkeypatch.setattr(_rule, "LEAST_COSINE", -2.0)
+    mf = siblings((0, 5, 10), (11, 13))
+    model, optimizer, farcasting = setup(forecaster=mf, horizon=horizon)
+    for step in range(1, 121):
+        loss = loops.optimize(model, optimizer, step)
+        farcasting.step(loss, room=-step % apart)
+        assert farcasting.settled or step % apart, "looked at under a jump"
+    made = [row["step"] for row in farcasting.history if row["outcome"] == "kept"]
+    assert len(made) >= 3
+
+
 def test_torch_path_gives_what_the_core_gives(monkeypatch):
     """The code for other devices, run on the CPU."""
     results = []

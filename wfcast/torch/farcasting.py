@@ -241,6 +241,7 @@ class Farcasting:
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
+        self._look = self._apart = 0  # the next step at which the weights are looked at, as told
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
@@ -318,8 +319,8 @@ class Farcasting:
         if self._over():
             self._recording.forget()
             return False
-        if room is not None and self._next <= clock + room < self._next + settings.window:
-            self._next = self._recording.earliest(clock + room + 1)  # after the next look
+        if room is not None:
+            self._make_way(room)
         if clock >= settings.start:
             self._record()
             if (clock - self._recording.since) % self._losses.every == 0:
@@ -327,6 +328,27 @@ class Farcasting:
         if clock < self._next:
             return False
         return self._jump()
+
+    def _make_way(self, room: int) -> None:
+        """Put the next jump off until after a look at the weights that would come under it.
+
+        The states that it starts from then must be there or still to come. If they are not, it is
+        put off until after a later look, and these come as regularly as the last two.
+        """
+        look = self._step + room
+        if look != self._look:
+            self._apart, self._look = max(1, look - self._look), look
+        ahead, window = self._clock + room, self._settings.window
+        if self._next <= ahead < self._next + window:
+            wanted = self._recording.earliest(ahead + 1)
+            while not self._obtainable(wanted):
+                wanted += self._apart
+            self._next = wanted
+
+    def _obtainable(self, jump: int) -> bool:
+        """Whether the states that a jump at this clock starts from are there or still to come."""
+        clocks = [jump - offset for offset in self._recording.source.offsets[:-1]]
+        return all(clock >= self._clock or clock in self._recording.kept for clock in clocks)
 
     def _over(self) -> bool:
         """Whether there will be no more jumps."""
@@ -655,6 +677,7 @@ class Farcasting:
             "step": self._step,
             "clock": self._clock,
             "next": self._next,
+            "look": [self._look, self._apart],
             "said": self._said,
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
@@ -695,6 +718,7 @@ class Farcasting:
         self._calibration.load_state_dict(state["calibration"])
         self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
+        self._look, self._apart = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
         self._jumps = jumps
