@@ -111,8 +111,10 @@ class Farcasting:
         LoRA's factors A and B jump by their product B A, which is factored again to its rank, or
         each by itself, which measured as harmful.
     start, stop : int, default=0 and None
-        The steps between which states are recorded and jumps may be under way; give the length of
-        the run as `stop` where it is known.
+        The steps between which states are recorded and jumps may be under way, counted by the
+        calls of `step` of this object, whatever the run did before it was made. Give what is left
+        of the run then as `stop` where it is known: 500 for a Farcasting made at step 500 of 1000.
+        A state that is loaded brings its count along: there it is 1000, as when that was saved.
     scheduler : object with state_dict and load_state_dict, optional
         Rolled back with the weights.
     refresh : callable, optional

@@ -47,8 +47,8 @@ class FarcastingCallback(Jumping, Callback):
     Parameters
     ----------
     **parameters
-        Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
-        training by default.
+        Those of `Farcasting`, but for model, optimizer and scheduler. `start` and `stop` are steps
+        of the training, however often it was resumed; `stop` is its last one by default.
 
     Attributes
     ----------
@@ -102,13 +102,14 @@ class FarcastingCallback(Jumping, Callback):
             )
         guard(trainer, ("save_checkpoint",), self, before=self._settle)
         schedule = _schedule(trainer)
+        span = self._span(schedule.last, trainer.global_step, self._saved)
         configs = trainer.lr_scheduler_configs
         self._losses.clear()
         self.farcasting = Farcasting(
             pl_module,
             trainer.optimizers[0],
             scheduler=configs[0].scheduler if configs else None,
-            **{"stop": schedule.last, **self.parameters},
+            **{**self.parameters, **span},
         )
         self._stepped = trainer.global_step
         if self._saved is not None:
@@ -147,7 +148,7 @@ class FarcastingCallback(Jumping, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        return {} if self.farcasting is None else self.farcasting.state_dict()
+        return {} if self.farcasting is None else self._state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""
