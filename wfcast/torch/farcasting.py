@@ -392,7 +392,7 @@ class Farcasting:
             lacking = self._lacking(before, gone)
             if lacking:
                 return self._refuse(lacking)
-            self._calibration.learn(before, sum(v.gain_steps for v in self._verdicts))
+            self._calibration.learn(before, sum(v.aged for v in self._verdicts))
         if not self._recording.complete(clock):
             self._begin_again()  # a state could not be kept
             return False
