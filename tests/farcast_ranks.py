@@ -102,6 +102,26 @@ def trouble(out):
     told["NaN in a shard"] = farcasting.history[-1]["reason"]
     farcasting.close()
 
+    model, optimizer = sharded()
+    farcasting = Farcasting(model, optimizer, horizon=2, **SETTINGS)
+    for step in range(1, 43):  # the last process has NaN after the first jump and before the second
+        loops.optimize(model, optimizer, step)
+        farcasting.step(torch.tensor(torch.nan if at_fault and step in (22, 40) else 1 / step))
+    shown = ("step", "outcome", "verdict", "reason", "loss_before")
+    told["losses that differ"] = [{k: row[k] for k in shown} for row in farcasting.history]
+    farcasting.close()
+
+    model, optimizer = sharded()
+    farcasting = Farcasting(model, optimizer, horizon=1e8, **SETTINGS)
+    for step in range(1, 21):
+        loops.optimize(model, optimizer, step)
+        with torch.no_grad():
+            if at_fault and step > 15:  # a float32 holds it, and not where it leads
+                next(model.parameters()).to_local().add_(1e32 * step)
+        farcasting.step(1 / step)
+    told["a forecast that overflows"] = farcasting.history[-1]["reason"]
+    farcasting.close()
+
     def fails(*_):
         if at_fault:
             raise RuntimeError("no held-out data")

@@ -197,7 +197,7 @@ def movement(states):
 
 
 def carried_on(momentum, n):
-    """The cosine between the sums of 2 n updates' halves, where updates k apart correlate by b^k."""
+    """The cosine between sums of n updates and of the next n, where k apart correlate by b^k."""
     apart = np.abs(np.subtract.outer(np.arange(2 * n), np.arange(2 * n)))
     alike = np.where(apart == 0, 1.0, float(momentum) ** apart)
     return alike[:n, n:].sum() / alike[:n, :n].sum()

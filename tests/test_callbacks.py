@@ -460,6 +460,47 @@ def test_room_after_resuming_within_an_epoch(skip, tmp_path):
     assert callback.farcasting.rooms == expected
 
 
+UNTIL = {name: value for name, value in FAST.items() if name != "stop"}
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_steps_that_are_left_when_jumps_begin_anew(tmp_path):
+    """The controller counts from 0 then, the training does not; nor does it later."""
+
+    def span(steps, resume=None, **parameters):
+        callback = FarcastingCallback(**UNTIL, **parameters)
+        train(tmp_path, callback, steps=steps, resume=resume, save_steps=10)
+        made = callback.farcasting.parameters
+        return made["start"], made["stop"]
+
+    assert span(10) == (0, 10)
+    first, second = (str(tmp_path / f"checkpoint-{step}") for step in (10, 20))
+    assert span(40, first) == (0, 40)
+    (tmp_path / "checkpoint-10" / "farcasting.pt").unlink()
+    assert span(25, first, start=15, stop=22) == (5, 12)
+    assert span(25, first, start=2, stop=8) == (0, 0)
+    assert span(40, first) == (0, 30)
+    assert span(40, second) == (0, 30)  # of a controller that began at step 10
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_knows_the_steps_that_are_left(tmp_path):
+    def span(steps, *callbacks, checkpoint=None):
+        trainer = fit(Module(), *callbacks, steps=steps, checkpoint=checkpoint)
+        path = tmp_path / f"{trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path)
+        stops = [callback.farcasting.parameters["stop"] for callback in callbacks]
+        return path, *stops
+
+    (plain,) = span(10)
+    anew, stop = span(20, Lightning(**UNTIL), checkpoint=plain)
+    assert stop == 10
+    _, stop = span(40, Lightning(**UNTIL), checkpoint=anew)
+    assert stop == 30
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_room_is_said_once(tmp_path):
     callback = FarcastingCallback(**FAST)

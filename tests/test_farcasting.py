@@ -166,6 +166,21 @@ def test_horizon_stays_within_the_fit(horizon, monkeypatch):
     assert farcasting.history[0]["horizon"] == 7
 
 
+@pytest.mark.parametrize("apart", [6, 7, 9])
+@pytest.mark.parametrize("horizon", [2, "adaptive"])
+def test_a_fitted_forecaster_jumps_between_looks_that_are_close(apart, horizon, monkeypatch):
+    """Its states lie further back than the look at the weights that moves a jump."""
+    monkeypatch.setattr(_rule, "LEAST_COSINE", -2.0)
+    mf = siblings((0, 5, 10), (11, 13))
+    model, optimizer, farcasting = setup(forecaster=mf, horizon=horizon)
+    for step in range(1, 121):
+        loss = loops.optimize(model, optimizer, step)
+        farcasting.step(loss, room=-step % apart)
+        assert farcasting.settled or step % apart, "looked at under a jump"
+    made = [row["step"] for row in farcasting.history if row["outcome"] == "kept"]
+    assert len(made) >= 3
+
+
 def test_torch_path_gives_what_the_core_gives(monkeypatch):
     """The code for other devices, run on the CPU."""
     results = []
@@ -295,6 +310,79 @@ def test_a_loss_that_was_gone_long_ago_is_forgotten():
     assert changed
     ((_, stretch),) = farcasting.state_dict()["calibration"]["stretches"]
     assert [step for step, _ in stretch] == list(range(8, FIRST + 1))
+
+
+def outcomes(loss_at, steps=400, **parameters):
+    """Those of jumps so short that they change next to nothing, judged by losses made up."""
+    settings = {"spacing": 5, "period": 10, "recovery": 10, "horizon": 0.1, **parameters}
+    model, optimizer, farcasting = setup(**settings)
+    for step in range(1, steps + 1):
+        loops.optimize(model, optimizer, step)
+        farcasting.step(loss_at(step))
+    assert farcasting.history
+    return farcasting
+
+
+def noisy(step):
+    return step**-0.3 * math.exp(0.1 * np.random.default_rng(step).standard_normal())
+
+
+@pytest.mark.parametrize("every", [3, 5, 9, 10])
+def test_losses_of_every_few_steps(every):
+    farcasting = outcomes(lambda step: noisy(step) if step % every == 0 else None)
+    kinds = [row["verdict"] for row in farcasting.history if row["outcome"] == "kept"]
+    assert len(kinds) >= 6
+    assert lost(farcasting) == 0
+    assert {"even", "better", "worse"} & set(kinds)
+
+
+@pytest.mark.filterwarnings("ignore:there are too few losses")  # none comes in the first ten steps
+@pytest.mark.parametrize("every", [11, 15, 50])
+def test_losses_too_rare_for_a_verdict_mean_no_jump(every):
+    """A jump would be over, and nobody would know how it went."""
+    farcasting = outcomes(lambda step: noisy(step) if step % every == 0 else None)
+    assert {row["outcome"] for row in farcasting.history} == {"refused"}
+    assert f"come {every} steps apart, and one is needed" in farcasting.history[-1]["reason"]
+
+
+def test_losses_that_end_take_a_jump_back_without_blame():
+    farcasting = outcomes(lambda step: noisy(step) if step <= 60 else None)
+    back = [row for row in farcasting.history if row["outcome"] == "rolled back"]
+    assert [row["reason"] for row in back] == [
+        "no loss was handed over in the steps to its verdict"
+    ]
+    assert farcasting.history[-1]["outcome"] == "refused"
+    assert not farcasting.stopped
+    assert farcasting.state_dict()["rule"]["harms"] == 0
+
+
+CONSTANT = {
+    "rewards that are all equal": (lambda step: 0.5, True),
+    "negative rewards": (lambda step: -2 * noisy(step), True),
+    "rewards of now and then": (lambda step: float(step % 37 == 0), True),
+    "losses that are all 0": (lambda step: 0.0, False),
+    "losses that reach 0": (lambda step: max(0.0, noisy(step) - 0.3), False),
+}
+
+
+@pytest.mark.parametrize("recovery", [1, 2, 10])
+@pytest.mark.parametrize(("loss_at", "maximize"), CONSTANT.values(), ids=list(CONSTANT))
+def test_odd_losses_are_no_harm(loss_at, maximize, recovery):
+    farcasting = outcomes(loss_at, maximize=maximize, recovery=recovery)
+    assert {row["outcome"] for row in farcasting.history} <= {"kept", "pending"}
+    assert math.isfinite(sum(farcasting.steps_saved))
+
+
+def test_a_jump_makes_the_run_older():
+    """By the steps that it saved, which later losses are judged with."""
+
+    def loss_at(step):
+        return (step + 60 * (step > 80)) ** -0.5
+
+    farcasting = outcomes(loss_at, 130, horizon=60, spacing=5, recovery=20)
+    first, second = farcasting.state_dict()["calibration"]["stretches"]
+    assert first[0] == 0
+    assert second[0] == pytest.approx(60, rel=0.1)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -945,12 +1033,24 @@ def test_step_out_of_order_or_twice():
         farcasting.step(1.0)
 
 
-def test_nothing_to_judge_by():
+def test_nothing_to_judge_by(caplog):
+    """A warning early on, and no jumps; nothing that breaks a training off."""
+    model, optimizer, farcasting = setup()
+    for step in range(1, 61):
+        loops.optimize(model, optimizer, step)
+        if step == FAST["recovery"]:
+            with pytest.warns(UserWarning, match="too few losses to judge a jump by: call step"):
+                farcasting.step()
+        else:
+            assert not farcasting.step()
+    assert {row["outcome"] for row in farcasting.history} == {"refused"}
+    assert "give Farcasting a judge" in farcasting.history[-1]["reason"]
+    assert len(caplog.records) == 1  # of all the jumps that were refused
+
+
+def test_a_loss_that_is_no_number():
     model, optimizer, farcasting = setup()
     loops.optimize(model, optimizer, 1)
-    with pytest.raises(WfcastError, match="nothing to judge a jump by"):
-        farcasting.step()
-    loops.optimize(model, optimizer, 2)
     with pytest.raises(WfcastError, match=r"loss has shape \[3\]"):
         farcasting.step(torch.ones(3))
 

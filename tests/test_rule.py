@@ -226,9 +226,9 @@ def test_no_jump_where_the_run_does_not_drift(cosine):
     horizon, reason = rule().horizon(100, [1.0], straight(cosine))
     assert horizon == 0
     assert reason == (
-        f"the run does not drift enough: {cosine:.2f} over 100 steps, expected {_rule.LEAST_NEAR} at "
-        f"least (the movements of their halves have the cosine {cosine:.2f} with the standard error "
-        "0.00, of which momentum gives 0.00)"
+        f"the run does not drift enough: {cosine:.2f} over 100 steps, expected "
+        f"{_rule.LEAST_NEAR} at least (the movements of their halves have the cosine {cosine:.2f} "
+        "with the standard error 0.00, of which momentum gives 0.00)"
     )
     assert rule().horizon(100, [1.0], straight(_rule.LEAST_NEAR + 1e-6))[0] > 0
 

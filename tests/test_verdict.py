@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")  # an extra: the module lies in wfcast.torch
 
 from wfcast import WfcastError
-from wfcast.torch._verdict import Calibration, student, total
+from wfcast.torch._verdict import Calibration, Verdict, student, total
 
 WINDOW = 50
 FIRST = 200  # the step of the first jump
@@ -48,7 +48,7 @@ def jump_often(run, gain=0, apart=150, cap=100.0, sign=1.0):
 
     while clock + WINDOW + ahead + gain <= max(run):
         before = between(since, clock)
-        calibration.learn(before, sum(v.steps_saved for v in verdicts))
+        calibration.learn(before, sum(v.aged for v in verdicts))
         ahead += gain
         after = between(clock + WINDOW // 2 + 1, clock + WINDOW)
         verdicts.append(calibration.verdict(before, after, cap))
@@ -267,6 +267,13 @@ def test_a_sum_is_as_sure_as_its_parts():
     many = total([verdict] * 9)
     assert 3 * (high - low) < many[2] - many[1] < 9 * (high - low)  # some of it is shared
     assert total([]) == (0, 0, 0)
+
+
+def test_a_run_is_older_by_no_more_than_a_jump_can_have_saved():
+    def verdict(gain):
+        return Verdict("better", 1.0, 1.0, 0.1, 0.0, -50.0, 100.0, gain, 1.0, 0.0)
+
+    assert [verdict(gain).aged for gain in (-400, -20, 30, 400)] == [-50, -20, 30, 100]
 
 
 def test_too_few_losses():

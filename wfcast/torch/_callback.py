@@ -40,6 +40,7 @@ class Jumping:
         self.farcasting: Farcasting | None = None
         self._schedule = Schedule((), None)
         self._said = False
+        self._begun = 0  # the step of the training at which the controller's own count begins
 
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it, as `Farcasting.summary` has it.
@@ -52,6 +53,32 @@ class Jumping:
         if self.farcasting is None:
             raise WfcastError("there are no jumps to sum up: training has not begun")
         return self.farcasting.summary()
+
+    def _span(self, last: int | None, step: int, saved: dict[str, Any] | None) -> dict[str, int]:
+        """`start` and `stop` as a `Farcasting` that is made now counts them, from 0.
+
+        Parameters
+        ----------
+        last : int or None
+            The last step of the training, where it is known.
+        step : int
+            That at which training begins or goes on.
+        saved : dict or None
+            The state that the jumps go on from; without one they begin anew.
+        """
+        self._begun = step if saved is None else saved.get("begun", 0)
+        start = max(0, self.parameters.get("start", 0) - self._begun)
+        stop = self.parameters.get("stop", last)
+        return (
+            {"start": start}
+            if stop is None
+            else {"start": start, "stop": max(start, stop - self._begun)}
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """What a resumed training needs."""
+        assert self.farcasting is not None
+        return {**self.farcasting.state_dict(), "begun": self._begun}
 
     def _follow(self, schedule: Schedule, begin: int) -> None:
         """Jump between the looks of a schedule; say once where that cannot be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ from ._verdict import LONGEST, Point
 
 PARTS = 4  # held-out losses in a window
 CURVE = 500  # losses that are kept of a whole run, to be drawn
+NOTHING = (
+    "there are too few losses to judge a jump by: call step(loss) more often, give Farcasting a "
+    "judge, or pass recovery=0 to keep every jump unseen"
+)
 
 
 class Losses:
@@ -63,7 +68,12 @@ class Losses:
         Raises
         ------
         WfcastError
-            The loss is no single number, or there is nothing to judge by.
+            The loss is no single number.
+
+        Warns
+        -----
+        UserWarning
+            Once, where no loss came in a whole window.
         """
         if callable(loss) and not isinstance(loss, torch.Tensor):
             if self._judge is None:
@@ -76,11 +86,8 @@ class Losses:
                 self._points.append((clock, self._sign * value))
                 self._draw(step, self._sign * value)
                 del self._points[: -LONGEST * self._window - 1]
-        elif self._judge is None and self._window and not self._points:
-            raise WfcastError(
-                "there is nothing to judge a jump by: call step(loss), give Farcasting a judge, or "
-                "pass recovery=0 to keep every jump unseen"
-            )
+        elif self._judge is None and not self._points and step == self._window:
+            warnings.warn(NOTHING, stacklevel=3)
 
     def measure(self, clock: int, step: int) -> None:
         """Take the held-out loss now, where there is a judge and something to judge."""

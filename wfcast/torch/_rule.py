@@ -1,12 +1,12 @@
 """How far the next jump goes: what the movement of a run says of where it leads.
 
-Drift is the cosine between the movements of a history's two halves, less its standard error and less
-what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the history's
-line for a multiple of the history, times the drift, times the share of the highest learning rate so
-far that is left, times the share of the run that is left. None is made where the drift is below a
-bound, which is higher for weights that have left where they began, as in training from scratch, and
-none moves the weights by more than a share of their norm. What a verdict finds harmful or behind
-makes later jumps shorter, and ends them.
+Drift is the cosine between the movements of a history's two halves, less its standard error and
+less what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the
+history's line for a multiple of the history, times the drift, times the share of the highest
+learning rate so far that is left, times the share of the run that is left. None is made where the
+drift is below a bound, which is higher for weights that have left where they began, as in training
+from scratch, and none moves the weights by more than a share of their norm. What a verdict finds
+harmful or behind makes later jumps shorter, and ends them.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class Rule:
         drift, least = self.drift(movement), self._least(movement)
         if not drift >= least:
             return 0.0, (
-                f"the run does not drift enough: {drift:.2f} over {movement.length} steps, expected "
-                f"{least} at least (the movements of their halves have the cosine "
+                f"the run does not drift enough: {drift:.2f} over {movement.length} steps, "
+                f"expected {least} at least (the movements of their halves have the cosine "
                 f"{movement.cosine:.2f} with the standard error {movement.error:.2f}, of which "
                 f"momentum gives {movement.carried:.2f})"
             )

@@ -71,6 +71,14 @@ class Verdict:
     variance: float
     shared: float
 
+    @property
+    def aged(self) -> float:
+        """By how much the run is older now: `gain_steps`, within its own interval.
+
+        An estimate beyond that would make later ones larger, as steps are in proportion to age.
+        """
+        return max(self.steps_low, min(self.gain_steps, self.steps_high))
+
 
 def total(verdicts: Iterable[Verdict]) -> tuple[float, float, float]:
     """The steps that jumps saved together, 0 where the interval holds 0, and that 95 % interval.

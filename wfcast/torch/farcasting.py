@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ._factors import places_of
 from ._history import FarcastingReport, Jump, numbers
 from ._jumping import Jumper, NoForecast, NoJump
 from ._loop import StepCounter
-from ._losses import Losses
+from ._losses import NOTHING, Losses
 from ._onlookers import Onlookers
 from ._optimizer import soften
 from ._recording import Recording
@@ -31,7 +32,7 @@ from ._settings import Settings, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._verdict import HARM, Calibration, Verdict, blew_up, total
+from ._verdict import HARM, Calibration, Point, Verdict, blew_up, total
 
 __all__ = ["Farcasting"]
 
@@ -112,8 +113,10 @@ class Farcasting:
         LoRA's factors A and B jump by their product B A, which is factored again to its rank, or
         each by itself, which measured as harmful.
     start, stop : int, default=0 and None
-        The steps between which states are recorded and jumps may be under way; give the length of
-        the run as `stop` where it is known.
+        The steps between which states are recorded and jumps may be under way, counted by the
+        calls of `step` of this object, whatever the run did before it was made. Give what is left
+        of the run then as `stop` where it is known: 500 for a Farcasting made at step 500 of 1000.
+        A state that is loaded brings its count along: there it is 1000, as when that was saved.
     scheduler : object with state_dict and load_state_dict, optional
         Rolled back with the weights.
     refresh : callable, optional
@@ -245,6 +248,7 @@ class Farcasting:
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
+        self._look = self._apart = 0  # the next step at which the weights are looked at, as told
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
@@ -277,7 +281,12 @@ class Farcasting:
         ------
         WfcastError
             The model's parameters changed their names or shapes, the optimizer took several steps,
-            or no loss is there to judge by.
+            or the loss is no single number.
+
+        Warns
+        -----
+        UserWarning
+            Once, where there is neither a judge nor any loss in as many steps as to a verdict.
         """
         if self._closed:
             raise WfcastError("this Farcasting was closed")
@@ -317,8 +326,8 @@ class Farcasting:
         if self._over():
             self._recording.forget()
             return False
-        if room is not None and self._next <= clock + room < self._next + settings.window:
-            self._next = self._recording.earliest(clock + room + 1)  # after the next look
+        if room is not None:
+            self._make_way(room)
         if clock >= settings.start:
             self._record()
             if (clock - self._recording.since) % self._losses.every == 0:
@@ -326,6 +335,27 @@ class Farcasting:
         if clock < self._next:
             return False
         return self._jump()
+
+    def _make_way(self, room: int) -> None:
+        """Put the next jump off until after a look at the weights that would come under it.
+
+        The states that it starts from then must be there or still to come. If they are not, it is
+        put off until after a later look, and these come as regularly as the last two.
+        """
+        look = self._step + room
+        if look != self._look:
+            self._apart, self._look = max(1, look - self._look), look
+        ahead, window = self._clock + room, self._settings.window
+        if self._next <= ahead < self._next + window:
+            wanted = self._recording.earliest(ahead + 1)
+            while not self._obtainable(wanted):
+                wanted += self._apart
+            self._next = wanted
+
+    def _obtainable(self, jump: int) -> bool:
+        """Whether the states that a jump at this clock starts from are there or still to come."""
+        clocks = [jump - offset for offset in self._recording.source.offsets[:-1]]
+        return all(clock >= self._clock or clock in self._recording.kept for clock in clocks)
 
     def _over(self) -> bool:
         """Whether there will be no more jumps."""
@@ -363,18 +393,19 @@ class Farcasting:
         found = self._losses.between(quiet, clock) if window else []
         gone = max((c for c, loss in found if not math.isfinite(loss)), default=-1)
         before = [point for point in found if point[0] > gone]
-        if window and (len(before) < 2 or gone >= max(0, clock - 2 * window)):
-            missing = "losses lack" if gone < 0 else "a loss before the jump is not finite"
-            return self._refuse(f"{missing}: nothing to judge a jump by")
-        self._calibration.learn(before)
+        if window:
+            lacking = self._lacking(before, gone)
+            if lacking:
+                return self._refuse(lacking)
+            self._calibration.learn(before, sum(v.aged for v in self._verdicts))
         if not self._recording.complete(clock):
             self._begin_again()  # a state could not be kept
             return False
         rates = rates_of(self._training.optimizer)
         try:
             movement = self._recording.movement(clock)
-        except ValueError as problem:
-            return self._refuse(str(problem), anew=True)
+        except ValueError as problem:  # in all processes, in words of its own in each
+            return self._refuse(distributed.first_problem(str(problem)), anew=True)
         horizon, reason = self._rule.horizon(self._step, rates, movement)
         jump = Jump(self._step, horizon, "pending" if window else "kept", reason=reason)
         if movement is not None:
@@ -402,6 +433,29 @@ class Farcasting:
         self._begin_again()
         return True
 
+    def _lacking(self, before: list[Point], gone: int) -> str:
+        """Why the losses before a jump do not do to judge it by; empty where they do.
+
+        Parameters
+        ----------
+        before : list of (clock, loss)
+            Without those up to the last one that is not finite, at the clock `gone`; -1 without.
+        gone : int
+        """
+        clock, window = self._clock, self._settings.window
+        if gone >= max(0, clock - 2 * window):
+            return "a loss before the jump is not finite, and the jump could not be judged by it"
+        if len(before) < 2:
+            return NOTHING
+        latest = [*(c for c, _ in before[-3:]), clock]
+        apart = max(b - a for a, b in pairwise(latest))
+        if apart > window:
+            return (
+                f"losses come {apart} steps apart, and one is needed within the {window} to a "
+                "verdict: hand them over more often, or raise recovery"
+            )
+        return ""
+
     @property
     def _made(self) -> bool:
         """Whether there was a jump yet."""
@@ -412,7 +466,8 @@ class Farcasting:
 
         That holds NaN or infinity, which would stay in the sums of a line.
         """
-        logger.warning("no jump at step %d: %s", self._step, problem)
+        if not self._jumps or self._jumps[-1].reason != problem:
+            logger.warning("no jump at step %d: %s", self._step, problem)
         self._jumps.append(Jump(self._step, 0.0, "refused", reason=problem))
         if anew:
             self._begin_again()
@@ -457,10 +512,10 @@ class Farcasting:
             pending.jump.loss_right_after = self._losses.shown(recent[0][1])
         if recent and not math.isfinite(recent[0][1]):
             return self._roll_back(pending, "the loss is not finite")
-        if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
-            return self._roll_back(pending, "the loss is far beyond any before the jump")
         if passed >= window:
             return self._decide(pending)
+        if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
+            return self._roll_back(pending, "the loss is far beyond any before the jump")
         self._record()
         return False
 
@@ -470,7 +525,7 @@ class Farcasting:
         after = self._losses.between(self._clock - window // 2, self._clock)
         after = after or self._losses.between(pending.clock + 1, self._clock)
         if not after:
-            return self._roll_back(pending, "no losses are handed over any more")
+            return self._take_back(pending, "no loss was handed over in the steps to its verdict")
         verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
         jump.verdict = verdict.kind
         jump.steps_saved = verdict.steps_saved
@@ -487,12 +542,17 @@ class Farcasting:
         return False
 
     def _roll_back(self, pending: Pending, reason: str) -> bool:
-        """Take the jump that is under way back."""
-        self._put_back(pending, reason)
+        """Take the jump that is under way back, for it did harm."""
         if pending.jump.verdict is None:  # else the verdict has told
             self._rule.blame()
-        self._begin_again()
+        self._take_back(pending, reason)
         self._say_stop()
+        return True
+
+    def _take_back(self, pending: Pending, reason: str) -> bool:
+        """Go on from before the jump that is under way, whatever it did."""
+        self._put_back(pending, reason)
+        self._begin_again()
         return True
 
     def _put_back(self, pending: Pending, reason: str) -> None:
@@ -589,9 +649,7 @@ class Farcasting:
         pending = self._pending
         if pending is None:
             return False
-        self._put_back(pending, "the weights were looked at before its verdict")
-        self._begin_again()
-        return True
+        return self._take_back(pending, "the weights were looked at before its verdict")
 
     def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
@@ -629,6 +687,7 @@ class Farcasting:
             "step": self._step,
             "clock": self._clock,
             "next": self._next,
+            "look": [self._look, self._apart],
             "said": self._said,
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
@@ -669,6 +728,7 @@ class Farcasting:
         self._calibration.load_state_dict(state["calibration"])
         self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
+        self._look, self._apart = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
         self._jumps = jumps

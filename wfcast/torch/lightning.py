@@ -50,8 +50,8 @@ class FarcastingCallback(Jumping, Callback):
     Parameters
     ----------
     **parameters
-        Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
-        training by default.
+        Those of `Farcasting`, but for model, optimizer and scheduler. `start` and `stop` are steps
+        of the training, however often it was resumed; `stop` is its last one by default.
 
     Attributes
     ----------
@@ -106,13 +106,14 @@ class FarcastingCallback(Jumping, Callback):
             )
         guard(trainer, ("save_checkpoint",), self, before=self._settle)
         schedule = _schedule(trainer)
+        span = self._span(schedule.last, trainer.global_step, self._saved)
         configs = trainer.lr_scheduler_configs
         self._losses.clear()
         self.farcasting = Farcasting(
             pl_module,
             trainer.optimizers[0],
             scheduler=configs[0].scheduler if configs else None,
-            **{"stop": schedule.last, **self.parameters},
+            **{**self.parameters, **span},
         )
         self._stepped = trainer.global_step
         self._kept = _kept(trainer, "are without the state of Farcasting, which begins anew")
@@ -152,8 +153,7 @@ class FarcastingCallback(Jumping, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
-        there = self.farcasting if self._kept else None
-        return {} if there is None else there.state_dict()
+        return self._state() if self.farcasting is not None and self._kept else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one of Lightning's checkpoints."""

@@ -64,8 +64,9 @@ class FarcastingCallback(Jumping, TrainerCallback):
         As for `Farcasting`; or the name of a number that a trainer of TRL logs in training, such as
         ``"rewards/accuracy_reward/mean"`` or ``"rewards/margins"``.
     **parameters
-        Those of `Farcasting`, but for model, optimizer and scheduler; `stop` is the last step of
-        training by default, and `maximize` is True by default for names that begin with "reward".
+        Those of `Farcasting`, but for model, optimizer and scheduler. `start` and `stop` are steps
+        of the training, however often it was resumed; `stop` is its last one by default, and
+        `maximize` is True by default for names that begin with "reward".
 
     Raises
     ------
@@ -138,7 +139,11 @@ class FarcastingCallback(Jumping, TrainerCallback):
             self.farcasting.close(undo=not state.global_step)
         name = _metric(self.parameters.get("judge"), trainer)
         self._noted = None if name is None else _Noted(name, trainer)
-        parameters = {"stop": state.max_steps, **self.parameters}
+        saved = None
+        if state.global_step:
+            saved = _resumed(args, state, "farcasting", "Farcasting begins anew at this step")
+        span = self._span(state.max_steps, state.global_step, saved)
+        parameters = {**self.parameters, **span}
         if name is not None:
             parameters = {"maximize": name.startswith("reward"), **parameters, "judge": None}
         model = kwargs["model"]
@@ -149,10 +154,8 @@ class FarcastingCallback(Jumping, TrainerCallback):
         self._release()
         if self._noted is None:
             self._hook = model.register_forward_hook(self._take, with_kwargs=True)
-        if state.global_step:
-            saved = _resumed(args, state, "farcasting", "Farcasting begins anew at this step")
-            if saved is not None:
-                self.farcasting.load_state_dict(saved)
+        if saved is not None:
+            self.farcasting.load_state_dict(saved)
         self._follow(_schedule(args, state, kwargs.get("train_dataloader")), state.global_step)
 
     def _watch_over(self, trainer: Any) -> None:
@@ -196,7 +199,7 @@ class FarcastingCallback(Jumping, TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save what a resumed run needs."""
         if self.farcasting is not None:
-            _save(args, state, "farcasting", self.farcasting.state_dict)
+            _save(args, state, "farcasting", self._state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the memory back."""
