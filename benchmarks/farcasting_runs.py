@@ -1,7 +1,7 @@
 """The runs of `bench_farcasting.py`: one recipe with what changes its weights beside the optimizer.
 
-Every run is kept in `results/bench_farcasting` and not trained again: where Farcasting decides until
-its code changes, where it only does what a rival says until VERSION does.
+Every run is kept in `results/bench_farcasting` and not trained again: where Farcasting decides
+until its code changes, where it only does what a rival says until VERSION does.
 """
 
 from __future__ import annotations
