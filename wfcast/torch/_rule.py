@@ -5,7 +5,7 @@ less what the optimizer's momentum alone gives, over what that leaves. A jump go
 history's line for a multiple of the history, times the drift, times the share of the highest
 learning rate so far that is left, times the share of the run that is left. None is made where the
 drift is below a bound, which is higher for weights that have left where they began, as in training
-from scratch, and none moves the weights by more than a share of their norm. What a verdict finds
+from scratch, and none goes further than what moves the weights by a share of their norm. What a verdict finds
 harmful or behind makes later jumps shorter, and ends them.
 """
 
@@ -24,7 +24,7 @@ REACH = 4.0  # histories ahead, where all is drift
 LEAST_NEAR, LEAST_FAR = 0.2, 0.65  # drift below which there is no jump,
 NEAR = 0.2  # of weights that have come so far, as a share of their norm, and of all others
 MEMORIES = 6  # of the optimizer: drift is the mean over histories that are so long together
-LARGEST = 0.03  # the longest move, as a share of the norm of the weights
+LARGEST = 0.03  # the longest move at the history's mean speed, as a share of the norm
 SHORTEST = 0.125  # of the first reach; jumps shorter than that are not worth their cost
 MOST_MOMENTUM = 0.999
 MOST_HARMS = 2  # jumps taken back, after which there are no more

@@ -56,8 +56,8 @@ class Farcasting:
        of the history's two halves, less its standard error and less what the optimizer's momentum
        gives to a random walk.
     2. None is made before a tenth of the run, or where the drift is below 0.2, 0.65 once the
-       weights have come further than a tenth of their norm, as in training from scratch; and none
-       moves them by more than 3 % of their norm.
+       weights have come further than a fifth of their norm, as in training from scratch; and none
+       goes further than what moves them by 3 % of their norm at the history's mean speed.
     3. It stays unless, `recovery` steps later, the loss is not finite or beyond what the losses
        before it let expect by three spreads of what such expectations miss in stretches of the
        same run without jumps.
