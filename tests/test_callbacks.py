@@ -484,23 +484,6 @@ def test_steps_that_are_left_when_jumps_begin_anew(tmp_path):
     assert span(40, second) == (0, 30)  # of a controller that began at step 10
 
 
-@pytest.mark.usefixtures("spied")
-@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
-def test_lightning_knows_the_steps_that_are_left(tmp_path):
-    def span(steps, *callbacks, checkpoint=None):
-        trainer = fit(Module(), *callbacks, steps=steps, checkpoint=checkpoint)
-        path = tmp_path / f"{trainer.global_step}.ckpt"
-        trainer.save_checkpoint(path)
-        stops = [callback.farcasting.parameters["stop"] for callback in callbacks]
-        return path, *stops
-
-    (plain,) = span(10)
-    anew, stop = span(20, Lightning(**UNTIL), checkpoint=plain)
-    assert stop == 10
-    _, stop = span(40, Lightning(**UNTIL), checkpoint=anew)
-    assert stop == 30
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_room_is_said_once(tmp_path):
     callback = FarcastingCallback(**FAST)

@@ -170,7 +170,8 @@ def test_horizon_stays_within_the_fit(horizon, monkeypatch):
 @pytest.mark.parametrize("horizon", [2, "adaptive"])
 def test_a_fitted_forecaster_jumps_between_looks_that_are_close(apart, horizon, monkeypatch):
     """Its states lie further back than the look at the weights that moves a jump."""
-    monkeypatch.setattr(_rule, "LEAST_COSINE", -2.0)
+    for bound in ("LEAST_NEAR", "LEAST_FAR"):
+        monkeypatch.setattr(_rule, bound, -2.0)
     mf = siblings((0, 5, 10), (11, 13))
     model, optimizer, farcasting = setup(forecaster=mf, horizon=horizon)
     for step in range(1, 121):

@@ -170,6 +170,25 @@ class Kept(pl.callbacks.ModelCheckpoint):
 
 @pytest.mark.usefixtures("spied")
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_knows_the_steps_that_are_left(tmp_path):
+    until = {name: value for name, value in FAST.items() if name != "stop"}
+
+    def span(steps, *callbacks, checkpoint=None):
+        trainer = fit(Module(), *callbacks, steps=steps, checkpoint=checkpoint)
+        path = tmp_path / f"{trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path)
+        stops = [callback.farcasting.parameters["stop"] for callback in callbacks]
+        return path, *stops
+
+    (plain,) = span(10)
+    anew, stop = span(20, Lightning(**until), checkpoint=plain)
+    assert stop == 10
+    _, stop = span(40, Lightning(**until), checkpoint=anew)
+    assert stop == 30
+
+
+@pytest.mark.usefixtures("spied")
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
 @pytest.mark.parametrize(
     ("settings", "saves"),
     [

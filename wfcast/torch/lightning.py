@@ -106,7 +106,10 @@ class FarcastingCallback(Jumping, Callback):
             )
         guard(trainer, ("save_checkpoint",), self, before=self._settle)
         schedule = _schedule(trainer)
-        span = self._span(schedule.last, trainer.global_step, self._saved)
+        self._kept = _kept(trainer, "are without the state of Farcasting, which begins anew")
+        saved = self._saved if self._kept else None
+        self._saved = None
+        span = self._span(schedule.last, trainer.global_step, saved)
         configs = trainer.lr_scheduler_configs
         self._losses.clear()
         self.farcasting = Farcasting(
@@ -116,10 +119,8 @@ class FarcastingCallback(Jumping, Callback):
             **{**self.parameters, **span},
         )
         self._stepped = trainer.global_step
-        self._kept = _kept(trainer, "are without the state of Farcasting, which begins anew")
-        if self._saved is not None and self._kept:
-            self.farcasting.load_state_dict(self._saved)
-        self._saved = None
+        if saved is not None:
+            self.farcasting.load_state_dict(saved)
         self._follow(schedule, trainer.global_step)
 
     def on_train_batch_end(
