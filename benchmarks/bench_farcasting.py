@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import RESULTS, Target, machine, parser, print_machine, print_targets, table, write_json
 from farcasting_overhead import overhead
-from farcasting_runs import JUMPING, METHODS, Spec, lowest, reached, run_all, saved, task_named
+from farcasting_runs import JUDGED, JUMPING, METHODS, Spec, lowest, reached, run_all, saved, task_named
 from training_tasks import TASKS, Task
 
 NAME = "bench_farcasting"
@@ -52,7 +52,7 @@ def compare(method: str, runs: Sequence[Any], controls: Sequence[Any]) -> dict[s
         logs = [run["farcasting"] for run in runs]
         row["jumps"] = sum(int(log["farcasting/jumps"]) for log in logs)
         row["taken_back"] = sum(int(log["farcasting/rolled_back"]) for log in logs)
-        if method in ("Farcasting", "persistence"):
+        if method in JUDGED:
             claims = [run["saved"] for run in runs]
             row["claimed"] = [claim[0] for claim in claims]
             row["within"] = math.hypot(*((high - low) / 2 for _, low, high in claims))
@@ -132,7 +132,7 @@ def targets(task: Task, rows: dict[str, list[dict[str, Any]]]) -> list[Target]:
     def want(label: str, value: float, limit: float) -> None:
         result.append(Target(f"{task.name}, {label}", value, limit, at_most=True))
 
-    for method in ("Farcasting", "Farcasting, unjudged"):
+    for method in ("Farcasting", "Farcasting, held-out judge", "Farcasting, unjudged"):
         if ("untuned", method) not in of:
             continue
         usual, best = of["untuned", method], of["best", method]
@@ -160,9 +160,9 @@ def targets(task: Task, rows: dict[str, list[dict[str, Any]]]) -> list[Target]:
 
 
 def claims(studies: Sequence[dict[str, Any]]) -> Target | None:
-    """Steps that Farcasting claims to have saved beside those of paired runs, over all of them."""
+    """Steps said to be saved, by held-out losses, beside those of paired runs, over all of them."""
     rows = [row for found in studies for group in found["rows"].values() for row in group]
-    rows = [row for row in rows if row["method"] == "Farcasting"]
+    rows = [row for row in rows if row["method"] == "Farcasting, held-out judge"]
     claimed, paired = (sum(sum(row[key]) for row in rows) for key in ("claimed", "paired"))
     if not rows:
         return None

@@ -34,6 +34,7 @@ VERSION = 1  # of what a kept run means
 METHODS = (
     "control",
     "Farcasting",
+    "Farcasting, held-out judge",
     "Farcasting, unjudged",
     "line, 1 spacing",
     "line, 3 spacings",
@@ -43,7 +44,8 @@ METHODS = (
     "persistence",
 )
 JUMPING = frozenset(METHODS) - {"control", "Lookahead"}
-DECIDED = ("Farcasting", "Farcasting, unjudged", "persistence")  # by the rule or the verdict
+JUDGED = ("Farcasting", "Farcasting, held-out judge", "persistence")
+DECIDED = (*JUDGED, "Farcasting, unjudged")  # by the rule or the verdict
 SIBLINGS = (100, 101)
 
 
@@ -109,6 +111,11 @@ def jumper(spec: Spec, model: Any, optimizer: Any, learned: Operator | None) -> 
     own = {"spacing": max(1, period // 8), "period": period}
     options |= {
         "Farcasting": {**own, "recovery": period // 2},
+        "Farcasting, held-out judge": {
+            **own,
+            "recovery": period // 2,
+            "judge": lambda: task_named(spec.task).held_out_loss(model),
+        },
         "Farcasting, unjudged": own,
         "line, 1 spacing": {"forecaster": wfcast.linear_trend, "horizon": spacing},
         "line, 3 spacings": {"forecaster": wfcast.linear_trend, "horizon": 3 * spacing},
