@@ -21,7 +21,17 @@ from typing import Any
 import torch
 from common import RESULTS, Target, machine, parser, print_machine, print_targets, table, write_json
 from farcasting_overhead import overhead
-from farcasting_runs import JUDGED, JUMPING, METHODS, Spec, lowest, reached, run_all, saved, task_named
+from farcasting_runs import (
+    JUDGED,
+    JUMPING,
+    METHODS,
+    Spec,
+    lowest,
+    reached,
+    run_all,
+    saved,
+    task_named,
+)
 from training_tasks import TASKS, Task
 
 NAME = "bench_farcasting"
