@@ -137,11 +137,13 @@ def test_short_histories_count_together():
     second = straight(0.6, length=30, size=1e9, momentum=0.9)
     third = straight(0.7, length=20, size=1e9, momentum=0.9)
     assert made.drift(first) == pytest.approx(first.drift)
-    made.horizon(40, [1.0], first)
+    made.jumped(first, 10.0)
     together = (40 * first.drift + 30 * second.drift) / 70
     assert made.drift(second) == pytest.approx(together)
     horizon, _ = made.horizon(70, [1.0], second)
     assert horizon == pytest.approx(_rule.REACH * 30 * together)
+    assert made.drift(second) == pytest.approx(together)  # until it has led to a jump
+    made.jumped(second, horizon)
     all_three = (40 * first.drift + 30 * second.drift + 20 * third.drift) / 90
     assert made.drift(third) == pytest.approx(all_three)
     long = straight(0.5, length=61, size=1e9, momentum=0.9)
@@ -253,6 +255,7 @@ def test_weights_that_have_come_far_must_drift_more():
     while way + movement.speed * 100 <= _rule.NEAR:
         horizon, reason = made.horizon(100, [1.0], movement)
         assert horizon > 100
+        made.jumped(movement, horizon)
         way += movement.speed * (100 + horizon)
     horizon, reason = made.horizon(100, [1.0], movement)
     assert horizon == 0
@@ -262,8 +265,11 @@ def test_weights_that_have_come_far_must_drift_more():
 def test_lora_factors_never_come_far():
     sums = np.array([[[1.0, 0.5], [0.5, 1.0]]])
     made = rule()
+    movement = Movement(100, sums, np.array([0.0]))
     for _ in range(5):
-        assert made.horizon(100, [1.0], Movement(100, sums, np.array([0.0])))[0] > 100
+        horizon, _ = made.horizon(100, [1.0], movement)
+        assert horizon > 100
+        made.jumped(movement, horizon)
 
 
 @pytest.mark.parametrize("size", [10.0, 50.0])

@@ -170,9 +170,13 @@ class Rule:
         ahead = min(ahead, self.longest)
         if ahead < 1:
             return 0.0, "what is left of the run or its rate is too little"
-        self._past = self._recent(movement)
-        self._way += movement.speed * (movement.length + ahead)
         return ahead, ""
+
+    def jumped(self, movement: Movement | None, ahead: float) -> None:
+        """Take in that a jump of so many steps was made, after such a history."""
+        if movement is not None:
+            self._past = self._recent(movement)
+            self._way += movement.speed * (movement.length + ahead)
 
     def drift(self, movement: Movement) -> float:
         """Of this history, and of those before it where it is short: their mean by lengths.

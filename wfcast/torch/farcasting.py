@@ -420,6 +420,7 @@ class Farcasting:
             pending = self._jumper.take_off(jump, clock, before)
         except NoJump as problem:
             return self._refuse(str(problem), anew=isinstance(problem, NoForecast))
+        self._rule.jumped(movement, horizon)
         self._jumps.append(jump)
         if window:
             self._pending = pending  # before all that may fail, so that close() can take it back
