@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -541,7 +543,12 @@ def test_a_signal_while_it_is_judged(
     ) as process:
         judge = int(fifo.read(b"\n"))
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            os.killpg(judge, signal.SIGKILL)
+            raise
     assert process.returncode == code
     if number == signal.SIGKILL:  # nobody is left to end the judge, or to clean up
         os.killpg(judge, signal.SIGKILL)
@@ -549,6 +556,35 @@ def test_a_signal_while_it_is_judged(
         wfcast.anneal_run(run, "out.safetensors")
         (tmp_path / "out.safetensors").unlink()
     assert "Traceback" not in said
+    fifo.read(None)
+    assert names(tmp_path) == ["fifo", "run"]
+
+
+def test_a_signal_that_another_thread_takes(run: Path, tmp_path: Path, fifo: Fifo) -> None:
+    """The system may give a signal to any thread: the one that waits for the judge sleeps on."""
+    command = shlex.join(["sh", "-c", HANGS, "sh", "{}"])
+    judges: list[int] = []
+
+    def interrupt() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        judges.append(int(fifo.read(b"\n")))
+        time.sleep(0.5)  # by now it waits; if not, this test tells nothing, and passes
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    # were it not heard, the end of the judge would end the test
+    guard = threading.Timer(60, lambda: os.killpg(judges[0], signal.SIGKILL))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        thread.start()
+        guard.start()
+        with pytest.raises(KeyboardInterrupt):
+            wfcast.anneal_run(run, "out.safetensors", judge=command)
+        assert guard.is_alive()
+    finally:
+        guard.cancel()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     fifo.read(None)
     assert names(tmp_path) == ["fifo", "run"]
 

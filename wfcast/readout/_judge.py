@@ -27,6 +27,9 @@ SHOWN_LINES = 3
 
 SHOWN_BYTES = 1 << 12
 
+LISTENS = 1.0
+"""Seconds after which a signal is heard at the latest."""
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NUMBER = re.compile(
     r"(?<![\w.])(?<!\w-)[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w|\.\d)",
@@ -88,13 +91,23 @@ class CommandJudge:
         ):
             try:
                 signals.let_in()
-                return process.wait(self._timeout)
+                return self._wait(process)
             except subprocess.TimeoutExpired:
                 _kill(process)
                 return None
             except BaseException:  # Ctrl-C, which a session of its own does not hear
                 _kill(process)
                 raise
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Its exit code; TimeoutExpired where it takes too long."""
+        if self._timeout is not None:
+            return process.wait(self._timeout)
+        # Without a timeout the system waits, and a signal that came just before, or to another
+        # thread, would be heard at the end of the process only.
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(LISTENS)
 
 
 def number_by(judge: Judge, path: Path) -> float:
@@ -145,6 +158,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """End it and what it has started: it leads a group of its own."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait()  # Popen itself does not after Ctrl-C
 
 
 class _Signals:
