@@ -1,7 +1,7 @@
 """One process of a distributed run with Farcasting: `torchrun`-like environment, gloo, CPU.
 
     python farcast_ranks.py single|ddp|fsdp|tensor OUT
-    python farcast_ranks.py trouble|moments|lightning OUT
+    python farcast_ranks.py trouble|moments|lightning|replicated OUT
 
 Every process of a replicated or sharded run sees the same batches, so that all kinds are the same
 run but for rounding. In trouble one process alone has an error, and OUT is what each came to; in
@@ -256,7 +256,44 @@ def lightning(out):
     finish(told, out)
 
 
+def replicated(out):
+    """Lightning's DDP, whose ranks see other losses: all in one go, and resumed in the middle."""
+    from lightning.pytorch import Callback
+    from trainers import Module, fit
+
+    from wfcast.torch.lightning import FarcastingCallback
+
+    class Uneven(Module):
+        def training_step(self, batch, index):
+            loss = super().training_step(batch, index)
+            return loss * (1 + distributed.get_rank())
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 25:
+                trainer.save_checkpoint(path)
+
+    def go(module, checkpoint=None):
+        callback = FarcastingCallback(**{**SETTINGS, "horizon": 5})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's own, of many kinds
+            fit(module, callback, Save(), checkpoint=checkpoint, strategy="ddp", devices=2)
+        return callback.farcasting
+
+    path = Path(out).parent / "part.ckpt"
+    module, other = Uneven(), Uneven()
+    whole_run, resumed = go(module), go(other, path)
+    keys = ("step", "outcome", "verdict", "loss_before", "loss_after", "steps_saved")
+    told = {
+        "rows": [[[e[k] for k in keys] for e in f.history] for f in (whole_run, resumed)],
+        "equal": loops.equal(module.state_dict(), other.state_dict()),
+    }
+    finish(told, out)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "replicated":
+        replicated(sys.argv[2])
     if sys.argv[1] == "lightning":
         lightning(sys.argv[2])
     if sys.argv[1] == "moments":

@@ -227,7 +227,7 @@ def farcast(seen, spacing, rates, left, share, momentum, past, bounds):
     near = sum(way for _, _, way in past) + found["share"] <= bounds["NEAR"]
     if mean < bounds["LEAST_NEAR" if near else "LEAST_FAR"]:
         return 0.0, seen[last]
-    horizon = bounds["REACH"] * length * mean * left * share
+    horizon = min(bounds["REACH"] * mean, bounds["FARTHEST"]) * length * left * share
     horizon *= np.mean([now / highest for highest, now in rates])
     horizon = min(horizon, bounds["LARGEST"] * length / found["share"])
     if horizon < 1:

@@ -102,6 +102,17 @@ def test_lightning_resumes_a_sharded_run_anew(tmp_path):
     assert first == last == {"jumps": [1, 0], "averaged": 2}
 
 
+@pytest.mark.slow
+def test_lightning_resumes_a_replicated_run_to_the_bit(tmp_path):
+    """Its ranks see other losses each, and all resume from what rank 0 keeps."""
+    pytest.importorskip("lightning")
+    for told in run("farcast_ranks.py", "replicated", tmp_path / "out.json", world=2):
+        assert told["equal"]
+        whole, resumed = told["rows"]
+        assert whole == resumed
+        assert whole[-1][0] > 25
+
+
 # ---- fits ---------------------------------------------------------------------------------------
 
 

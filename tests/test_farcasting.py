@@ -56,6 +56,7 @@ def test_jumps_are_those_of_the_twin(optimizer, monkeypatch):
     """Their horizons and weights, and that there is none; two groups with rates that fall."""
     bounds = {  # by which each of them counts
         "REACH": 3.0,
+        "FARTHEST": 1.2,
         "LEAST_NEAR": -0.2,
         "LEAST_FAR": 0.1,
         "NEAR": 0.2,
@@ -637,6 +638,36 @@ def test_lora():
     assert all("lora_" in name for name in names)
 
 
+def test_lora_with_a_trained_head_is_near_where_it_began():
+    """The head alone would say that the model, most of which is frozen, moves fast and far."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lora_A = torch.nn.Linear(3, 2, bias=False)
+            self.lora_B = torch.nn.Linear(2, 3, bias=False)
+            self.head = torch.nn.Linear(3, 1)
+            torch.nn.init.zeros_(self.head.weight)
+
+        def forward(self, x):
+            return self.head(x + self.lora_B(self.lora_A(x)))
+
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    farcasting = Farcasting(model, optimizer, spacing=5, period=20, recovery=0)
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    horizons = []
+    for _ in range(60):
+        loss = (model(x)[:, 0] - x.sum(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if farcasting.step(loss):
+            horizons.append(farcasting.history[-1]["horizon"])
+    assert len(horizons) == 3
+    assert min(horizons) > 20  # the head moves by far more than 3 % of itself in so many steps
+
+
 def test_batch_norm_statistics_are_refreshed():
     model = ConvNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -834,7 +865,8 @@ def test_resumed_run_is_the_other_run(optimizer, store, judged, tmp_path):
         model, made, scheduler, farcasting = parts
         loops.run(farcasting, model, made, steps, scheduler, judged)
         history = [{k: v for k, v in e.items() if k != "seconds"} for e in farcasting.history]
-        return loops.weights(model), made.state_dict(), scheduler.state_dict(), history
+        states = made.state_dict(), scheduler.state_dict()
+        return loops.weights(model), *states, history, farcasting.cosines
 
     parts = begin()
     saved = {}
@@ -846,6 +878,7 @@ def test_resumed_run_is_the_other_run(optimizer, store, judged, tmp_path):
                 torch.save([part.state_dict() for part in parts], file)
             saved[step] = file.getvalue()
     want = finish(parts, range(48, 58))
+    assert want[-1]
     for step, data in saved.items():
         states = torch.load(io.BytesIO(data), weights_only=True)
         again = begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,7 @@ class Losses:
         self._points: list[tuple[int, float | torch.Tensor]] = []
         self._curve: list[tuple[int, float | torch.Tensor]] = []
         self._apart = 1  # steps between losses of the curve at least
+        self._shared = -1  # up to this clock they are means over the processes already
 
     @property
     def judged(self) -> bool:
@@ -56,7 +58,7 @@ class Losses:
     @property
     def every(self) -> int:
         """Steps between two looks at the losses."""
-        return max(1, self._window // PARTS)
+        return max(1, math.ceil(self._window / PARTS))
 
     def shown(self, value: float) -> float:
         """As the user knows it."""
@@ -133,12 +135,20 @@ class Losses:
         moved = iter(torch.stack(tensors).tolist() if tensors else [])
         values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
         if self._judge is None:
-            values = distributed.mean(values)
+            known = sum(c <= self._shared for c, _ in chosen)
+            values[known:] = distributed.mean(values[known:])
         return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
+
+    def share(self) -> None:
+        """Make all of them the means over the processes, so that the state of one serves all."""
+        if self._points and self._judge is None and distributed.active():
+            last = self._points[-1][0]
+            self._points, self._shared = [*self.between(0, last)], last
 
     def cut(self, last: int) -> None:
         """Forget what is after the clock `last`."""
         self._points = [(c, v) for c, v in self._points if c <= last]
+        self._shared = min(self._shared, last)
 
     def state_dict(self) -> dict[str, Any]:
         """All of them, waited for."""
@@ -146,13 +156,14 @@ class Losses:
             "points": [(c, float(v)) for c, v in self._points],
             "curve": [(s, float(v)) for s, v in self._curve],
             "apart": self._apart,
+            "shared": self._shared,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._points = [(c, v) for c, v in state["points"]]
         self._curve = [(s, v) for s, v in state["curve"]]
-        self._apart = state["apart"]
+        self._apart, self._shared = state["apart"], state["shared"]
 
 
 def _copied(loss: torch.Tensor) -> torch.Tensor:

@@ -159,12 +159,14 @@ class Recording:
         shares = np.array([share(slot.parameter) for slot in slots])
         found = np.concatenate([sums.reshape(-1, 4), norms.reshape(-1, 1)], 1) * shares[:, None]
         found = distributed.add_up(found.ravel()).reshape(found.shape)
-        found[[place for pair in self._training.pairs for place in pair], 4] = 0
+        if self._training.pairs:
+            found[:, 4] = 0  # what trains is small beside the frozen weights that it adds to
         return Movement(
             clock - self.since,
             found[:, :4].reshape(-1, 2, 2),
             found[:, 4],
             momentum_of(self._training.optimizer),
+            self.since,
         )
 
     def before(self, clock: int) -> list[list[torch.Tensor]]:

@@ -2,11 +2,12 @@
 
 Drift is the cosine between the movements of a history's two halves, less its standard error and
 less what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the
-history's line for a multiple of the history, times the drift, times the share of the highest
-learning rate so far that is left, times the share of the run that is left. None is made where the
-drift is below a bound, which is higher for weights that have left where they began, as in training
-from scratch, and none goes further than what moves the weights by a share of their norm. What a
-verdict finds harmful or behind makes later jumps shorter, and ends them.
+history's line for a multiple of the history, times the drift, at most half as long again as the
+history itself, times the share of the highest learning rate so far that is left, times the share of
+the run that is left. None is made where the drift is below a bound, which is higher for weights
+that have left where they began, as in training from scratch, and none goes further than what moves
+the weights by a share of their norm. What a verdict finds harmful or behind makes later jumps
+shorter, and ends them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from .._live.tensors import Vector
 from ._verdict import BETTER, HARM, WORSE, Verdict
 
-REACH = 4.0  # histories ahead, where all is drift
+REACH = 4.0  # histories ahead, times the drift,
+FARTHEST = 1.5  # but not more
 LEAST_NEAR, LEAST_FAR = 0.2, 0.65  # drift below which there is no jump,
 NEAR = 0.2  # of weights that have come so far, as a share of their norm, and of all others
 MEMORIES = 6  # of the optimizer: drift is the mean over histories that are so long together
@@ -41,16 +43,24 @@ class Movement:
     sums : (n, 2, 2) array
         ``a a, a b, b a, b b`` of each tensor.
     norms : (n,) array
-        The sum of squares of each tensor; 0 where it says nothing of how far a move goes, as of
-        LoRA's factors, which are small beside what they add to.
+        The sum of squares of each tensor; 0 where it says nothing of how far a move goes, as where
+        LoRA trains factors that are small beside the frozen weights that they add to.
     momentum : float
         Of the optimizer: by what factor an update carries on the one before it.
+    begin : int
+        The clock at which the history begins.
     """
 
     length: int
     sums: Vector
     norms: Vector
     momentum: float = 0.0
+    begin: int = 0
+
+    @property
+    def end(self) -> int:
+        """The clock at which it ends."""
+        return self.begin + self.length
 
     @property
     def cosine(self) -> float:
@@ -137,10 +147,10 @@ class Rule:
         self.harms = 0
         self.stopped = ""
         self._highest: list[float] = []
-        self._past: list[
-            tuple[int, float]
-        ] = []  # lengths and drifts of histories that led to jumps
-        self._way = 0.0  # that they and the jumps moved the weights, as a share of their norm
+        self._past: list[tuple[int, float]] = []  # length, drift of histories that led to jumps
+        # How far the weights have come, as a share of their norm, up to which clock; and by the
+        # last jump. Steps that no history saw, as those before `start`, count by the next's speed.
+        self._way, self._counted, self._leap = 0.0, 0, 0.0
 
     def watch(self, rates: list[float]) -> None:
         """Take in the learning rates of the parameter groups."""
@@ -154,15 +164,12 @@ class Rule:
         """Steps ahead, and why none where that is 0."""
         if self.fixed is not None or movement is None:
             return min(self.fixed or 0.0, self.longest) * self.share, ""
-        drift, least = self.drift(movement), self._least(movement)
+        drift = self.drift(movement)
+        least = LEAST_NEAR if self._come(movement) <= NEAR else LEAST_FAR
         if not drift >= least:
-            return 0.0, (
-                f"the run does not drift enough: {drift:.2f} over {movement.length} steps, "
-                f"expected {least} at least (the movements of their halves have the cosine "
-                f"{movement.cosine:.2f} with the standard error {movement.error:.2f}, of which "
-                f"momentum gives {movement.carried:.2f})"
-            )
-        ahead = REACH * movement.length * drift * self.share * self._of_rate(rates)
+            return 0.0, self._too_little(movement, drift, least)
+        reach = min(REACH * drift, FARTHEST)
+        ahead = reach * movement.length * self.share * self._of_rate(rates)
         if self.stop is not None:
             ahead *= max(0.0, self.stop - step) / (self.stop - self.start)
         if movement.speed > 0:
@@ -176,7 +183,14 @@ class Rule:
         """Take in that a jump of so many steps was made, after such a history."""
         if movement is not None:
             self._past = self._recent(movement)
-            self._way += movement.speed * (movement.length + ahead)
+            self._leap = movement.speed * ahead
+            self._way = self._come(movement) + self._leap
+            self._counted = movement.end
+
+    def taken_back(self) -> None:
+        """The weights are where they were before the last jump, whatever it did."""
+        self._way -= self._leap
+        self._leap = 0.0
 
     def drift(self, movement: Movement) -> float:
         """Of this history, and of those before it where it is short: their mean by lengths.
@@ -196,10 +210,23 @@ class Rule:
             found.insert(0, past)
         return found
 
-    def _least(self, movement: Movement) -> float:
-        """The drift without which there is no jump."""
-        near = self._way + movement.speed * movement.length <= NEAR
-        return LEAST_NEAR if near else LEAST_FAR
+    def _come(self, movement: Movement) -> float:
+        """How far the weights have come by the end of a history, as a share of their norm."""
+        return self._way + movement.speed * (movement.end - self._counted)
+
+    def _too_little(self, movement: Movement, drift: float, least: float) -> str:
+        """Why there is no jump where the drift is below the least."""
+        steps = sum(n for n, _ in self._recent(movement))
+        mean = "" if steps == movement.length else f" in the mean over the last {steps} steps"
+        kind = (
+            "" if least == LEAST_NEAR else f" once the weights have come {NEAR:.0%} of their norm"
+        )
+        return (
+            f"the run does not drift enough: {drift:.3f}{mean}, expected {least} at least{kind} "
+            f"(the movements of two halves of {movement.length // 2} steps have the cosine "
+            f"{movement.cosine:.3f} with the standard error {movement.error:.3f}, of which "
+            f"momentum gives {movement.carried:.3f})"
+        )
 
     def _of_rate(self, rates: list[float]) -> float:
         shares = [now / top for now, top in zip(rates, self._highest, strict=True) if top > 0]
@@ -232,7 +259,7 @@ class Rule:
             "stopped": self.stopped,
             "highest": list(self._highest),
             "past": list(self._past),
-            "way": self._way,
+            "way": [self._way, self._counted, self._leap],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -240,7 +267,7 @@ class Rule:
         self.share, self.harms = state["share"], state["harms"]
         self.stopped, self._highest = state["stopped"], list(state["highest"])
         self._past = [(int(length), float(drift)) for length, drift in state["past"]]
-        self._way = float(state["way"])
+        self._way, self._counted, self._leap = state["way"]
 
 
 def rates_of(optimizer: Any) -> list[float]:

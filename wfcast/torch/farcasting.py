@@ -51,10 +51,11 @@ class Farcasting:
     later, ``w <- sum_k A_k w_k + b`` over states of the run, and training goes on:
 
     1. A jump goes along the least-squares line of each weight through the history since the last
-       jump, four such histories ahead, times the drift, times the learning rate over its highest
-       so far, times the share of the run that is left. The drift is the cosine between the moves
-       of the history's two halves, less its standard error and less what the optimizer's momentum
-       gives to a random walk.
+       jump, four such histories ahead times the drift, at most one and a half, times the learning
+       rate over its highest so far, times the share of the run that is left. The drift is the
+       cosine between the moves of the history's two halves, less its standard error and less what
+       the optimizer's momentum gives to a random walk; where a history is short, the mean over it
+       and those before it, 6 / (1 - momentum) steps together.
     2. None is made before a tenth of the run, or where the drift is below 0.2, 0.65 once the
        weights have come further than a fifth of their norm, as in training from scratch; and none
        goes further than what moves them by 3 % of their norm at the history's mean speed.
@@ -564,6 +565,7 @@ class Farcasting:
         jump.steps_saved = -float(self._clock - pending.clock)
         jump.steps_low = jump.steps_high = jump.steps_saved
         pending.snapshot.restore(self._training)
+        self._rule.taken_back()
         self._clock = pending.clock
         self._losses.cut(last=self._clock)
         self._settle(pending)
@@ -696,6 +698,7 @@ class Farcasting:
             "calibration": self._calibration.state_dict(),
             "history": self.history,
             "verdicts": [asdict(verdict) for verdict in self._verdicts],
+            "cosines": dict(self.cosines),
             "rule": self._rule.state_dict(),
             "pending": None if self._pending is None else self._pending.state_dict(),
         }
@@ -732,6 +735,7 @@ class Farcasting:
         self._look, self._apart = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
+        self.cosines = dict(state["cosines"])
         self._jumps = jumps
         if then is not None and last is not None:
             self._pending = Pending.load(then, last, self._training, self._store)

@@ -104,7 +104,7 @@ class FarcastingCallback(Jumping, Callback):
                 f"the module has {len(trainer.optimizers)} optimizers, expected one: drive "
                 "wfcast.torch.Farcasting from the module itself"
             )
-        guard(trainer, ("save_checkpoint",), self, before=self._settle)
+        guard(trainer, ("save_checkpoint",), self, before=self._before_save)
         schedule = _schedule(trainer)
         self._kept = _kept(trainer, "are without the state of Farcasting, which begins anew")
         saved = self._saved if self._kept else None
@@ -151,6 +151,12 @@ class FarcastingCallback(Jumping, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the memory back."""
         self._break_off()
+
+    def _before_save(self) -> None:
+        """Every rank calls this; the state of rank 0 is what all of them resume from."""
+        self._settle()
+        if self.farcasting is not None and self._kept:
+            self.farcasting._losses.share()
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints."""
