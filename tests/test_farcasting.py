@@ -496,6 +496,27 @@ def test_the_first_jump_comes_after_a_tenth_of_the_run():
     assert loops.run(farcasting, model, optimizer, range(1, 52)) == [50]
 
 
+@pytest.mark.parametrize(
+    ("stop", "window", "first"),
+    [
+        (None, 50, 200),
+        (3000, 50, 300),
+        (1500, 50, 200),
+        (450, 50, 150),
+        (300, 50, 100),
+        (60, 10, 20),
+    ],
+)
+def test_a_short_run_has_room_for_windows(stop, window, first):
+    """A sixth of it at most, and no jump before four of them or a third of it."""
+    model = loops.mlp()
+    farcasting = Farcasting(
+        model, loops.OPTIMIZERS["adam"](model.parameters()), period=10, stop=stop
+    )
+    assert farcasting.window == window
+    assert farcasting._settings.first_jump == first
+
+
 @pytest.mark.parametrize("harm", [False, True])
 def test_close_takes_the_jump_under_judgement_back(harm):
     """To the bit, with the optimizer's and the scheduler's state: it had no verdict."""

@@ -13,8 +13,9 @@ from ._rule import Rule
 OPTIMIZER_STATES = ("keep", "reset", "scale")
 LEAST = {"spacing": 1, "n_states": 2, "period": 1, "recovery": 0, "start": 0}
 FIRST = 10  # no jump in the first such part of a run of known length
-CALIBRATED = 4  # windows without a jump before the first one that is judged
-PARTS = 12  # a window is at most such a part of a run of known length
+CALIBRATED = 4  # windows without a jump before the first one that is judged,
+LATEST = 3  # but no more than such a part of a run of known length
+PARTS = 6  # a window is at most such a part of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,11 @@ class Settings:
     @property
     def first_jump(self) -> int:
         """The first step at which there may be a jump."""
-        length = (self.stop or self.start) - self.start
-        return self.start + max(self.apart, length // FIRST, CALIBRATED * self.window)
+        quiet = CALIBRATED * self.window
+        if self.stop is not None:
+            length = self.stop - self.start
+            quiet = max(length // FIRST, min(quiet, length // LATEST))
+        return self.start + max(self.apart, quiet)
 
     def rule(self, longest: float) -> Rule:
         """What gives the horizons; the forecaster's are at most `longest`."""
