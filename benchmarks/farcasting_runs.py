@@ -109,11 +109,12 @@ def jumper(spec: Spec, model: Any, optimizer: Any, learned: Operator | None) -> 
     }
     period = period_of(spec.steps)
     own = {"spacing": max(1, period // 8), "period": period}
+    recovery = max(period // 2, task_named(spec.task).recovery)
     options |= {
-        "Farcasting": {**own, "recovery": period // 2},
+        "Farcasting": {**own, "recovery": recovery},
         "Farcasting, held-out judge": {
             **own,
-            "recovery": period // 2,
+            "recovery": recovery,
             "judge": lambda: task_named(spec.task).held_out_loss(model),
         },
         "Farcasting, unjudged": own,

@@ -59,6 +59,7 @@ class Arithmetic(Task):
     untuned = 3e-5
     best = ("tail", 3e-4)
     fine_tuning = True
+    recovery = 50  # rewards are behind for longer than losses
     problems, group = 16, 8
     started = 0.4
 

@@ -28,6 +28,8 @@ class Task(ABC):
         The schedule and the rate of the sweep's lowest held-out loss.
     fine_tuning : bool
         Whether it goes on from a trained model.
+    recovery : int
+        Steps before which no verdict on a jump is to be trusted.
     betas, weight_decay
         Of AdamW.
     device : {"cpu", "cuda"}
@@ -41,6 +43,7 @@ class Task(ABC):
     untuned: float
     best: tuple[str, float]
     fine_tuning: bool = False
+    recovery: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     device: str = "cpu"
