@@ -26,7 +26,8 @@ Stretch = tuple[float, list[Point]]  # the steps saved before it, its losses
 LONGEST = 32  # windows before a jump that are remembered
 SLOPES = (1 / 3, 1 / 2)  # the last shares of all steps over which slopes are taken,
 SHORTEST_SLOPE = 2  # but so many windows at least
-PER_WINDOW = 4  # null forecasts in a window
+PER_WINDOW = 4  # null forecasts in a window,
+LEAST_SCALE = 0.35  # which are shorter than that of the jump where a stretch has no room for it
 RECENT = 4  # they weigh as age**RECENT: the last fifth of the steps, about
 BENT = 0.5  # how far curves bend, as a share of their slope
 PRIOR = 3.0  # windows that what the losses' own scatter and such a bend let expect counts for
@@ -52,12 +53,13 @@ class Verdict:
         How far such an expectation misses where there is no jump, as a loss: in two of three cases
         by less. It is the wider, the fewer windows it is known from.
     steps_saved : float
-        Steps that the run would have taken from one to the other; 0 where the interval holds 0.
+        Steps that the run would have taken from one to the other, as well as that can be told, and
+        no more than the jump's horizon.
     steps_low, steps_high : float
         The 95 % interval.
-    gain_steps, variance, shared : float
-        For sums over jumps, see `total`: the best estimate of the steps, whatever the interval, the
-        variance of its error, and the standard deviation of an error that all jumps have in common.
+    variance, shared, cap : float
+        For sums over jumps, see `total`: the variance of its error, the standard deviation of an
+        error that all jumps have in common, and the horizon.
     """
 
     kind: str
@@ -67,39 +69,35 @@ class Verdict:
     steps_saved: float
     steps_low: float
     steps_high: float
-    gain_steps: float
     variance: float
     shared: float
-
-    @property
-    def aged(self) -> float:
-        """By how much the run is older now: `gain_steps`, within its own interval.
-
-        An estimate beyond that would make later ones larger, as steps are in proportion to age.
-        """
-        return max(self.steps_low, min(self.gain_steps, self.steps_high))
+    cap: float
 
 
-def total(verdicts: Iterable[Verdict]) -> tuple[float, float, float]:
+def total(verdicts: Iterable[Verdict], lost: float = 0.0) -> tuple[float, float, float]:
     """The steps that jumps saved together, 0 where the interval holds 0, and that 95 % interval.
 
     Errors of single jumps are independent, so their variances add; that of the calibration is the
-    same for all.
+    same for all. All of them can have saved or lost no more than their horizons together.
 
     Parameters
     ----------
     verdicts : iterable of Verdict
-        Of the jumps that were kept. One that was taken back cost what it cost.
+        Of the jumps that were kept.
+    lost : float
+        The steps that those cost that were taken back.
 
     Returns
     -------
     saved, low, high : float
     """
     verdicts = list(verdicts)
-    saved = sum(v.gain_steps for v in verdicts)
+    gain = sum(v.steps_saved for v in verdicts)
     shared = sum(v.shared for v in verdicts)
     reach = SURE * math.sqrt(sum(v.variance for v in verdicts) + shared**2)
-    return saved if abs(saved) > reach else 0.0, saved - reach, saved + reach
+    cap = sum(v.cap for v in verdicts)
+    low, high = _within(cap, gain - reach) - lost, _within(cap, gain + reach) - lost
+    return gain - lost if low > 0 or high < 0 else 0.0, low, high
 
 
 def blew_up(before: Sequence[Point], loss: float) -> bool:
@@ -317,7 +315,7 @@ class _Curve:
             begin, end = self._clock[first] - 1, self._clock[last - 1]
             scale = min(1.0, (end - begin) / (level + self._ahead))
             at = end - scale * self._ahead
-            while scale > 0.5 and at - scale * level > begin - 0.5:  # steps are whole
+            while scale > LEAST_SCALE and at - scale * level > begin - 0.5:  # steps are whole
                 found.append(self._forecast(share, at, first, last, scale))
                 at -= self._window / PER_WINDOW
         return [forecast for forecast in found if forecast is not None]
@@ -433,29 +431,17 @@ def _steps(
     slope = jump.slope + past.bend * change
     slope_error = math.hypot(past.factor * jump.scatter * jump.slope_norm, past.bend_error * change)
     if -slope <= 2 * slope_error:  # the run is not told from one that stands still
-        return 0.0, -cap, cap, 0.0, cap * cap, 0.0
+        return 0.0, -cap, cap, cap * cap, 0.0, cap
     age = math.exp(jump.later)
     x = gain / -slope  # the gain in log(age)
     wide = student(SURE, past.degrees) / SURE
     chance = wide * math.hypot(past.chance, x * slope_error) / -slope
     common = wide * past.common / -slope
     error = math.hypot(chance, common)
-    low, high = (age * math.expm1(min(v, MOST)) for v in (x - SURE * error, x + SURE * error))
-    told = low > 0 or high < 0
-    # Where there is a gain, the curve is followed; exp(x) is too large by the error of x.
-    steps = age * x
-    if told:
-        steps = max(low, min(age * math.expm1(min(x - error**2 / 2, MOST)), high))
-    steps = _within(cap + SURE * age * error, steps)  # more cannot be true
-    per_x = age + (steps if told else 0.0)
-    return (
-        _within(cap, steps) if told else 0.0,
-        _within(cap, low),
-        _within(cap, high),
-        steps,
-        (per_x * chance) ** 2,
-        per_x * common,
-    )
+    bounds = (x - SURE * error, x, x + SURE * error)
+    low, steps, high = (_within(cap, age * math.expm1(min(v, MOST))) for v in bounds)
+    deviation = (high - low) / (2 * SURE)
+    return steps, low, high, (deviation * chance / error) ** 2, deviation * common / error, cap
 
 
 def _within(bound: float, value: float) -> float:
@@ -472,4 +458,4 @@ def student(spreads: float, degrees: float) -> float:
 
 def _silent(kind: str, expected: float, after: float, cap: float) -> Verdict:
     """A verdict that says nothing of the steps."""
-    return Verdict(kind, expected, after, math.nan, 0.0, -cap, cap, 0.0, cap * cap, 0.0)
+    return Verdict(kind, expected, after, math.nan, 0.0, -cap, cap, cap * cap, 0.0, cap)

@@ -400,7 +400,7 @@ class Farcasting:
             lacking = self._lacking(before, gone)
             if lacking:
                 return self._refuse(lacking)
-            self._calibration.learn(before, sum(v.aged for v in self._verdicts))
+            self._calibration.learn(before, sum(v.steps_saved for v in self._verdicts))
         if not self._recording.complete(clock):
             self._begin_again()  # a state could not be kept
             return False
@@ -607,8 +607,7 @@ class Farcasting:
     @property
     def steps_saved(self) -> tuple[float, float, float]:
         """Steps that the jumps saved, less those lost, and their 95 % interval: 0 where unknown."""
-        saved, low, high = total(self._verdicts)
-        return saved - self.steps_lost, low - self.steps_lost, high - self.steps_lost
+        return total(self._verdicts, self.steps_lost)
 
     @property
     def steps_lost(self) -> float:
