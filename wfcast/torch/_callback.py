@@ -72,7 +72,7 @@ class Jumping:
         return (
             {"start": start}
             if stop is None
-            else {"start": start, "stop": max(start, stop - self._begun)}
+            else {"start": start, "stop": max(start + 1, stop - self._begun)}
         )
 
     def _state(self) -> dict[str, Any]:

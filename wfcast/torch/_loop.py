@@ -91,6 +91,22 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def number(value: Any) -> float:
+    """A loss as a number, whatever library's it is.
+
+    Raises
+    ------
+    ValueError
+        It is none, or a text that reads like one.
+    """
+    if isinstance(value, str | bytes):
+        raise ValueError("a text")
+    try:
+        return float(value)
+    except (TypeError, RuntimeError) as reason:  # of several numbers, by NumPy and by torch
+        raise ValueError(str(reason)) from reason
+
+
 def judged(judge: Callable[[], Any]) -> float:
     """The judge's number.
 
@@ -101,8 +117,8 @@ def judged(judge: Callable[[], Any]) -> float:
     """
     found = judge()
     try:
-        return float(found)
-    except (TypeError, ValueError, RuntimeError) as reason:  # torch raises either of the last two
+        return number(found)
+    except ValueError as reason:
         raise WfcastError(
             f"the judge returned {found!r:.80}, expected one number, such as a held-out loss"
         ) from reason

@@ -28,7 +28,7 @@ from ._onlookers import Onlookers
 from ._optimizer import soften
 from ._recording import Recording
 from ._rule import rates_of
-from ._settings import Settings, check_kinds
+from ._settings import Settings, check_function, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
@@ -207,7 +207,9 @@ class Farcasting:
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_kinds(model, optimizer, judge=judge, refresh=refresh)
+        check_kinds(model, optimizer, scheduler, state_dtype)
+        check_function("judge", judge)
+        check_function("refresh", refresh)
         _check_alone(model)
         self._settings = settings = Settings(
             spacing=spacing,
