@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 
 from .._errors import WfcastError
 
+IDLE = 100  # calls in a row without a step: far more than a gradient scaler leaves out
+
 
 class StepCounter:
     """Counts the steps of an optimizer; `value` is None where it cannot be asked."""
@@ -18,12 +21,13 @@ class StepCounter:
     def __init__(self, optimizer: Any) -> None:
         self.value: int | None = None
         self._seen = 0
+        self._idle = 0  # calls in a row without a step
         self._hook: Any = None
         while not hasattr(optimizer, "register_step_post_hook") or hasattr(optimizer, "optimizer"):
             optimizer = getattr(optimizer, "optimizer", None)
             if optimizer is None:
                 return
-        self.value = 0
+        self.value, self._name = 0, type(optimizer).__name__
         count = weakref.ref(self)
 
         def hook(*_: Any) -> None:
@@ -40,6 +44,11 @@ class StepCounter:
         ------
         WfcastError
             It took several.
+
+        Warns
+        -----
+        UserWarning
+            It has taken none for so long that another one may have taken its place.
         """
         if self.value is None:
             return True
@@ -48,6 +57,14 @@ class StepCounter:
             raise WfcastError(
                 f"the optimizer took {fresh} steps since the last call: call step() after every "
                 "optimizer.step()"
+            )
+        self._idle = 0 if fresh else self._idle + 1
+        if self._idle == IDLE:
+            warnings.warn(
+                f"the {self._name} that Farcasting was made with took no step in {IDLE} calls of "
+                "step() in a row: where another optimizer has taken its place, close() this "
+                "Farcasting and make a new Farcasting with that one",
+                stacklevel=3,
             )
         return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
 

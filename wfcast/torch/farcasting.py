@@ -75,7 +75,8 @@ class Farcasting:
     model : torch.nn.Module
         Plain, compiled, DistributedDataParallel or FSDP2; weights are written in place.
     optimizer : torch.optim.Optimizer
-        What steps the model's parameters, or float32 master copies of them in the same order.
+        What steps the model's parameters, or float32 master copies, in the same order, of those of
+        a model in lower precision.
     forecaster : Operator, ModelFarcaster, callable or None, default=None
         A fitted ModelFarcaster or any Operator says by its inputs and targets which states it needs
         and how far it goes; shorter horizons lie on straight lines between its targets. A function
@@ -285,13 +286,16 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The model's parameters changed their names or shapes, the optimizer took several steps,
-            or the loss is no single number.
+            The optimizer took several steps; the loss, or what the judge returned, is no single
+            number; or the parameters of the model or the optimizer are others than before, or have
+            other shapes, which is found when a state is recorded, at the next jump at the latest.
 
         Warns
         -----
         UserWarning
-            Once, where there is neither a judge nor any loss in as many steps as to a verdict.
+            Once, where there is neither a judge nor any loss in as many steps as to a verdict, and
+            no jump is made; and where the optimizer takes no step in a hundred calls, as one does
+            that another has replaced.
         """
         if self._closed:
             raise WfcastError("this Farcasting was closed")
