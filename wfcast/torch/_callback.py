@@ -87,6 +87,7 @@ class Jumping:
         begin = max(begin, self.parameters.get("start", 0))
         complaint = schedule.complaint(self.farcasting.window, begin)
         if complaint:
+            self.farcasting.hindrance = complaint
             warnings.warn(f"Farcasting: {complaint}", stacklevel=3)
         elif schedule.unknown:
             warnings.warn(

@@ -49,6 +49,7 @@ class Losses:
         self._points: list[tuple[int, float | torch.Tensor]] = []
         self._curve: list[tuple[int, float | torch.Tensor]] = []
         self._apart = 1  # steps between losses of the curve at least
+        self.warned = False
         self._shared = -1  # up to this clock they are means over the processes already
 
     @property
@@ -89,6 +90,7 @@ class Losses:
                 self._draw(step, self._sign * value)
                 del self._points[: -LONGEST * self._window - 1]
         elif self._judge is None and not self._points and step == self._window:
+            self.warned = True
             warnings.warn(NOTHING, stacklevel=3)
 
     def measure(self, clock: int, step: int) -> None:

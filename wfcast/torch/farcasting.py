@@ -134,11 +134,12 @@ class Farcasting:
     Attributes
     ----------
     history : list of dict
-        One row per jump so far, with the fields ``step``, ``horizon``, ``outcome`` ("pending",
-        "kept", "rolled back", "refused" where something was in the way, "waited" where the run did
-        not drift), ``verdict``, ``cosine``, ``cosine_error``, ``drift``, ``loss_before``,
-        ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``, ``steps_low``,
-        ``steps_high``, ``seconds``, ``reason``.
+        One row per jump so far, and one per look at the run that led to none: those that found it
+        not drifting ("waited", of several in a row the last), and those that something was in the
+        way of ("refused"). With the fields ``step``, ``horizon``, ``outcome`` ("pending", "kept",
+        "rolled back", "refused", "waited"), ``verdict``, ``cosine``, ``cosine_error``, ``drift``,
+        ``loss_before``, ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``,
+        ``steps_low``, ``steps_high``, ``seconds``, ``reason``.
     settled : bool
         Whether no jump is under judgement, so that the weights are fit to be kept or evaluated.
     steps_saved : (float, float, float)
@@ -148,6 +149,9 @@ class Farcasting:
         The cosine of each tensor at the last look; empty before the first.
     stopped : str
         Why there are no more jumps; empty while there may be.
+    hindrance : str
+        Why no jump fits between two looks at the weights, as far as `room` has told; empty where
+        one does.
     seconds : float
         Time spent, judges included.
 
@@ -248,6 +252,7 @@ class Farcasting:
             self._training, self._recording, self._store, refresh, settings.window > 0
         )
         self.seconds = 0.0
+        self.hindrance = ""
         self.cosines: dict[str, float] = {}
         self._jumps: list[Jump] = []
         self._verdicts: list[Verdict] = []  # on the jumps that were kept
@@ -355,7 +360,15 @@ class Farcasting:
         if look != self._look:
             self._apart, self._look = max(1, look - self._look), look
         ahead, window = self._clock + room, self._settings.window
+        if self._apart > window:
+            self.hindrance = ""
         if self._next <= ahead < self._next + window:
+            if self._apart <= window and not self.hindrance:
+                self.hindrance = (
+                    f"no jump is possible: the weights are looked at every {self._apart} steps, as "
+                    f"room tells, and its verdict takes {window}: save and evaluate every "
+                    f"{window + 1} steps or less often, or lower recovery"
+                )
             wanted = self._recording.earliest(ahead + 1)
             while not self._obtainable(wanted):
                 wanted += self._apart
@@ -370,11 +383,12 @@ class Farcasting:
         """Whether there will be no more jumps."""
         stop, window = self._settings.stop, self._settings.window
         if stop is not None and not self.stopped:
-            left = stop - max(self._step, self._step + self._next - self._clock)
-            if left < window or left < 1:
-                self._rule.stopped = (
-                    f"the next jump could be made {max(left, 0)} steps before step {stop}, where "
-                    f"they end, and takes {max(window, 1)} to be judged"
+            due = self._step + max(0, self._next - self._clock)
+            if stop - due < max(window, 1):
+                later = f", its verdict {window} steps later" if window else ""
+                self._rule.stopped = self.hindrance or (
+                    f"too few steps are left before step {stop}, where jumps end: the next one "
+                    f"could come at step {due}{later}"
                 )
         self._say_stop()
         return bool(self.stopped)
@@ -400,8 +414,8 @@ class Farcasting:
         self._losses.measure(clock, self._step)
         quiet = self._recording.since + (window if self._made else 0)
         found = self._losses.between(quiet, clock) if window else []
-        gone = max((c for c, loss in found if not math.isfinite(loss)), default=-1)
-        before = [point for point in found if point[0] > gone]
+        gone = [point for point in found if not math.isfinite(point[1])]
+        before = [point for point in found if not gone or point[0] > gone[-1][0]]
         if window:
             lacking = self._lacking(before, gone)
             if lacking:
@@ -416,6 +430,9 @@ class Farcasting:
         except ValueError as problem:  # in all processes, in words of its own in each
             return self._refuse(distributed.first_problem(str(problem)), anew=True)
         horizon, reason = self._rule.horizon(self._step, rates, movement)
+        longest = self._recording.source.longest
+        if horizon == longest != self._settings.horizon:
+            reason = f"its horizon was cut to {longest:g} steps, as far as the forecaster reaches"
         jump = Jump(self._step, horizon, "pending" if window else "kept", reason=reason)
         if movement is not None:
             jump.cosine, jump.cosine_error = movement.cosine, movement.error
@@ -443,18 +460,19 @@ class Farcasting:
         self._begin_again()
         return True
 
-    def _lacking(self, before: list[Point], gone: int) -> str:
+    def _lacking(self, before: list[Point], gone: list[Point]) -> str:
         """Why the losses before a jump do not do to judge it by; empty where they do.
 
         Parameters
         ----------
         before : list of (clock, loss)
-            Without those up to the last one that is not finite, at the clock `gone`; -1 without.
-        gone : int
+            Those after the last one that is not finite.
+        gone : list of (clock, loss)
+            All that are not finite.
         """
         clock, window = self._clock, self._settings.window
-        if gone >= max(0, clock - 2 * window):
-            return "a loss before the jump is not finite, and the jump could not be judged by it"
+        if gone and gone[-1][0] >= clock - 2 * window:
+            return self._lost(*gone[0])
         if len(before) < 2:
             return NOTHING
         latest = [*(c for c, _ in before[-3:]), clock]
@@ -466,6 +484,16 @@ class Farcasting:
             )
         return ""
 
+    def _lost(self, clock: int, loss: float) -> str:
+        """What to say of a loss that is not finite: for later ones the same as for the first."""
+        value = "NaN" if math.isnan(loss) else f"{self._losses.shown(loss)}"
+        what = f"the judge gave {value}" if self._losses.judged else f"a loss was {value}"
+        said = self._jumps[-1].reason if self._jumps else ""
+        if said.startswith(f"{what}, at step "):
+            return said
+        step = clock + self._step - self._clock
+        return f"{what}, at step {step} first, and a jump could not be judged by that"
+
     @property
     def _made(self) -> bool:
         """Whether there was a jump yet."""
@@ -476,7 +504,8 @@ class Farcasting:
 
         That holds NaN or infinity, which would stay in the sums of a line.
         """
-        if not self._jumps or self._jumps[-1].reason != problem:
+        told = problem == NOTHING and self._losses.warned
+        if not told and (not self._jumps or self._jumps[-1].reason != problem):
             logger.warning("no jump at step %d: %s", self._step, problem)
         self._jumps.append(Jump(self._step, 0.0, "refused", reason=problem))
         if anew:
@@ -592,7 +621,7 @@ class Farcasting:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per jump so far."""
+        """One row per jump so far, and per look that led to none."""
         return [asdict(jump) for jump in self._jumps]
 
     @property
@@ -629,7 +658,12 @@ class Farcasting:
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
         return FarcastingReport(
-            self.history, self.log(), self.stopped, self._settings.window, self._losses.curve
+            self.history,
+            self.log(),
+            self.stopped,
+            self._settings.window,
+            self._losses.curve,
+            self.hindrance,
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -680,7 +714,7 @@ class Farcasting:
             pending.jump.outcome, pending.jump.reason = "kept", reason
             self._settle(pending)
         if not self.stopped:
-            self._rule.stopped = "it was closed"
+            self._rule.stopped = self.hindrance or "it was closed"
         self._recording.forget()
         self._closed = True
         _controllers.discard(self)
