@@ -87,12 +87,13 @@ class Farcasting:
     n_states : int, default=2
         States that a function's forecast starts from.
     period : int, default=100
-        Steps from a jump to the next, two windows of `recovery` at least. The first comes no
-        earlier than after a tenth of the steps to `stop`, and four windows or a third of those
-        steps, whichever is less. Where a run does not drift it is looked at again when the history
-        is twice as long.
+        Steps from a jump to the next, at least two windows of `recovery`: where that is 50, a
+        period of 10 is one of 100. The first comes no earlier than after a tenth of the steps to
+        `stop`, and four windows or a third of those steps, whichever is less. Where a run does not
+        drift it is looked at again when the history is twice as long.
     horizon : "adaptive" or number, default="adaptive"
-        How many steps ahead; a number is for all jumps, whatever the drift.
+        How many steps ahead; a number is for all jumps, whatever the drift. A fitted forecaster
+        goes no further than its last target, and the row of such a jump says so.
     recovery : int, default=50
         Steps from a jump to its verdict, at most a sixth of those to `stop`; 0 keeps every jump
         unseen. A jump that pays is often behind for 25 steps and more, in reinforcement learning
@@ -281,7 +282,8 @@ class Farcasting:
             needed with a `judge`. A tensor is not waited for until a jump is near.
         room : int, optional
             After how many more steps the weights will be looked at, by a save, an evaluation or
-            the end of training: a jump is made only where its verdict comes before.
+            the end of training: a jump is made only where its verdict comes before. Where none
+            fits between two looks, `hindrance` and `summary` say so.
 
         Returns
         -------
