@@ -157,8 +157,7 @@ class FarcastingReport(Report):
         ]
         header = ("step", "outcome", "verdict", "drift", "horizon", "before", "right after")
         rest = ("after recovery", "heading for", "steps saved", "seconds")
-        if rows:
-            yield Grid((*header, *rest), rows, 3)
+        yield Grid((*header, *rest), rows, 3)
         reasons = [f"{steps}, {e['outcome']}: {e['reason']}" for steps, e in looks if e["reason"]]
         if reasons:
             yield "\n".join(_wrapped(reason) for reason in reasons)
