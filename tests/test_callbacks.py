@@ -479,7 +479,7 @@ def test_steps_that_are_left_when_jumps_begin_anew(tmp_path):
     assert span(40, first) == (0, 40)
     (tmp_path / "checkpoint-10" / "farcasting.pt").unlink()
     assert span(25, first, start=15, stop=22) == (5, 12)
-    assert span(25, first, start=2, stop=8) == (0, 0)
+    assert span(25, first, start=2, stop=8) == (0, 1)  # no room for a jump
     assert span(40, first) == (0, 30)
     assert span(40, second) == (0, 30)  # of a controller that began at step 10
 
@@ -492,6 +492,9 @@ def test_no_room_is_said_once(tmp_path):
         trainer.train()
     assert sum("Farcasting" in str(one.message) for one in said) == 1
     assert callback.farcasting.history == []
+    assert "with save_steps=4 there are 3 at most" in callback.farcasting.stopped
+    summary = " ".join(str(callback.summary()).split())
+    assert f"stopped: {callback.farcasting.stopped}" in summary
 
 
 class Stream(torch.utils.data.IterableDataset):

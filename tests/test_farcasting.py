@@ -299,7 +299,7 @@ def test_nan_before_a_jump_means_no_jump(caplog):
         loss = loops.optimize(model, optimizer, step)
         assert not farcasting.step(torch.tensor(math.nan) if step == FIRST - 2 else loss)
     assert farcasting.history[-1]["outcome"] == "refused"
-    assert "not finite" in farcasting.history[-1]["reason"]
+    assert "a loss was NaN" in farcasting.history[-1]["reason"]
     assert f"no jump at step {FIRST}" in caplog.text
 
 
@@ -1089,7 +1089,7 @@ def test_step_out_of_order_or_twice():
 
 
 def test_nothing_to_judge_by(caplog):
-    """A warning early on, and no jumps; nothing that breaks a training off."""
+    """One warning early on, and no jumps; nothing that breaks a training off."""
     model, optimizer, farcasting = setup()
     for step in range(1, 61):
         loops.optimize(model, optimizer, step)
@@ -1100,7 +1100,7 @@ def test_nothing_to_judge_by(caplog):
             assert not farcasting.step()
     assert {row["outcome"] for row in farcasting.history} == {"refused"}
     assert "give Farcasting a judge" in farcasting.history[-1]["reason"]
-    assert len(caplog.records) == 1  # of all the jumps that were refused
+    assert not caplog.records  # of the jumps that were refused: the warning said so
 
 
 def test_a_loss_that_is_no_number():

@@ -133,14 +133,20 @@ def select(
 
 
 def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> list[Slot]:
-    """Master copies in the optimizer are told by order and shape."""
+    """Master copies in the optimizer are told by order, shape and a higher precision."""
     shapes = [tuple(p.shape) for p in named.values()]
     if shapes != [tuple(p.shape) for p in stepped]:
         raise WfcastError(
             "the optimizer steps none of the model's parameters, nor master copies of them: "
             f"it holds {len(stepped)} tensors, the model {len(named)} trainable parameters"
         )
-    return [Slot(n, m, (p,)) for (n, p), m in zip(named.items(), stepped, strict=True)]
+    slots = [Slot(n, m, (p,)) for (n, p), m in zip(named.items(), stepped, strict=True)]
+    if not any(m.itemsize > p.itemsize for m, p in zip(stepped, named.values(), strict=True)):
+        raise WfcastError(
+            "the optimizer steps other tensors than the model's, of the same shapes and no more "
+            "precise: make it from the parameters of this model, not of a copy"
+        )
+    return slots
 
 
 def check_slot(slot: Slot) -> None:

@@ -72,7 +72,7 @@ class Jumping:
         return (
             {"start": start}
             if stop is None
-            else {"start": start, "stop": max(start, stop - self._begun)}
+            else {"start": start, "stop": max(start + 1, stop - self._begun)}
         )
 
     def _state(self) -> dict[str, Any]:
@@ -87,6 +87,7 @@ class Jumping:
         begin = max(begin, self.parameters.get("start", 0))
         complaint = schedule.complaint(self.farcasting.window, begin)
         if complaint:
+            self.farcasting.hindrance = complaint
             warnings.warn(f"Farcasting: {complaint}", stacklevel=3)
         elif schedule.unknown:
             warnings.warn(

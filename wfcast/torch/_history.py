@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ..report import Grid, Report, finite
@@ -33,7 +35,7 @@ class Jump:
     seconds : float
         From the jump to its judgement.
     reason : str
-        Why there was no jump, or why it was taken back.
+        Why there was no jump, why it was taken back, or why it goes less far.
     """
 
     step: int
@@ -82,8 +84,11 @@ def numbers(
     return {f"farcasting/{name}": value for name, value in found.items()}
 
 
+WIDTH = 80  # of a terminal, that reasons are wrapped to
+
+
 class FarcastingReport(Report):
-    """Every jump of a `Farcasting`, and what came of it.
+    """Every jump of a `Farcasting`, what came of it, and why there were not more.
 
     See Also
     --------
@@ -102,7 +107,7 @@ class FarcastingReport(Report):
     []
     """
 
-    __slots__ = ("curve", "history", "log", "recovery", "stopped")
+    __slots__ = ("curve", "hindrance", "history", "log", "recovery", "stopped")
 
     def __init__(
         self,
@@ -111,9 +116,11 @@ class FarcastingReport(Report):
         stopped: str,
         recovery: int,
         curve: Sequence[tuple[int, float]] = (),
+        hindrance: str = "",
     ) -> None:
         self.history, self.log = history, log
-        self.stopped, self.recovery, self.curve = stopped, recovery, curve
+        self.stopped, self.hindrance = stopped, hindrance
+        self.recovery, self.curve = recovery, curve
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
@@ -121,7 +128,8 @@ class FarcastingReport(Report):
             {k: finite(v) if isinstance(v, float) else v for k, v in entry.items()}
             for entry in self.history
         ]
-        return {"jumps": jumps, "stopped": self.stopped, **self.log}
+        why = {"stopped": self.stopped, "hindrance": self.hindrance}
+        return {"jumps": jumps, **why, **self.log}
 
     def _parts(self) -> Iterable[str | Grid]:
         log = self.log
@@ -133,9 +141,10 @@ class FarcastingReport(Report):
             f"{log['farcasting/seconds']:.2f} s"
         )
         losses = ("loss_before", "loss_right_after", "loss_after", "loss_expected")
+        looks = _looks(self.history)
         rows = [
             [
-                str(e["step"]),
+                steps,
                 e["outcome"],
                 e["verdict"] or "",
                 _text(e["drift"], ".2f"),
@@ -144,13 +153,18 @@ class FarcastingReport(Report):
                 _saved(e),
                 _text(e["seconds"]),
             ]
-            for e in self.history
+            for steps, e in looks
         ]
         header = ("step", "outcome", "verdict", "drift", "horizon", "before", "right after")
         rest = ("after recovery", "heading for", "steps saved", "seconds")
         yield Grid((*header, *rest), rows, 3)
+        reasons = [f"{steps}, {e['outcome']}: {e['reason']}" for steps, e in looks if e["reason"]]
+        if reasons:
+            yield "\n".join(_wrapped(reason) for reason in reasons)
         if self.stopped:
-            yield f"stopped: {self.stopped}"
+            yield _wrapped(f"stopped: {self.stopped}")
+        elif self.hindrance:
+            yield _wrapped(self.hindrance)
 
     def _draw(self, ax: Any) -> None:
         from .._plot import COLOURS, MARKERS, legend
@@ -159,19 +173,15 @@ class FarcastingReport(Report):
             ax.plot(*zip(*self.curve, strict=True), "-", color="#bbbbbb", linewidth=1, label="run")
         kinds = ("kept", "rolled back")
         for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
-            jumps = [e for e in self.history if e["outcome"] == kind]
-            for e in jumps:
+            label: str | None = kind
+            for e in (e for e in self.history if e["outcome"] == kind):
                 at = [e["step"], e["step"], e["step"] + self.recovery]
                 losses = [e["loss_before"], e["loss_right_after"], e["loss_after"]]
                 known = [(t, x) for t, x in zip(at, losses, strict=True) if x is not None]
-                ax.plot(*zip(*known, strict=True), "-", color=colour, linewidth=1)
-            ends = [
-                (e["step"] + self.recovery, e["loss_after"])
-                for e in jumps
-                if e["loss_after"] is not None
-            ]
-            if ends:
-                ax.plot(*zip(*ends, strict=True), marker, color=colour, label=f"{kind}, recovered")
+                if known:
+                    form = {"color": colour, "linewidth": 1, "markevery": [-1]}  # at its end
+                    ax.plot(*zip(*known, strict=True), f"-{marker}", label=label, **form)
+                    label = None
         heading = [
             (e["step"] + self.recovery, e["loss_expected"])
             for e in self.history
@@ -183,9 +193,27 @@ class FarcastingReport(Report):
             )
         ax.set_xlabel("step")
         ax.set_ylabel("loss")
-        ax.set_title("jumps: before, right after, after recovery", loc="left")
+        made = self.log["farcasting/jumps"] > 0
+        title = "jumps: before, right after, after recovery" if made else "no jumps"
+        ax.set_title(title, loc="left")
         if ax.get_legend_handles_labels()[0]:
             legend(ax)
+
+
+def _looks(history: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows and their steps; refusals that follow each other for one reason are one."""
+    found = []
+    for _, some in groupby(
+        history, lambda row: row["reason"] if row["outcome"] == "refused" else row["step"]
+    ):
+        first, *others = some
+        last = f" to {others[-1]['step']}" if others else ""
+        found.append((f"{first['step']}{last}", first))
+    return found
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _text(value: float | None, form: str = ".4g") -> str:

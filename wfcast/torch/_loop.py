@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 
 from .._errors import WfcastError
 
+IDLE = 100  # calls in a row without a step: far more than a gradient scaler leaves out
+
 
 class StepCounter:
     """Counts the steps of an optimizer; `value` is None where it cannot be asked."""
@@ -18,12 +21,13 @@ class StepCounter:
     def __init__(self, optimizer: Any) -> None:
         self.value: int | None = None
         self._seen = 0
+        self._idle = 0  # calls in a row without a step
         self._hook: Any = None
         while not hasattr(optimizer, "register_step_post_hook") or hasattr(optimizer, "optimizer"):
             optimizer = getattr(optimizer, "optimizer", None)
             if optimizer is None:
                 return
-        self.value = 0
+        self.value, self._name = 0, type(optimizer).__name__
         count = weakref.ref(self)
 
         def hook(*_: Any) -> None:
@@ -40,6 +44,11 @@ class StepCounter:
         ------
         WfcastError
             It took several.
+
+        Warns
+        -----
+        UserWarning
+            It has taken none for so long that another one may have taken its place.
         """
         if self.value is None:
             return True
@@ -48,6 +57,14 @@ class StepCounter:
             raise WfcastError(
                 f"the optimizer took {fresh} steps since the last call: call step() after every "
                 "optimizer.step()"
+            )
+        self._idle = 0 if fresh else self._idle + 1
+        if self._idle == IDLE:
+            warnings.warn(
+                f"the {self._name} that Farcasting was made with took no step in {IDLE} calls of "
+                "step() in a row: where another optimizer has taken its place, close() this "
+                "Farcasting and make a new Farcasting with that one",
+                stacklevel=3,
             )
         return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
 
@@ -91,6 +108,22 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def number(value: Any) -> float:
+    """A loss as a number, whatever library's it is.
+
+    Raises
+    ------
+    ValueError
+        It is none, or a text that reads like one.
+    """
+    if isinstance(value, str | bytes):
+        raise ValueError("a text")
+    try:
+        return float(value)
+    except (TypeError, RuntimeError) as reason:  # of several numbers, by NumPy and by torch
+        raise ValueError(str(reason)) from reason
+
+
 def judged(judge: Callable[[], Any]) -> float:
     """The judge's number.
 
@@ -101,8 +134,8 @@ def judged(judge: Callable[[], Any]) -> float:
     """
     found = judge()
     try:
-        return float(found)
-    except (TypeError, ValueError, RuntimeError) as reason:  # torch raises either of the last two
+        return number(found)
+    except ValueError as reason:
         raise WfcastError(
             f"the judge returned {found!r:.80}, expected one number, such as a held-out loss"
         ) from reason

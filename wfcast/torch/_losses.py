@@ -11,7 +11,8 @@ import torch
 
 from .._errors import WfcastError
 from .._live import distributed
-from ._loop import evaluating, judged
+from ._loop import evaluating, judged, number
+from ._settings import check_function
 from ._verdict import LONGEST, Point
 
 PARTS = 4  # held-out losses in a window
@@ -48,6 +49,7 @@ class Losses:
         self._points: list[tuple[int, float | torch.Tensor]] = []
         self._curve: list[tuple[int, float | torch.Tensor]] = []
         self._apart = 1  # steps between losses of the curve at least
+        self.warned = False
         self._shared = -1  # up to this clock they are means over the processes already
 
     @property
@@ -79,16 +81,16 @@ class Losses:
         """
         if callable(loss) and not isinstance(loss, torch.Tensor):
             if self._judge is None:
+                check_function("loss", loss)
                 self._judge = loss
         elif loss is not None:
-            value = _copied(loss) if isinstance(loss, torch.Tensor) else float(loss)
-            if isinstance(value, torch.Tensor) and value.numel() != 1:
-                raise WfcastError(f"loss has shape {list(value.shape)}, expected one number")
+            value = _taken(loss)
             if self._judge is None:
                 self._points.append((clock, self._sign * value))
                 self._draw(step, self._sign * value)
                 del self._points[: -LONGEST * self._window - 1]
         elif self._judge is None and not self._points and step == self._window:
+            self.warned = True
             warnings.warn(NOTHING, stacklevel=3)
 
     def measure(self, clock: int, step: int) -> None:
@@ -166,6 +168,21 @@ class Losses:
         self._apart, self._shared = state["apart"], state["shared"]
 
 
-def _copied(loss: torch.Tensor) -> torch.Tensor:
-    """A float32 of its own: the loop may write over the loss, and a file holds it exactly."""
-    return loss.detach().to(torch.float32, copy=True)
+def _taken(loss: Any) -> float | torch.Tensor:
+    """A number, or a float32 of its own: the loop may write over the loss, and a file holds it.
+
+    Raises
+    ------
+    WfcastError
+        It is no single number.
+    """
+    if isinstance(loss, torch.Tensor):
+        if loss.numel() != 1:
+            raise WfcastError(f"loss has shape {list(loss.shape)}, expected one number")
+        return loss.detach().to(torch.float32, copy=True)
+    try:
+        return number(loss)
+    except ValueError as reason:
+        raise WfcastError(
+            f"loss is {loss!r:.80}, expected one number, a tensor of one, a function or None"
+        ) from reason

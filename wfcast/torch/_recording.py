@@ -105,7 +105,7 @@ class Recording:
         Raises
         ------
         WfcastError
-            The model's parameters changed their names or shapes.
+            Parameters of the model or the optimizer came, went, were replaced or changed shapes.
         """
         problem = ""
         try:

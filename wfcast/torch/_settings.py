@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .._columns import FLOATS
 from .._errors import WfcastError
 from ._rule import Rule
 
@@ -43,15 +46,15 @@ class Settings:
             value = getattr(self, name)
             if not _is_integer(value) or value < least:
                 raise WfcastError(f"{name} is {value!r}, expected an integer not below {least}")
-        if self.stop is not None and (not _is_integer(self.stop) or self.stop < self.start):
+        if self.stop is not None and (not _is_integer(self.stop) or self.stop <= self.start):
             raise WfcastError(
-                f"stop is {self.stop!r}, expected None or a step not before start={self.start}"
+                f"stop is {self.stop!r}, expected None or an integer above start={self.start}"
             )
         if not isinstance(self.maximize, bool):
             raise WfcastError(f"maximize is {self.maximize!r}, expected True or False")
         if not self.adaptive and not (_is_number(self.horizon) and 0 < float(self.horizon) < 1e9):
             raise WfcastError(
-                f"horizon is {self.horizon!r}, expected 'adaptive' or a number of steps"
+                f"horizon is {self.horizon!r}, expected 'adaptive' or a number of steps above 0"
             )
         if self.optimizer_state not in OPTIMIZER_STATES:
             raise WfcastError(
@@ -90,17 +93,44 @@ class Settings:
         return Rule(fixed, longest, self.start, self.stop)
 
 
-def check_kinds(model: Any, optimizer: Any, **functions: Any) -> None:
-    """Raise WfcastError for what is no model, no optimizer, or neither a function nor None."""
+def check_kinds(model: Any, optimizer: Any, scheduler: Any, state_dtype: Any) -> None:
+    """Raise WfcastError for what is no model, optimizer, scheduler or dtype of states."""
     if not isinstance(model, torch.nn.Module):
         raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
     if not hasattr(optimizer, "param_groups"):
         raise WfcastError(
             f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer"
         )
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise WfcastError(f"{name} is {function!r}, expected a function or None")
+    if scheduler is not None and not all(
+        callable(getattr(scheduler, name, None)) for name in ("state_dict", "load_state_dict")
+    ):
+        raise WfcastError(
+            f"scheduler is {scheduler!r:.80}, expected an object with state_dict and "
+            "load_state_dict, or None"
+        )
+    dtypes = [getattr(torch, name) for name in FLOATS]
+    if state_dtype is not None and state_dtype not in dtypes:
+        expected = ", ".join(map(str, dtypes))
+        raise WfcastError(f"state_dtype is {state_dtype!r}, expected one of {expected}, or None")
+
+
+def check_function(name: str, function: Callable[[], Any] | None) -> None:
+    """Raise WfcastError for what is neither None nor can be called without arguments."""
+    if function is None:
+        return
+    if not callable(function):
+        raise WfcastError(f"{name} is {function!r:.80}, expected a function or None")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some written in C do not tell
+        return
+    try:
+        signature.bind()
+    except TypeError as reason:
+        raise WfcastError(
+            f"{name} is called without arguments, and its signature is {signature}: wrap it, as in "
+            f"{name}=lambda: f(model)"
+        ) from reason
 
 
 def _is_integer(value: Any) -> bool:

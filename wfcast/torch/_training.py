@@ -58,7 +58,7 @@ class Training:
         return [local(p) for key, p in every.items() if key not in own]
 
     def check_unchanged(self) -> None:
-        """Raise WfcastError where parameters came, went, or changed their shapes."""
+        """Raise WfcastError where parameters came, went, were replaced or changed their shapes."""
         present = {id(p) for p in parameters_of(self.optimizer)}
         fresh = len(present - self._stepped)
         gone = [s.name for s in self.slots if id(s.parameter) not in present]
@@ -72,6 +72,16 @@ class Training:
                 f"{fresh} parameters that were not there came to the optimizer: make a new "
                 "Farcasting after adding them"
             )
+        replaced = self._replaced()
+        if replaced:
+            reshard(self.model)  # gathered weights stand in for their shards
+            replaced = self._replaced()
+        if replaced:
+            raise WfcastError(
+                f"parameter {replaced[0]!r} of the model is another tensor than the one that "
+                "Farcasting was made with: make a new optimizer and a new Farcasting after "
+                "replacing layers"
+            )
         for slot in self.slots:
             shape = tuple(slot.parameter.shape)
             if shape != self._shapes[slot.name]:
@@ -79,6 +89,15 @@ class Training:
                     f"parameter {slot.name!r} is {list(shape)} now and was "
                     f"{list(self._shapes[slot.name])}: make a new Farcasting after resizing"
                 )
+
+    def _replaced(self) -> list[str]:
+        """The slots that the model has other tensors for by now, or none."""
+        present = {id(p) for p in self.model.parameters()}
+        return [
+            slot.name
+            for slot in self.slots
+            if not all(id(p) in present for p in slot.copies or (slot.parameter,))
+        ]
 
     def check_saved(self, names: Sequence[str], states: Iterable[Sequence[torch.Tensor]]) -> None:
         """Raise WfcastError where saved states are of parameters of other names or shapes."""

@@ -28,7 +28,7 @@ from ._onlookers import Onlookers
 from ._optimizer import soften
 from ._recording import Recording
 from ._rule import rates_of
-from ._settings import Settings, check_kinds
+from ._settings import Settings, check_function, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
@@ -75,7 +75,8 @@ class Farcasting:
     model : torch.nn.Module
         Plain, compiled, DistributedDataParallel or FSDP2; weights are written in place.
     optimizer : torch.optim.Optimizer
-        What steps the model's parameters, or float32 master copies of them in the same order.
+        What steps the model's parameters, or float32 master copies, in the same order, of those of
+        a model in lower precision.
     forecaster : Operator, ModelFarcaster, callable or None, default=None
         A fitted ModelFarcaster or any Operator says by its inputs and targets which states it needs
         and how far it goes; shorter horizons lie on straight lines between its targets. A function
@@ -86,12 +87,13 @@ class Farcasting:
     n_states : int, default=2
         States that a function's forecast starts from.
     period : int, default=100
-        Steps from a jump to the next, two windows of `recovery` at least. The first comes no
-        earlier than after a tenth of the steps to `stop`, and four windows or a third of those
-        steps, whichever is less. Where a run does not drift it is looked at again when the history
-        is twice as long.
+        Steps from a jump to the next, at least two windows of `recovery`: where that is 50, a
+        period of 10 is one of 100. The first comes no earlier than after a tenth of the steps to
+        `stop`, and four windows or a third of those steps, whichever is less. Where a run does not
+        drift it is looked at again when the history is twice as long.
     horizon : "adaptive" or number, default="adaptive"
-        How many steps ahead; a number is for all jumps, whatever the drift.
+        How many steps ahead; a number is for all jumps, whatever the drift. A fitted forecaster
+        goes no further than its last target, and the row of such a jump says so.
     recovery : int, default=50
         Steps from a jump to its verdict, at most a sixth of those to `stop`; 0 keeps every jump
         unseen. A jump that pays is often behind for 25 steps and more, in reinforcement learning
@@ -133,11 +135,12 @@ class Farcasting:
     Attributes
     ----------
     history : list of dict
-        One row per jump so far, with the fields ``step``, ``horizon``, ``outcome`` ("pending",
-        "kept", "rolled back", "refused" where something was in the way, "waited" where the run did
-        not drift), ``verdict``, ``cosine``, ``cosine_error``, ``drift``, ``loss_before``,
-        ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``, ``steps_low``,
-        ``steps_high``, ``seconds``, ``reason``.
+        One row per jump so far, and one per look at the run that led to none: those that found it
+        not drifting ("waited", of several in a row the last), and those that something was in the
+        way of ("refused"). With the fields ``step``, ``horizon``, ``outcome`` ("pending", "kept",
+        "rolled back", "refused", "waited"), ``verdict``, ``cosine``, ``cosine_error``, ``drift``,
+        ``loss_before``, ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``,
+        ``steps_low``, ``steps_high``, ``seconds``, ``reason``.
     settled : bool
         Whether no jump is under judgement, so that the weights are fit to be kept or evaluated.
     steps_saved : (float, float, float)
@@ -147,6 +150,9 @@ class Farcasting:
         The cosine of each tensor at the last look; empty before the first.
     stopped : str
         Why there are no more jumps; empty while there may be.
+    hindrance : str
+        Why no jump fits between two looks at the weights, as far as `room` has told; empty where
+        one does.
     seconds : float
         Time spent, judges included.
 
@@ -207,7 +213,9 @@ class Farcasting:
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_kinds(model, optimizer, judge=judge, refresh=refresh)
+        check_kinds(model, optimizer, scheduler, state_dtype)
+        check_function("judge", judge)
+        check_function("refresh", refresh)
         _check_alone(model)
         self._settings = settings = Settings(
             spacing=spacing,
@@ -245,6 +253,7 @@ class Farcasting:
             self._training, self._recording, self._store, refresh, settings.window > 0
         )
         self.seconds = 0.0
+        self.hindrance = ""
         self.cosines: dict[str, float] = {}
         self._jumps: list[Jump] = []
         self._verdicts: list[Verdict] = []  # on the jumps that were kept
@@ -273,7 +282,8 @@ class Farcasting:
             needed with a `judge`. A tensor is not waited for until a jump is near.
         room : int, optional
             After how many more steps the weights will be looked at, by a save, an evaluation or
-            the end of training: a jump is made only where its verdict comes before.
+            the end of training: a jump is made only where its verdict comes before. Where none
+            fits between two looks, `hindrance` and `summary` say so.
 
         Returns
         -------
@@ -283,13 +293,16 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The model's parameters changed their names or shapes, the optimizer took several steps,
-            or the loss is no single number.
+            The optimizer took several steps; the loss, or what the judge returned, is no single
+            number; or the parameters of the model or the optimizer are others than before, or have
+            other shapes, which is found when a state is recorded, at the next jump at the latest.
 
         Warns
         -----
         UserWarning
-            Once, where there is neither a judge nor any loss in as many steps as to a verdict.
+            Once, where there is neither a judge nor any loss in as many steps as to a verdict, and
+            no jump is made; and where the optimizer takes no step in a hundred calls, as one does
+            that another has replaced.
         """
         if self._closed:
             raise WfcastError("this Farcasting was closed")
@@ -349,7 +362,15 @@ class Farcasting:
         if look != self._look:
             self._apart, self._look = max(1, look - self._look), look
         ahead, window = self._clock + room, self._settings.window
+        if self._apart > window:
+            self.hindrance = ""
         if self._next <= ahead < self._next + window:
+            if self._apart <= window and not self.hindrance:
+                self.hindrance = (
+                    f"no jump is possible: the weights are looked at every {self._apart} steps, as "
+                    f"room tells, and its verdict takes {window}: save and evaluate every "
+                    f"{window + 1} steps or less often, or lower recovery"
+                )
             wanted = self._recording.earliest(ahead + 1)
             while not self._obtainable(wanted):
                 wanted += self._apart
@@ -364,11 +385,12 @@ class Farcasting:
         """Whether there will be no more jumps."""
         stop, window = self._settings.stop, self._settings.window
         if stop is not None and not self.stopped:
-            left = stop - max(self._step, self._step + self._next - self._clock)
-            if left < window or left < 1:
-                self._rule.stopped = (
-                    f"the next jump could be made {max(left, 0)} steps before step {stop}, where "
-                    f"they end, and takes {max(window, 1)} to be judged"
+            due = self._step + max(0, self._next - self._clock)
+            if stop - due < max(window, 1):
+                later = f", its verdict {window} steps later" if window else ""
+                self._rule.stopped = self.hindrance or (
+                    f"too few steps are left before step {stop}, where jumps end: the next one "
+                    f"could come at step {due}{later}"
                 )
         self._say_stop()
         return bool(self.stopped)
@@ -394,8 +416,8 @@ class Farcasting:
         self._losses.measure(clock, self._step)
         quiet = self._recording.since + (window if self._made else 0)
         found = self._losses.between(quiet, clock) if window else []
-        gone = max((c for c, loss in found if not math.isfinite(loss)), default=-1)
-        before = [point for point in found if point[0] > gone]
+        gone = [point for point in found if not math.isfinite(point[1])]
+        before = [point for point in found if not gone or point[0] > gone[-1][0]]
         if window:
             lacking = self._lacking(before, gone)
             if lacking:
@@ -410,6 +432,9 @@ class Farcasting:
         except ValueError as problem:  # in all processes, in words of its own in each
             return self._refuse(distributed.first_problem(str(problem)), anew=True)
         horizon, reason = self._rule.horizon(self._step, rates, movement)
+        longest = self._recording.source.longest
+        if horizon == longest != self._settings.horizon:
+            reason = f"its horizon was cut to {longest:g} steps, as far as the forecaster reaches"
         jump = Jump(self._step, horizon, "pending" if window else "kept", reason=reason)
         if movement is not None:
             jump.cosine, jump.cosine_error = movement.cosine, movement.error
@@ -437,18 +462,19 @@ class Farcasting:
         self._begin_again()
         return True
 
-    def _lacking(self, before: list[Point], gone: int) -> str:
+    def _lacking(self, before: list[Point], gone: list[Point]) -> str:
         """Why the losses before a jump do not do to judge it by; empty where they do.
 
         Parameters
         ----------
         before : list of (clock, loss)
-            Without those up to the last one that is not finite, at the clock `gone`; -1 without.
-        gone : int
+            Those after the last one that is not finite.
+        gone : list of (clock, loss)
+            All that are not finite.
         """
         clock, window = self._clock, self._settings.window
-        if gone >= max(0, clock - 2 * window):
-            return "a loss before the jump is not finite, and the jump could not be judged by it"
+        if gone and gone[-1][0] >= clock - 2 * window:
+            return self._lost(*gone[0])
         if len(before) < 2:
             return NOTHING
         latest = [*(c for c, _ in before[-3:]), clock]
@@ -460,6 +486,16 @@ class Farcasting:
             )
         return ""
 
+    def _lost(self, clock: int, loss: float) -> str:
+        """What to say of a loss that is not finite: for later ones the same as for the first."""
+        value = "NaN" if math.isnan(loss) else f"{self._losses.shown(loss)}"
+        what = f"the judge gave {value}" if self._losses.judged else f"a loss was {value}"
+        said = self._jumps[-1].reason if self._jumps else ""
+        if said.startswith(f"{what}, at step "):
+            return said
+        step = clock + self._step - self._clock
+        return f"{what}, at step {step} first, and a jump could not be judged by that"
+
     @property
     def _made(self) -> bool:
         """Whether there was a jump yet."""
@@ -470,7 +506,8 @@ class Farcasting:
 
         That holds NaN or infinity, which would stay in the sums of a line.
         """
-        if not self._jumps or self._jumps[-1].reason != problem:
+        told = problem == NOTHING and self._losses.warned
+        if not told and (not self._jumps or self._jumps[-1].reason != problem):
             logger.warning("no jump at step %d: %s", self._step, problem)
         self._jumps.append(Jump(self._step, 0.0, "refused", reason=problem))
         if anew:
@@ -586,7 +623,7 @@ class Farcasting:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per jump so far."""
+        """One row per jump so far, and per look that led to none."""
         return [asdict(jump) for jump in self._jumps]
 
     @property
@@ -622,7 +659,12 @@ class Farcasting:
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
         return FarcastingReport(
-            self.history, self.log(), self.stopped, self._settings.window, self._losses.curve
+            self.history,
+            self.log(),
+            self.stopped,
+            self._settings.window,
+            self._losses.curve,
+            self.hindrance,
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -673,7 +715,7 @@ class Farcasting:
             pending.jump.outcome, pending.jump.reason = "kept", reason
             self._settle(pending)
         if not self.stopped:
-            self._rule.stopped = "it was closed"
+            self._rule.stopped = self.hindrance or "it was closed"
         self._recording.forget()
         self._closed = True
         _controllers.discard(self)

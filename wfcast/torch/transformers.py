@@ -34,6 +34,7 @@ from .._live import distributed
 from ._callback import Jumping, check_names, guard
 from ._loop import aside
 from ._schedule import Looks, Schedule
+from ._settings import check_function
 from .annealed import Annealed
 from .farcasting import Farcasting
 
@@ -373,6 +374,7 @@ class AnnealedCallback(TrainerCallback):
         **parameters: Any,
     ) -> None:
         check_names(parameters, Annealed, ("model",))
+        check_function("judge", judge)
         self.judge, self.evaluate, self.save, self.final = judge, evaluate, save, final
         self.parameters = parameters
         self.annealed: Annealed | None = None
