@@ -43,7 +43,7 @@ def walk(seed, shapes=((3, 4), (5,), (2, 2), ())):
 
 
 def verdict(kind):
-    return Verdict(kind, 1.0, 1.0, 0.1, 0.0, -1.0, 1.0, 0.0, 1.0, 0.1)
+    return Verdict(kind, 1.0, 1.0, 0.1, 0.0, -1.0, 1.0, 1.0, 0.1)
 
 
 def rule(horizon=None, longest=math.inf, start=0, stop=None, rates=(1.0,)):

@@ -470,13 +470,48 @@ def test_a_run_that_goes_nowhere_waits_and_says_so(caplog):
     assert str(farcasting.summary()).startswith("0 jumps, 0 kept: about 0 steps saved")
 
 
+def test_what_recovers_late_is_told_after_a_second_window():
+    """Behind at the first look, ahead at the second: the row, the total and the next jump know."""
+    held_out = {step: (5 + step) ** -0.5 for step in range(200)}
+    held_out |= {step: loss * 1.05 for step, loss in held_out.items() if FIRST < step <= FIRST + 5}
+    held_out |= {step: (25 + step) ** -0.5 for step in held_out if step > FIRST + 5}
+    model, optimizer, farcasting = setup(judge=lambda: held_out[farcasting._step], horizon=30)
+    loops.run(farcasting, model, optimizer, range(1, FIRST + 6), judged=True)
+    (first,) = farcasting.history
+    assert (first["outcome"], first["verdict"]) == ("kept", "worse")
+    assert first["judged_at"] == FIRST + 5
+    assert first["steps_saved"] < 0
+    loops.run(farcasting, model, optimizer, range(FIRST + 6, FIRST + 10), judged=True)
+    assert farcasting.history == [first]
+    loops.run(farcasting, model, optimizer, range(FIRST + 10, FIRST + 11), judged=True)
+    second = farcasting.history[0]
+    assert (second["outcome"], second["verdict"]) == ("kept", "better")
+    assert second["judged_at"] == FIRST + 10
+    assert second["steps_saved"] == pytest.approx(20, abs=2)
+    assert sum(farcasting.steps_saved[1:]) / 2 == pytest.approx(second["steps_saved"])
+
+
+def test_what_is_harm_at_the_second_look_only_stays():
+    """The weights have been shown by then; later jumps are shorter."""
+    held_out = {step: (5 + step) ** -0.5 for step in range(200)}
+    held_out |= {step: 3 * loss for step, loss in held_out.items() if step > FIRST + 5}
+    model, optimizer, farcasting = setup(judge=lambda: held_out[farcasting._step])
+    loops.run(farcasting, model, optimizer, range(1, FIRST + 10), judged=True)
+    assert farcasting.history[0]["outcome"] == "kept"
+    assert farcasting._rule.share == 1  # it is too early to tell
+    loops.run(farcasting, model, optimizer, range(FIRST + 10, FIRST + 11), judged=True)
+    row = farcasting.history[0]
+    assert (row["outcome"], row["verdict"]) == ("kept", "worse")
+    assert farcasting._rule.share == 0.5
+
+
 # ---- rows that do not contradict themselves -----------------------------------------------------
 
 
 def consistent(row, window):
     """What each outcome goes with."""
     outcome, verdict = row["outcome"], row["verdict"]
-    after = ("loss_after", "loss_expected", "steps_saved", "steps_low", "steps_high")
+    after = ("loss_after", "loss_expected", "judged_at", "steps_saved", "steps_low", "steps_high")
     if outcome in ("refused", "waited"):
         empty = (*after, "verdict", "loss_before", "loss_right_after")
         return row["horizon"] == 0 and row["reason"] and all(row[name] is None for name in empty)

@@ -30,6 +30,8 @@ class Jump:
         What of that is not the optimizer's momentum, over this history and those just before it.
     loss_before, loss_right_after, loss_after, loss_expected : float or None
         None where there is no such loss, or not yet.
+    judged_at : int or None
+        The step of the verdict, of the second one where there were two.
     steps_saved, steps_low, steps_high : float or None
         Steps saved, with their 95 % interval.
     seconds : float
@@ -49,6 +51,7 @@ class Jump:
     loss_right_after: float | None = None
     loss_after: float | None = None
     loss_expected: float | None = None
+    judged_at: int | None = None
     steps_saved: float | None = None
     steps_low: float | None = None
     steps_high: float | None = None
@@ -107,20 +110,18 @@ class FarcastingReport(Report):
     []
     """
 
-    __slots__ = ("curve", "hindrance", "history", "log", "recovery", "stopped")
+    __slots__ = ("curve", "hindrance", "history", "log", "stopped")
 
     def __init__(
         self,
         history: list[dict[str, Any]],
         log: dict[str, float],
         stopped: str,
-        recovery: int,
         curve: Sequence[tuple[int, float]] = (),
         hindrance: str = "",
     ) -> None:
         self.history, self.log = history, log
-        self.stopped, self.hindrance = stopped, hindrance
-        self.recovery, self.curve = recovery, curve
+        self.stopped, self.hindrance, self.curve = stopped, hindrance, curve
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
@@ -175,7 +176,7 @@ class FarcastingReport(Report):
         for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
             label: str | None = kind
             for e in (e for e in self.history if e["outcome"] == kind):
-                at = [e["step"], e["step"], e["step"] + self.recovery]
+                at = [e["step"], e["step"], e["judged_at"]]
                 losses = [e["loss_before"], e["loss_right_after"], e["loss_after"]]
                 known = [(t, x) for t, x in zip(at, losses, strict=True) if x is not None]
                 if known:
@@ -183,7 +184,7 @@ class FarcastingReport(Report):
                     ax.plot(*zip(*known, strict=True), f"-{marker}", label=label, **form)
                     label = None
         heading = [
-            (e["step"] + self.recovery, e["loss_expected"])
+            (e["judged_at"], e["loss_expected"])
             for e in self.history
             if e["loss_expected"] is not None
         ]

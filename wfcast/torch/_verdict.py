@@ -57,9 +57,9 @@ class Verdict:
         no more than the jump's horizon.
     steps_low, steps_high : float
         The 95 % interval.
-    variance, shared, cap : float
-        For sums over jumps, see `total`: the variance of its error, the standard deviation of an
-        error that all jumps have in common, and the horizon.
+    variance, shared : float
+        For sums over jumps, see `total`: the variance of its error, and the standard deviation of
+        an error that all jumps have in common.
     """
 
     kind: str
@@ -71,14 +71,13 @@ class Verdict:
     steps_high: float
     variance: float
     shared: float
-    cap: float
 
 
 def total(verdicts: Iterable[Verdict], lost: float = 0.0) -> tuple[float, float, float]:
     """The steps that jumps saved together, 0 where the interval holds 0, and that 95 % interval.
 
     Errors of single jumps are independent, so their variances add; that of the calibration is the
-    same for all. All of them can have saved or lost no more than their horizons together.
+    same for all.
 
     Parameters
     ----------
@@ -95,9 +94,8 @@ def total(verdicts: Iterable[Verdict], lost: float = 0.0) -> tuple[float, float,
     gain = sum(v.steps_saved for v in verdicts)
     shared = sum(v.shared for v in verdicts)
     reach = SURE * math.sqrt(sum(v.variance for v in verdicts) + shared**2)
-    cap = sum(v.cap for v in verdicts)
-    low, high = _within(cap, gain - reach) - lost, _within(cap, gain + reach) - lost
-    return gain - lost if low > 0 or high < 0 else 0.0, low, high
+    saved = gain - lost
+    return saved if abs(saved) > reach else 0.0, saved - reach, saved + reach
 
 
 def blew_up(before: Sequence[Point], loss: float) -> bool:
@@ -425,13 +423,13 @@ class _Past:
 
 def _steps(
     gain: float, jump: _Forecast, past: _Past, cap: float
-) -> tuple[float, float, float, float, float, float]:
+) -> tuple[float, float, float, float, float]:
     """The fields of a verdict from `steps_saved` on: a gain in steps of the run's own slope."""
     change = 2 * (jump.later - jump.centre)
     slope = jump.slope + past.bend * change
     slope_error = math.hypot(past.factor * jump.scatter * jump.slope_norm, past.bend_error * change)
     if -slope <= 2 * slope_error:  # the run is not told from one that stands still
-        return 0.0, -cap, cap, cap * cap, 0.0, cap
+        return 0.0, -cap, cap, cap * cap, 0.0
     age = math.exp(jump.later)
     x = gain / -slope  # the gain in log(age)
     wide = student(SURE, past.degrees) / SURE
@@ -441,7 +439,7 @@ def _steps(
     bounds = (x - SURE * error, x, x + SURE * error)
     low, steps, high = (_within(cap, age * math.expm1(min(v, MOST))) for v in bounds)
     deviation = (high - low) / (2 * SURE)
-    return steps, low, high, (deviation * chance / error) ** 2, deviation * common / error, cap
+    return steps, low, high, (deviation * chance / error) ** 2, deviation * common / error
 
 
 def _within(bound: float, value: float) -> float:
@@ -458,4 +456,4 @@ def student(spreads: float, degrees: float) -> float:
 
 def _silent(kind: str, expected: float, after: float, cap: float) -> Verdict:
     """A verdict that says nothing of the steps."""
-    return Verdict(kind, expected, after, math.nan, 0.0, -cap, cap, cap * cap, 0.0, cap)
+    return Verdict(kind, expected, after, math.nan, 0.0, -cap, cap, cap * cap, 0.0)

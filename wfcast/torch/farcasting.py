@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +32,7 @@ from ._settings import Settings, check_function, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._verdict import HARM, Calibration, Point, Verdict, blew_up, total
+from ._verdict import HARM, WORSE, Calibration, Point, Verdict, blew_up, total
 
 __all__ = ["Farcasting"]
 
@@ -61,14 +61,15 @@ class Farcasting:
        goes further than what moves them by 3 % of their norm at the history's mean speed.
     3. It stays unless, `recovery` steps later, the loss is not finite or beyond what the losses
        before it let expect by three spreads of what such expectations miss in stretches of the
-       same run without jumps.
+       same run without jumps. What it saved is asked again after as many steps more, for
+       recovery is often slow.
 
     A jump that is taken back costs `recovery` steps, and leaves the run as if it had not been: its
     weights, buffers, optimizer and scheduler. After two of them there are no more; one whose loss
-    is behind, but not by three spreads, halves those after it, and one that is ahead doubles them
-    again. So it pays where weights drift, as at low
-    rates in fine-tuning and reinforcement learning, and does next to nothing elsewhere: where the
-    learning rate can be raised, raise it, and read weights out by `Annealed`.
+    is behind at the second look halves those after it, and one that is ahead doubles them again.
+    So it pays where weights drift, as at low rates in fine-tuning and reinforcement learning, and
+    does next to nothing elsewhere: where the learning rate can be raised, raise it, and read
+    weights out by `Annealed`.
 
     Parameters
     ----------
@@ -139,13 +140,13 @@ class Farcasting:
         not drifting ("waited", of several in a row the last), and those that something was in the
         way of ("refused"). With the fields ``step``, ``horizon``, ``outcome`` ("pending", "kept",
         "rolled back", "refused", "waited"), ``verdict``, ``cosine``, ``cosine_error``, ``drift``,
-        ``loss_before``, ``loss_right_after``, ``loss_after``, ``loss_expected``, ``steps_saved``,
-        ``steps_low``, ``steps_high``, ``seconds``, ``reason``.
+        ``loss_before``, ``loss_right_after``, ``loss_after``, ``loss_expected``, ``judged_at``,
+        ``steps_saved``, ``steps_low``, ``steps_high``, ``seconds``, ``reason``.
     settled : bool
         Whether no jump is under judgement, so that the weights are fit to be kept or evaluated.
     steps_saved : (float, float, float)
-        Steps saved by all jumps, less those lost, and the 95 % interval; 0 where nothing can be
-        told.
+        Steps saved by all jumps, the sum over the history's rows, and its 95 % interval; 0 instead
+        where the interval holds 0. No jump is said to save more than its horizon.
     cosines : dict of str to float
         The cosine of each tensor at the last look; empty before the first.
     stopped : str
@@ -260,6 +261,8 @@ class Farcasting:
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
+        # the clock of a jump that was kept, and the losses before it, until it is looked at again
+        self._recovering: tuple[int, list[Point]] | None = None
         self._look = self._apart = 0  # the next step at which the weights are looked at, as told
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
@@ -339,6 +342,8 @@ class Farcasting:
             changed = self._watch(self._pending)
             if changed or self._pending is not None:
                 return changed
+        if self._recovering is not None and clock >= self._recovering[0] + 2 * settings.window:
+            self._look_again(*self._recovering)
         if self._over():
             self._recording.forget()
             return False
@@ -567,20 +572,44 @@ class Farcasting:
         after = after or self._losses.between(pending.clock + 1, self._clock)
         if not after:
             return self._take_back(pending, "no loss was handed over in the steps to its verdict")
-        verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
-        jump.verdict = verdict.kind
+        verdict = self._judge(jump, pending.before, after)
+        if verdict.kind == HARM:
+            self._rule.learn(verdict)
+            return self._roll_back(pending, "the loss is beyond what chance explains")
+        jump.outcome = "kept"
+        self._verdicts.append(verdict)
+        self._recovering = (pending.clock, pending.before)
+        self._settle(pending)
+        return False
+
+    def _look_again(self, then: int, before: list[Point]) -> None:
+        """What the last jump saved, after a second window: recovery may take longer than one."""
+        clock, self._recovering = self._clock, None
+        self._losses.measure(clock, self._step)
+        after = self._losses.between(max(clock - self._settings.window // 2, then + 1), clock)
+        if after and all(math.isfinite(loss) for _, loss in after):
+            verdict = self._judge(self._last, before, after)
+            if verdict.kind == HARM:  # which is too late to be taken back
+                verdict = replace(verdict, kind=WORSE)
+                self._last.verdict = verdict.kind
+            self._verdicts[-1] = verdict
+        self._rule.learn(self._verdicts[-1])
+        self._say_stop()
+
+    def _judge(self, jump: Jump, before: list[Point], after: list[Point]) -> Verdict:
+        """The verdict on a jump, which its row tells."""
+        verdict = self._calibration.verdict(before, after, cap=jump.horizon)
+        jump.verdict, jump.judged_at = verdict.kind, self._step
         jump.steps_saved = verdict.steps_saved
         jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
         jump.loss_after = self._losses.shown(verdict.after)
         jump.loss_expected = self._losses.shown(verdict.expected)
-        self._rule.learn(verdict)
-        if verdict.kind == HARM:
-            return self._roll_back(pending, "the loss is beyond what chance explains")
-        jump.outcome = "kept"
-        self._verdicts.append(verdict)
-        self._settle(pending)
-        self._say_stop()
-        return False
+        return verdict
+
+    @property
+    def _last(self) -> Jump:
+        """The row of the last jump that was made."""
+        return next(jump for jump in reversed(self._jumps) if jump.made)
 
     def _roll_back(self, pending: Pending, reason: str) -> bool:
         """Take the jump that is under way back, for it did harm."""
@@ -659,12 +688,7 @@ class Farcasting:
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
         return FarcastingReport(
-            self.history,
-            self.log(),
-            self.stopped,
-            self._settings.window,
-            self._losses.curve,
-            self.hindrance,
+            self.history, self.log(), self.stopped, self._losses.curve, self.hindrance
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -744,6 +768,7 @@ class Farcasting:
             "cosines": dict(self.cosines),
             "rule": self._rule.state_dict(),
             "pending": None if self._pending is None else self._pending.state_dict(),
+            "recovering": self._recovering,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -778,6 +803,7 @@ class Farcasting:
         self._look, self._apart = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
+        self._recovering = state["recovering"]
         self.cosines = dict(state["cosines"])
         self._jumps = jumps
         if then is not None and last is not None:
