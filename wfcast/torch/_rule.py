@@ -2,9 +2,8 @@
 
 Drift is the cosine between the movements of a history's two halves, less its standard error and
 less what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the
-history's line for a multiple of the history, times the drift, at most half as long again as the
-history itself, times the share of the highest learning rate so far that is left, times the share of
-the run that is left. None is made where the drift is below a bound, which is higher for weights
+history's line for a multiple of the history, in proportion to the drift up to some bound, times the
+share of the highest learning rate so far that is left, times the share of the run that is left. None is made where the drift is below a bound, which is higher for weights
 that have left where they began, as in training from scratch, and none goes further than what moves
 the weights by a share of their norm. What a verdict finds harmful or behind makes later jumps
 shorter, and ends them.
@@ -22,7 +21,7 @@ from .._live.tensors import Vector
 from ._verdict import BETTER, HARM, WORSE, Verdict
 
 REACH = 4.0  # histories ahead, times the drift,
-FARTHEST = 1.5  # but not more
+FARTHEST = 2.5  # but not more
 LEAST_NEAR, LEAST_FAR = 0.2, 0.65  # drift below which there is no jump,
 NEAR = 0.2  # of weights that have come so far, as a share of their norm, and of all others
 MEMORIES = 6  # of the optimizer: drift is the mean over histories that are so long together

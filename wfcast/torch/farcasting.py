@@ -32,7 +32,7 @@ from ._settings import Settings, check_function, check_kinds
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._verdict import HARM, WORSE, Calibration, Point, Verdict, blew_up, total
+from ._verdict import HARM, UNKNOWN, WORSE, Calibration, Point, Verdict, blew_up, total
 
 __all__ = ["Farcasting"]
 
@@ -51,7 +51,7 @@ class Farcasting:
     later, ``w <- sum_k A_k w_k + b`` over states of the run, and training goes on:
 
     1. A jump goes along the least-squares line of each weight through the history since the last
-       jump, four such histories ahead times the drift, at most one and a half, times the learning
+       jump, four such histories ahead times the drift, at most two and a half, times the learning
        rate over its highest so far, times the share of the run that is left. The drift is the
        cosine between the moves of the history's two halves, less its standard error and less what
        the optimizer's momentum gives to a random walk; where a history is short, the mean over it
@@ -572,7 +572,8 @@ class Farcasting:
         after = after or self._losses.between(pending.clock + 1, self._clock)
         if not after:
             return self._take_back(pending, "no loss was handed over in the steps to its verdict")
-        verdict = self._judge(jump, pending.before, after)
+        verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
+        self._tell(jump, verdict)
         if verdict.kind == HARM:
             self._rule.learn(verdict)
             return self._roll_back(pending, "the loss is beyond what chance explains")
@@ -588,23 +589,22 @@ class Farcasting:
         self._losses.measure(clock, self._step)
         after = self._losses.between(max(clock - self._settings.window // 2, then + 1), clock)
         if after and all(math.isfinite(loss) for _, loss in after):
-            verdict = self._judge(self._last, before, after)
-            if verdict.kind == HARM:  # which is too late to be taken back
+            verdict = self._calibration.verdict(before, after, cap=self._last.horizon)
+            if verdict.kind == HARM:  # it is too late to take it back
                 verdict = replace(verdict, kind=WORSE)
-                self._last.verdict = verdict.kind
-            self._verdicts[-1] = verdict
+            if verdict.kind != UNKNOWN:  # else the first look said more
+                self._verdicts[-1] = verdict
+                self._tell(self._last, verdict)
         self._rule.learn(self._verdicts[-1])
         self._say_stop()
 
-    def _judge(self, jump: Jump, before: list[Point], after: list[Point]) -> Verdict:
-        """The verdict on a jump, which its row tells."""
-        verdict = self._calibration.verdict(before, after, cap=jump.horizon)
+    def _tell(self, jump: Jump, verdict: Verdict) -> None:
+        """In its row."""
         jump.verdict, jump.judged_at = verdict.kind, self._step
         jump.steps_saved = verdict.steps_saved
         jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
         jump.loss_after = self._losses.shown(verdict.after)
         jump.loss_expected = self._losses.shown(verdict.expected)
-        return verdict
 
     @property
     def _last(self) -> Jump:
