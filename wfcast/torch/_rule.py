@@ -3,10 +3,10 @@
 Drift is the cosine between the movements of a history's two halves, less its standard error and
 less what the optimizer's momentum alone gives, over what that leaves. A jump goes on along the
 history's line for a multiple of the history, in proportion to the drift up to some bound, times the
-share of the highest learning rate so far that is left, times the share of the run that is left. None is made where the drift is below a bound, which is higher for weights
-that have left where they began, as in training from scratch, and none goes further than what moves
-the weights by a share of their norm. What a verdict finds harmful or behind makes later jumps
-shorter, and ends them.
+share of the highest learning rate so far that is left, times the share of the run that is left.
+None is made where the drift is below a bound, which is higher for weights that have left where they
+began, as in training from scratch, and none goes further than what moves the weights by a share of
+their norm. What a verdict finds harmful or behind makes later jumps shorter, and ends them.
 """
 
 from __future__ import annotations
