@@ -146,8 +146,9 @@ def test_looks_that_are_too_close_are_blamed():
     model, optimizer, farcasting = setup(horizon=3)
     run(farcasting, model, optimizer, range(1, 60), every=5)
     message = (
-        "no jump is possible: the weights are looked at every 5 steps, as room tells, and its "
-        "verdict takes 5: save and evaluate every 6 steps or less often, or lower recovery"
+        "no jump is possible: the weights are looked at every 5 steps, as room tells, which counts "
+        "down to the next look, and its verdict takes 5 steps: save and evaluate every 6 steps or "
+        "less often, or lower recovery"
     )
     assert farcasting.hindrance == message
     assert not farcasting.stopped

@@ -65,5 +65,5 @@ def test_trainer_example(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     shown = run(marked("trainer-example", README), tmp_path)
-    assert re.search(r"^[1-9]\d* jumps, \d+ kept: about \d+ steps saved", shown, re.M)
+    assert re.search(r"^[1-9]\d* jumps, \d+ kept; steps saved: (about|unclear)", shown, re.M)
     assert re.search(r"^100 +kept ", shown, re.M)

@@ -32,6 +32,8 @@ def test_a_loop_with_another_optimizer_is_told_once():
     with pytest.warns(UserWarning, match=message):
         loops.run(farcasting, model, other, [_loop.IDLE])
     loops.run(farcasting, model, other, range(_loop.IDLE + 1, 3 * _loop.IDLE))
+    text = " ".join(str(farcasting.summary()).split())
+    assert f"took no step in {_loop.IDLE} calls of step() in a row" in text
 
 
 def test_steps_that_a_scaler_leaves_out_are_no_other_optimizer():

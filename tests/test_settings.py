@@ -1,5 +1,8 @@
 """What a Farcasting refuses when it is made, and losses that are none: in a sentence, at once."""
 
+import math
+
+import numpy as np
 import pytest
 
 from wfcast import WfcastError
@@ -94,3 +97,26 @@ def test_judges_that_give_no_number(answer):
     loops.optimize(model, optimizer, 1)
     with pytest.raises(WfcastError, match=r"the judge returned .*, expected one number"):
         farcasting.step()
+
+
+@pytest.mark.parametrize("room", [-1, 2.5, True, "5", math.nan])
+def test_a_room_that_is_no_number_of_steps(room):
+    model = loops.mlp()
+    farcasting = Farcasting(model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(WfcastError, match=r"room is .*, expected None or the steps that are left"):
+        farcasting.step(0.5, room=room)
+    assert not farcasting.step(0.5, room=np.int64(7))
+
+
+@pytest.mark.parametrize("state", [None, "state", {}, {"0.weight": torch.ones(2)}])
+def test_a_state_that_is_none(state):
+    model = loops.mlp()
+    farcasting = Farcasting(model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(WfcastError, match="the state is none that state_dict"):
+        farcasting.load_state_dict(state)
+
+
+def test_an_empty_folder_name():
+    model = loops.mlp()
+    with pytest.raises(WfcastError, match="store is '', expected one of"):
+        Farcasting(model, torch.optim.Adam(model.parameters()), store="")

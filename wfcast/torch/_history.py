@@ -105,7 +105,7 @@ class FarcastingReport(Report):
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> report = Farcasting(model, optimizer).summary()
     >>> print(str(report).splitlines()[0])
-    0 jumps, 0 kept: about 0 steps saved (95 %: 0 to 0), in ... s
+    0 jumps, 0 kept; steps saved: 0; in ... s
     >>> report.to_dict()["jumps"]
     []
     """
@@ -135,11 +135,12 @@ class FarcastingReport(Report):
     def _parts(self) -> Iterable[str | Grid]:
         log = self.log
         lost = f", {log['farcasting/steps_lost']:.0f} lost" if log["farcasting/steps_lost"] else ""
+        bounds = f"{log['farcasting/steps_low']:.0f} to {log['farcasting/steps_high']:.0f}"
+        saved = log["farcasting/steps_saved"]
+        told = f"about {saved:.0f} (95 %: {bounds})" if saved else f"unclear (95 %: {bounds})"
         yield (
-            f"{log['farcasting/jumps']:.0f} jumps, {log['farcasting/kept']:.0f} kept: about "
-            f"{log['farcasting/steps_saved']:.0f} steps saved (95 %: "
-            f"{log['farcasting/steps_low']:.0f} to {log['farcasting/steps_high']:.0f}){lost}, in "
-            f"{log['farcasting/seconds']:.2f} s"
+            f"{log['farcasting/jumps']:.0f} jumps, {log['farcasting/kept']:.0f} kept; steps saved: "
+            f"{told if log['farcasting/jumps'] else 0}{lost}; in {log['farcasting/seconds']:.2f} s"
         )
         losses = ("loss_before", "loss_right_after", "loss_after", "loss_expected")
         looks = _looks(self.history)

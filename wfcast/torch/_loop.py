@@ -60,13 +60,19 @@ class StepCounter:
             )
         self._idle = 0 if fresh else self._idle + 1
         if self._idle == IDLE:
-            warnings.warn(
-                f"the {self._name} that Farcasting was made with took no step in {IDLE} calls of "
-                "step() in a row: where another optimizer has taken its place, close() this "
-                "Farcasting and make a new Farcasting with that one",
-                stacklevel=3,
-            )
+            warnings.warn(self.problem, stacklevel=3)
         return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
+
+    @property
+    def problem(self) -> str:
+        """What to tell where the optimizer has stood still for long; empty where it has not."""
+        if self._idle < IDLE:
+            return ""
+        return (
+            f"the {self._name} that Farcasting was made with took no step in {IDLE} calls of "
+            "step() in a row: where another optimizer has taken its place, close() this "
+            "Farcasting and make a new Farcasting with that one"
+        )
 
     def catch_up(self) -> None:
         """Steps so far are none of the loop's."""

@@ -217,14 +217,13 @@ class Rule:
         """Why there is no jump where the drift is below the least."""
         steps = sum(n for n, _ in self._recent(movement))
         mean = "" if steps == movement.length else f" in the mean over the last {steps} steps"
-        kind = (
-            "" if least == LEAST_NEAR else f" once the weights have come {NEAR:.0%} of their norm"
-        )
+        come = f"as the weights have come {self._come(movement):.0%} of their norm"
+        far = "" if least == LEAST_NEAR else f", {come}"
         return (
-            f"the run does not drift enough: {drift:.3f}{mean}, expected {least} at least{kind} "
-            f"(the movements of two halves of {movement.length // 2} steps have the cosine "
-            f"{movement.cosine:.3f} with the standard error {movement.error:.3f}, of which "
-            f"momentum gives {movement.carried:.3f})"
+            f"the run does not drift enough: {drift:.3f}{mean}, expected at least {least}{far}; "
+            f"two halves of {movement.length // 2} steps have the cosine c = {movement.cosine:.3f} "
+            f"with the error e = {movement.error:.3f}, momentum alone gives m = "
+            f"{movement.carried:.3f}, and drift is (c - e - m) / (1 - m)"
         )
 
     def _of_rate(self, rates: list[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -131,6 +132,17 @@ def check_function(name: str, function: Callable[[], Any] | None) -> None:
             f"{name} is called without arguments, and its signature is {signature}: wrap it, as in "
             f"{name}=lambda: f(model)"
         ) from reason
+
+
+def check_room(room: Any) -> None:
+    """Raise WfcastError for what is no number of steps."""
+    whole = isinstance(room, Integral) and not isinstance(room, bool)
+    if room is None or (whole and int(room) >= 0):
+        return
+    raise WfcastError(
+        f"room is {room!r}, expected None or the steps that are left until the weights are looked "
+        "at, an integer not below 0"
+    )
 
 
 def _is_integer(value: Any) -> bool:

@@ -92,8 +92,10 @@ class Store:
     """
 
     def __init__(self, where: str | os.PathLike[str]) -> None:
-        if not isinstance(where, str | os.PathLike) or not (
-            where in STORES or Path(where).is_dir()
+        if (
+            not isinstance(where, str | os.PathLike)
+            or not os.fspath(where)
+            or not (where in STORES or Path(where).is_dir())
         ):
             raise WfcastError(f"store is {where!r}, expected one of {STORES} or a folder")
         self.where = where

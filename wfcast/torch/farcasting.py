@@ -28,7 +28,7 @@ from ._onlookers import Onlookers
 from ._optimizer import soften
 from ._recording import Recording
 from ._rule import rates_of
-from ._settings import Settings, check_function, check_kinds
+from ._settings import Settings, check_function, check_kinds, check_room
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
@@ -53,9 +53,9 @@ class Farcasting:
     1. A jump goes along the least-squares line of each weight through the history since the last
        jump, four such histories ahead times the drift, at most two and a half, times the learning
        rate over its highest so far, times the share of the run that is left. The drift is the
-       cosine between the moves of the history's two halves, less its standard error and less what
-       the optimizer's momentum gives to a random walk; where a history is short, the mean over it
-       and those before it, 6 / (1 - momentum) steps together.
+       cosine c between the moves of the history's two halves, less its standard error e and what
+       the optimizer's momentum m gives to a random walk, (c - e - m) / (1 - m); where a history
+       is short, the mean over it and those before it, 6 / (1 - momentum) steps together.
     2. None is made before a tenth of the run, or where the drift is below 0.2, 0.65 once the
        weights have come further than a fifth of their norm, as in training from scratch; and none
        goes further than what moves them by 3 % of their norm at the history's mean speed.
@@ -139,14 +139,17 @@ class Farcasting:
         One row per jump so far, and one per look at the run that led to none: those that found it
         not drifting ("waited", of several in a row the last), and those that something was in the
         way of ("refused"). With the fields ``step``, ``horizon``, ``outcome`` ("pending", "kept",
-        "rolled back", "refused", "waited"), ``verdict``, ``cosine``, ``cosine_error``, ``drift``,
+        "rolled back", "refused", "waited"), ``verdict`` (how the loss compares with what it was
+        heading for: "better", "even" within a spread, "worse", "harm" beyond three, "unknown"
+        where there is too little to compare with), ``cosine``, ``cosine_error``, ``drift``,
         ``loss_before``, ``loss_right_after``, ``loss_after``, ``loss_expected``, ``judged_at``,
         ``steps_saved``, ``steps_low``, ``steps_high``, ``seconds``, ``reason``.
     settled : bool
         Whether no jump is under judgement, so that the weights are fit to be kept or evaluated.
     steps_saved : (float, float, float)
         Steps saved by all jumps, the sum over the history's rows, and its 95 % interval; 0 instead
-        where the interval holds 0. No jump is said to save more than its horizon.
+        where the interval holds 0. No jump is said to save more than its horizon; what all saved
+        may be more, and from scratch often is, so the interval has no such bound.
     cosines : dict of str to float
         The cosine of each tensor at the last look; empty before the first.
     stopped : str
@@ -285,8 +288,8 @@ class Farcasting:
             needed with a `judge`. A tensor is not waited for until a jump is near.
         room : int, optional
             After how many more steps the weights will be looked at, by a save, an evaluation or
-            the end of training: a jump is made only where its verdict comes before. Where none
-            fits between two looks, `hindrance` and `summary` say so.
+            the end of training, counting down to 0: a jump is made only where its verdict comes
+            before. Where none fits between two looks, `hindrance` and `summary` say so.
 
         Returns
         -------
@@ -309,6 +312,7 @@ class Farcasting:
         """
         if self._closed:
             raise WfcastError("this Farcasting was closed")
+        check_room(room)
         if not self._steps.one_more():
             return self._skipped(loss)
         begun = time.perf_counter()
@@ -371,10 +375,11 @@ class Farcasting:
             self.hindrance = ""
         if self._next <= ahead < self._next + window:
             if self._apart <= window and not self.hindrance:
+                often = "step" if self._apart == 1 else f"{self._apart} steps"
                 self.hindrance = (
-                    f"no jump is possible: the weights are looked at every {self._apart} steps, as "
-                    f"room tells, and its verdict takes {window}: save and evaluate every "
-                    f"{window + 1} steps or less often, or lower recovery"
+                    f"no jump is possible: the weights are looked at every {often}, as room tells, "
+                    f"which counts down to the next look, and its verdict takes {window} steps: "
+                    f"save and evaluate every {window + 1} steps or less often, or lower recovery"
                 )
             wanted = self._recording.earliest(ahead + 1)
             while not self._obtainable(wanted):
@@ -393,9 +398,10 @@ class Farcasting:
             due = self._step + max(0, self._next - self._clock)
             if stop - due < max(window, 1):
                 later = f", its verdict {window} steps later" if window else ""
+                which, remedy = ("next", "") if self._jumps else ("first", "; lower period")
                 self._rule.stopped = self.hindrance or (
-                    f"too few steps are left before step {stop}, where jumps end: the next one "
-                    f"could come at step {due}{later}"
+                    f"too few steps are left before step {stop}, where jumps end: the {which} one "
+                    f"could come at step {due}{later}{remedy}"
                 )
         self._say_stop()
         return bool(self.stopped)
@@ -688,7 +694,11 @@ class Farcasting:
     def summary(self) -> FarcastingReport:
         """Every jump and what came of it: ``print`` it, show it in a notebook, or plot it."""
         return FarcastingReport(
-            self.history, self.log(), self.stopped, self._losses.curve, self.hindrance
+            self.history,
+            self.log(),
+            self.stopped,
+            self._losses.curve,
+            self._steps.problem or self.hindrance,
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -780,6 +790,8 @@ class Farcasting:
             The state of other parameters or another kind of forecaster, one that lacks what taking
             back its jump needs, or one of an older version; nothing has changed then.
         """
+        if not isinstance(state, dict) or "clock" not in state:
+            raise WfcastError("the state is none that state_dict() of a Farcasting gave")
         if state.get("version") != VERSION:
             raise WfcastError(
                 f"the state was saved by another version of Farcasting ({state.get('version', 1)}, "
