@@ -908,6 +908,45 @@ def test_resumed_run_is_the_other_run(optimizer, store, judged, tmp_path):
         assert loops.equal(finish(again, range(step + 1, 58)), want), step
 
 
+@pytest.mark.parametrize("close", [False, True])
+def test_a_run_that_is_extended_jumps_on(close):
+    """The end of the first one is none of the second's; in the same one it stays."""
+    model, optimizer, farcasting = setup(stop=60, horizon=2)
+    loops.run(farcasting, model, optimizer, range(1, 61))
+    if close:
+        farcasting.close()
+    assert farcasting.stopped
+    state, before = farcasting.state_dict(), len(farcasting.history)
+    farcasting.close()
+    again = Farcasting(model, optimizer, stop=60, horizon=2, **FAST)
+    again.load_state_dict(state)
+    assert again.stopped == farcasting.stopped
+    again.close()
+    again = Farcasting(model, optimizer, stop=120, horizon=2, **FAST)
+    again.load_state_dict(state)
+    assert not again.stopped
+    loops.run(again, model, optimizer, range(61, 121))
+    steps = [row["step"] for row in again.history[before:] if row["outcome"] == "kept"]
+    assert len(steps) >= 4
+    assert "before step 120" in again.stopped
+
+
+def test_a_resume_with_a_longer_window_judges_each_jump_in_its_row():
+    """The next jump may then be due before the last one would be looked at again."""
+    model, optimizer, farcasting = setup(stop=60, horizon=2, recovery=16, period=20)
+    loops.run(farcasting, model, optimizer, range(1, 31))
+    assert [row["outcome"] for row in farcasting.history] == ["kept"]
+    state = farcasting.state_dict()
+    farcasting.close()
+    again = Farcasting(model, optimizer, stop=600, horizon=2, spacing=5, recovery=16, period=20)
+    again.load_state_dict(state)
+    assert again.window > farcasting.window
+    loops.run(again, model, optimizer, range(31, 60))
+    first, second = again.history
+    assert first["judged_at"] == second["step"] == 40
+    assert second["judged_at"] == second["step"] + again.window
+
+
 def stored_run():
     """The run of tests/data/farcasting.pt, as it was when the first version of this format saved it
     after 32 steps of `go_on`: the jump of step 30 is under way.

@@ -145,7 +145,7 @@ def test_the_interval_is_of_the_noise():
 def test_of_a_run_that_stands_still_nothing_is_told():
     still = losses(lambda t: np.ones(len(t)))
     for verdict in (judged(1.0, still), judged(0.5, still)):
-        assert verdict.steps_saved == verdict.steps_saved == 0
+        assert verdict.steps_saved == 0
         assert (verdict.steps_low, verdict.steps_high) == (-100, 100)
     assert judged(0.5, still).kind == "better"
     assert judged(1.0, dict.fromkeys(still, 0.0)).kind == "even"

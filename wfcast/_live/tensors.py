@@ -133,7 +133,7 @@ def select(
 
 
 def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> list[Slot]:
-    """Master copies in the optimizer are told by order, shape and a higher precision."""
+    """Master copies in the optimizer are told by order, shape, and precision or place."""
     shapes = [tuple(p.shape) for p in named.values()]
     if shapes != [tuple(p.shape) for p in stepped]:
         raise WfcastError(
@@ -141,7 +141,8 @@ def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> 
             f"it holds {len(stepped)} tensors, the model {len(named)} trainable parameters"
         )
     slots = [Slot(n, m, (p,)) for (n, p), m in zip(named.items(), stepped, strict=True)]
-    if not any(m.itemsize > p.itemsize for m, p in zip(stepped, named.values(), strict=True)):
+    pairs = list(zip(stepped, named.values(), strict=True))
+    if not any(m.itemsize > p.itemsize or m.device != p.device for m, p in pairs):
         raise WfcastError(
             "the optimizer steps other tensors than the model's, of the same shapes and no more "
             "precise: make it from the parameters of this model, not of a copy"

@@ -138,6 +138,8 @@ class FarcastingReport(Report):
         bounds = f"{log['farcasting/steps_low']:.0f} to {log['farcasting/steps_high']:.0f}"
         saved = log["farcasting/steps_saved"]
         told = f"about {saved:.0f} (95 %: {bounds})" if saved else f"unclear (95 %: {bounds})"
+        if log["farcasting/steps_low"] == log["farcasting/steps_high"] == 0:
+            told = "not judged"
         yield (
             f"{log['farcasting/jumps']:.0f} jumps, {log['farcasting/kept']:.0f} kept; steps saved: "
             f"{told if log['farcasting/jumps'] else 0}{lost}; in {log['farcasting/seconds']:.2f} s"

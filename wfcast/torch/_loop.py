@@ -21,7 +21,7 @@ class StepCounter:
     def __init__(self, optimizer: Any) -> None:
         self.value: int | None = None
         self._seen = 0
-        self._idle = 0  # calls in a row without a step
+        self._idle, self._told = 0, False  # calls in a row without a step
         self._hook: Any = None
         while not hasattr(optimizer, "register_step_post_hook") or hasattr(optimizer, "optimizer"):
             optimizer = getattr(optimizer, "optimizer", None)
@@ -59,7 +59,8 @@ class StepCounter:
                 "optimizer.step()"
             )
         self._idle = 0 if fresh else self._idle + 1
-        if self._idle == IDLE:
+        if self._idle == IDLE and not self._told:
+            self._told = True  # accumulation over more batches comes here again and again
             warnings.warn(self.problem, stacklevel=3)
         return fresh == 1  # a gradient scaler leaves out steps, and a second call is none
 

@@ -136,8 +136,7 @@ def check_function(name: str, function: Callable[[], Any] | None) -> None:
 
 def check_room(room: Any) -> None:
     """Raise WfcastError for what is no number of steps."""
-    whole = isinstance(room, Integral) and not isinstance(room, bool)
-    if room is None or (whole and int(room) >= 0):
+    if room is None or (_is_integer(room) and room >= 0):
         return
     raise WfcastError(
         f"room is {room!r}, expected None or the steps that are left until the weights are looked "
@@ -146,7 +145,7 @@ def check_room(room: Any) -> None:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._errors import WfcastError
@@ -270,6 +271,7 @@ class Farcasting:
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
+        self._ended: int | None = None  # the stop that ended the jumps, 0 for close()
         self._closed = False
         self._steps = StepCounter(optimizer)
         _controllers.add(self)
@@ -332,7 +334,7 @@ class Farcasting:
     def _skipped(self, loss: Any) -> bool:
         """The optimizer took no step: a gradient scaler may have left it out after a jump."""
         pending = self._pending
-        if pending is None or not isinstance(loss, torch.Tensor | float):
+        if pending is None or not isinstance(loss, torch.Tensor | float | np.floating):
             return False
         if math.isfinite(distributed.mean([float(loss)])[0]):
             return False
@@ -346,8 +348,10 @@ class Farcasting:
             changed = self._watch(self._pending)
             if changed or self._pending is not None:
                 return changed
-        if self._recovering is not None and clock >= self._recovering[0] + 2 * settings.window:
-            self._look_again(*self._recovering)
+        if self._recovering is not None:
+            due = self._recovering[0] + 2 * settings.window
+            if clock >= min(due, self._next):  # the next jump may be nearer after a resume
+                self._look_again(*self._recovering)
         if self._over():
             self._recording.forget()
             return False
@@ -398,7 +402,9 @@ class Farcasting:
             due = self._step + max(0, self._next - self._clock)
             if stop - due < max(window, 1):
                 later = f", its verdict {window} steps later" if window else ""
-                which, remedy = ("next", "") if self._jumps else ("first", "; lower period")
+                which = "next" if self._made else "first"
+                remedy = "" if self._jumps else "; lower period, spacing or recovery"
+                self._ended = int(stop)
                 self._rule.stopped = self.hindrance or (
                     f"too few steps are left before step {stop}, where jumps end: the {which} one "
                     f"could come at step {due}{later}{remedy}"
@@ -749,7 +755,8 @@ class Farcasting:
             pending.jump.outcome, pending.jump.reason = "kept", reason
             self._settle(pending)
         if not self.stopped:
-            self._rule.stopped = self.hindrance or "it was closed"
+            self._rule.stopped = self._steps.problem or self.hindrance or "it was closed"
+            self._ended = 0
         self._recording.forget()
         self._closed = True
         _controllers.discard(self)
@@ -769,6 +776,7 @@ class Farcasting:
             "next": self._next,
             "look": [self._look, self._apart],
             "said": self._said,
+            "ended": self._ended,
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
             "losses": self._losses.state_dict(),
@@ -814,6 +822,9 @@ class Farcasting:
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
         self._look, self._apart = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
+        self._ended = state["ended"]
+        if self._ended not in (None, self._settings.stop):  # this run goes further than that one
+            self._ended, self._said, self._rule.stopped = None, "", ""
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
         self._recovering = state["recovering"]
         self.cosines = dict(state["cosines"])

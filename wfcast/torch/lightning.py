@@ -155,7 +155,7 @@ class FarcastingCallback(Jumping, Callback):
     def _before_save(self) -> None:
         """Every rank calls this; the state of rank 0 is what all of them resume from."""
         self._settle()
-        if self.farcasting is not None and self._kept:
+        if self.farcasting is not None and self._kept and not self.farcasting._closed:
             self.farcasting._losses.share()
 
     def state_dict(self) -> dict[str, Any]:
