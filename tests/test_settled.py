@@ -466,7 +466,7 @@ def test_a_run_that_goes_nowhere_waits_and_says_so(caplog):
     assert (row["outcome"], row["horizon"], row["verdict"]) == ("waited", 0, None)
     assert row["drift"] < _rule.LEAST_NEAR
     assert row["reason"].startswith("the run does not drift enough: ")
-    assert "before step 200, where jumps end: the next one" in stopped(caplog, farcasting)
+    assert "before step 200, where jumps end: the first one" in stopped(caplog, farcasting)
     assert str(farcasting.summary()).startswith("0 jumps, 0 kept; steps saved: 0; in ")
 
 
