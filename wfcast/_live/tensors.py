@@ -141,7 +141,7 @@ def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> 
             f"it holds {len(stepped)} tensors, the model {len(named)} trainable parameters"
         )
     slots = [Slot(n, m, (p,)) for (n, p), m in zip(named.items(), stepped, strict=True)]
-    pairs = list(zip(stepped, named.values(), strict=True))
+    pairs = [(slot.parameter, slot.copies[0]) for slot in slots]
     if not any(m.itemsize > p.itemsize or m.device != p.device for m, p in pairs):
         raise WfcastError(
             "the optimizer steps other tensors than the model's, of the same shapes and no more "

@@ -64,6 +64,11 @@ class Jump:
         return self.outcome not in ("refused", "waited")
 
 
+def last_made(jumps: Sequence[Jump]) -> Jump | None:
+    """The row of the last jump; None where there was none."""
+    return next((jump for jump in reversed(jumps) if jump.made), None)
+
+
 def numbers(
     jumps: Sequence[Jump], saved: tuple[float, float, float], seconds: float
 ) -> dict[str, float]:
@@ -136,13 +141,16 @@ class FarcastingReport(Report):
         log = self.log
         lost = f", {log['farcasting/steps_lost']:.0f} lost" if log["farcasting/steps_lost"] else ""
         bounds = f"{log['farcasting/steps_low']:.0f} to {log['farcasting/steps_high']:.0f}"
-        saved = log["farcasting/steps_saved"]
-        told = f"about {saved:.0f} (95 %: {bounds})" if saved else f"unclear (95 %: {bounds})"
-        if log["farcasting/steps_low"] == log["farcasting/steps_high"] == 0:
+        saved, jumps = log["farcasting/steps_saved"], log["farcasting/jumps"]
+        if not jumps:
+            told = "0"
+        elif log["farcasting/steps_low"] == log["farcasting/steps_high"] == 0:
             told = "not judged"
+        else:
+            told = f"{f'about {saved:.0f}' if saved else 'unclear'} (95 %: {bounds})"
         yield (
-            f"{log['farcasting/jumps']:.0f} jumps, {log['farcasting/kept']:.0f} kept; steps saved: "
-            f"{told if log['farcasting/jumps'] else 0}{lost}; in {log['farcasting/seconds']:.2f} s"
+            f"{jumps:.0f} jumps, {log['farcasting/kept']:.0f} kept; steps saved: {told}{lost}; in "
+            f"{log['farcasting/seconds']:.2f} s"
         )
         losses = ("loss_before", "loss_right_after", "loss_after", "loss_expected")
         looks = _looks(self.history)

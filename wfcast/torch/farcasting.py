@@ -10,9 +10,9 @@ import weakref
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._errors import WfcastError
@@ -21,7 +21,7 @@ from .._live.tensors import select
 from .._patterns import Patterns
 from . import _coefficients
 from ._factors import places_of
-from ._history import FarcastingReport, Jump, numbers
+from ._history import FarcastingReport, Jump, last_made, numbers
 from ._jumping import Jumper, NoForecast, NoJump
 from ._loop import StepCounter
 from ._losses import NOTHING, Losses
@@ -334,7 +334,7 @@ class Farcasting:
     def _skipped(self, loss: Any) -> bool:
         """The optimizer took no step: a gradient scaler may have left it out after a jump."""
         pending = self._pending
-        if pending is None or not isinstance(loss, torch.Tensor | float | np.floating):
+        if pending is None or not isinstance(loss, torch.Tensor | Real):
             return False
         if math.isfinite(distributed.mean([float(loss)])[0]):
             return False
@@ -516,7 +516,7 @@ class Farcasting:
     @property
     def _made(self) -> bool:
         """Whether there was a jump yet."""
-        return any(jump.made for jump in self._jumps)
+        return last_made(self._jumps) is not None
 
     def _refuse(self, problem: str, *, anew: bool = False) -> bool:
         """No jump this time; the run goes on as it was, its history where `anew` does not say so.
@@ -601,12 +601,14 @@ class Farcasting:
         self._losses.measure(clock, self._step)
         after = self._losses.between(max(clock - self._settings.window // 2, then + 1), clock)
         if after and all(math.isfinite(loss) for _, loss in after):
-            verdict = self._calibration.verdict(before, after, cap=self._last.horizon)
+            jump = last_made(self._jumps)
+            assert jump is not None
+            verdict = self._calibration.verdict(before, after, cap=jump.horizon)
             if verdict.kind == HARM:  # it is too late to take it back
                 verdict = replace(verdict, kind=WORSE)
             if verdict.kind != UNKNOWN:  # else the first look said more
                 self._verdicts[-1] = verdict
-                self._tell(self._last, verdict)
+                self._tell(jump, verdict)
         self._rule.learn(self._verdicts[-1])
         self._say_stop()
 
@@ -617,11 +619,6 @@ class Farcasting:
         jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
         jump.loss_after = self._losses.shown(verdict.after)
         jump.loss_expected = self._losses.shown(verdict.expected)
-
-    @property
-    def _last(self) -> Jump:
-        """The row of the last jump that was made."""
-        return next(jump for jump in reversed(self._jumps) if jump.made)
 
     def _roll_back(self, pending: Pending, reason: str) -> bool:
         """Take the jump that is under way back, for it did harm."""
@@ -810,7 +807,7 @@ class Farcasting:
         self._training.check_saved(state["names"], [*states, *([then["weights"]] if then else [])])
         self._recording.check_saved(state["recording"])
         jumps = [Jump(**row) for row in state["history"]]
-        last = next((jump for jump in reversed(jumps) if jump.made), None)
+        last = last_made(jumps)
         if then is not None:
             Pending.check_saved(then, last, self._training)
         if self._pending is not None:
