@@ -172,7 +172,12 @@ class Operator:
     # ---- forecasting --------------------------------------------------------------------------
 
     def predict(
-        self, run: Any, step: int | None = None, check_finite: bool = True
+        self,
+        run: Any,
+        step: int | None = None,
+        check_finite: bool = True,
+        *,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """The weights at `step`, from the weights at the input steps.
 
@@ -188,6 +193,8 @@ class Operator:
             One of the targets; may be left out where there is but one.
         check_finite : bool, default=True
             Whether NaN and infinity, in the inputs or by overflow, are an error.
+        key : str, optional
+            As of `forecast_checkpoint`.
 
         Returns
         -------
@@ -202,7 +209,7 @@ class Operator:
         WfcastError
             A step that is no target, or a value at fault; tensor and step are named.
         """
-        made = self._plan(run, step)
+        made = self._plan(run, step, key=key)
         forecast = {t.name for t in made.forecast}
         result: dict[str, Any] = {}
         for name in made.latest.tensors:
@@ -253,9 +260,16 @@ class Operator:
         names = None if ALL in self.coef else self.coef.keys()
         return applied(model, run, self.inputs, names, coefficients)
 
-    def _plan(self, run: Any, step: int | None = None, *, partial: bool = False) -> Plan:
+    def _plan(
+        self,
+        run: Any,
+        step: int | None = None,
+        *,
+        partial: bool = False,
+        key: str | None = None,
+    ) -> Plan:
         """The inputs opened and checked, nothing computed: what `forecast_checkpoint` goes by."""
-        return plan(self, run, step, partial)
+        return plan(self, run, step, partial, key)
 
     # ---- keeping and showing ------------------------------------------------------------------
 

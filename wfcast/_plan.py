@@ -98,7 +98,13 @@ class Plan:
         return f"tensor {name!r} at step {self.step}"
 
 
-def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) -> Plan:
+def plan(
+    operator: Operator,
+    run: Any,
+    step: int | None,
+    partial: bool = False,
+    key: str | None = None,
+) -> Plan:
     """Open the inputs and check that they go together, and with the operator.
 
     Parameters
@@ -110,9 +116,11 @@ def plan(operator: Operator, run: Any, step: int | None, partial: bool = False) 
     partial : bool
         Whether to leave out tensors that not all inputs have alike, or that the operator does not
         know, instead of refusing them.
+    key : str, optional
+        The set of weights to take from files that hold several.
     """
     horizon = operator.horizon(step)
-    inputs = open_run(run, operator.inputs, "the run")
+    inputs = open_run(run, operator.inputs, "the run", key)
     latest = list(inputs.values())[-1]
     wanted = forecastable(latest)
     if partial:

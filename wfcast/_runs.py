@@ -13,6 +13,7 @@ from ._errors import CheckpointError, DtypeError, WfcastError, warn
 from .checkpoint import (
     PROVENANCE,
     Checkpoint,
+    FileCheckpoint,
     Tensor,
     is_forecast,
     open_checkpoint,
@@ -45,23 +46,24 @@ def steps(values: Any, name: str) -> tuple[int, ...]:
     return found
 
 
-def check_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Any]:
+def check_run(run: Any, needed: Sequence[int], what: str, key: str | None = None) -> dict[int, Any]:
     """The checkpoints of a run by step, in the order of steps; `needed` are among them.
 
     A path leads to a folder of checkpoints, of which those that cannot be opened are left out with
-    a warning.
+    a warning. `key` chooses a set of weights in files that have several.
     """
     if isinstance(run, str | os.PathLike):
-        run = _run_in(Path(run), what)
+        run = _run_in(Path(run), what, key)
     if not isinstance(run, Mapping):
         raise DtypeError(f"{what} is a {type(run).__name__}, expected {{step: checkpoint}}")
     found: dict[int, Any] = {}
-    for key, value in run.items():
+    for step, value in run.items():
         try:
-            found[operator.index(key)] = value
+            found[operator.index(step)] = value
         except TypeError as error:
             raise CheckpointError(
-                f"{what} has the key {key!r}, expected integer steps: a run is {{step: checkpoint}}"
+                f"{what} has the key {step!r}, expected integer steps: a run is "
+                "{step: checkpoint}"
             ) from error
     missing = [s for s in needed if s not in found]
     if missing:
@@ -70,15 +72,17 @@ def check_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Any]:
             f"{', '.join(map(str, missing))}; it has "
             f"{', '.join(map(str, sorted(found))) or 'none'}"
         )
+    if key is not None:
+        found = {s: open_checkpoint(c, f"{what}, step {s}", key) for s, c in found.items()}
     return {s: found[s] for s in sorted(found)}
 
 
-def states_of(run: Any, what: str) -> dict[int, Any]:
+def states_of(run: Any, what: str, key: str | None = None) -> dict[int, Any]:
     """All the states of a run by step, as `check_run` has them; of a folder, without forecasts.
 
     What wfcast has written beside the checkpoints of a run is no state that the run was in.
     """
-    found = check_run(run, (), what)
+    found = check_run(run, (), what, key)
     if not isinstance(run, str | os.PathLike):
         return found
     made = [step for step, checkpoint in found.items() if PROVENANCE in checkpoint.metadata]
@@ -92,7 +96,7 @@ def states_of(run: Any, what: str) -> dict[int, Any]:
     return {step: checkpoint for step, checkpoint in found.items() if step not in made}
 
 
-def _run_in(folder: Path, what: str) -> dict[int, Checkpoint]:
+def _run_in(folder: Path, what: str, key: str | None) -> dict[int, Checkpoint]:
     if not folder.is_dir():
         raise CheckpointError(f"{what}: there is no folder {str(folder)!r}")
     found: dict[int, Checkpoint] = {}
@@ -104,17 +108,23 @@ def _run_in(folder: Path, what: str) -> dict[int, Checkpoint]:
         )
     for step, path in checkpoints.items():
         try:
-            found[step] = open_checkpoint(path, f"{what}, step {step}")
+            found[step] = open_checkpoint(path, f"{what}, step {step}", key)
         except CheckpointError as error:
             warn(f"left out, as if it were not there: {error}")
     return found
 
 
-def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint]:
+def open_run(
+    run: Any, needed: Sequence[int], what: str, key: str | None = None
+) -> dict[int, Checkpoint]:
     """Open the needed checkpoints of a run."""
-    run = check_run(run, needed, what)
+    run = check_run(run, needed, what, key)
     prefix = f"{what}, " if what != "the run" else ""
-    return {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
+    opened = {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
+    if any(isinstance(one, FileCheckpoint) for one in opened.values()):
+        for one in opened.values():
+            one.unwrap()  # of files it is done, and mappings beside them have the same names then
+    return opened
 
 
 def open_alike(run: Mapping[int, Any], what: str) -> tuple[list[Checkpoint], list[Tensor]]:

@@ -176,6 +176,7 @@ def forecast_checkpoint(
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
+    key: str | None = None,
     format: str | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -216,6 +217,9 @@ def forecast_checkpoint(
     partial : bool, default=False
         Whether tensors that not all inputs have alike, or that the fit does not know, are copied
         from the last input instead of being an error.
+    key : str, optional
+        The set of weights to take from files of torch.save and torch.distributed.checkpoint that
+        hold several, such as "ema"; None for the model's. `inspect` lists them.
     format : {"safetensors", "torch", "dcp"}, optional
         Another format than the last input's, or than its name asks for in a file of that name.
     shard_size : int, optional
@@ -269,6 +273,7 @@ def forecast_checkpoint(
         norms=norms,
         nonfinite=nonfinite,
         partial=partial,
+        key=key,
         format=format,
         shard_size=shard_size,
         overwrite=overwrite,
@@ -340,6 +345,7 @@ def prepare(
     format: str | None,
     shard_size: int | None,
     overwrite: bool,
+    key: str | None = None,
 ) -> Job:
     """Check everything and write nothing: as `forecast_checkpoint`, which says what is what."""
     for name, value, known in (
@@ -353,7 +359,7 @@ def prepare(
         raise WfcastError(f"format is {format!r}, expected 'safetensors', 'torch' or 'dcp'")
     if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
         raise WfcastError(f"shard_size is {shard_size!r}, expected a number of bytes")
-    plan = operator_of(mf, "mf")._plan(run, step, partial=partial)
+    plan = operator_of(mf, "mf")._plan(run, step, partial=partial, key=key)
     latest = plan.latest
     among = chosen(latest.names, include, exclude, f"tensors of {latest.what}")
     copied = _copied(plan, among, norms == "copy", nonfinite == "copy")
@@ -416,7 +422,11 @@ def _report(job: Job, moves: dict[str, float], rank_cut: dict[str, float]) -> Fo
         tuple(name for name in job.plan.latest.tensors if name not in job.copied),
         job.copied,
         job.skipped,
-        (*(path.name for path in job.layout.carried), *job.layout.others),
+        (
+            *(path.name for path in job.layout.carried),
+            *(key for one in job.layout.around for key in one),
+            *job.layout.others,
+        ),
         job.layout.left,
         moves,
         rank_cut,
@@ -503,7 +513,8 @@ def _metadata(job: Job) -> dict[str, str]:
     as_it_was = isinstance(latest, FileCheckpoint) and latest.layout.format == "safetensors"
     if layout.format == "safetensors" and not as_it_was:
         # what safetensors.torch writes: who made it, and tied names by the name that is kept
-        metadata = {"format": "pt", **latest.tied, **metadata}
+        tied = {layout.prefix + alias: layout.prefix + name for alias, name in latest.tied.items()}
+        metadata = {"format": "pt", **tied, **metadata}
     return metadata
 
 

@@ -131,6 +131,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         self,
         runs: Sequence[Any],
         *,
+        key: str | None = None,
         progress: Progress | None = None,
         process_group: Any = None,
     ) -> ModelFarcaster:
@@ -150,6 +151,8 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         ----------
         runs : sequence of {step: checkpoint}, or of paths
             Each holds the inputs and the targets, and may hold more steps.
+        key : str, optional
+            As of `forecast_checkpoint`.
         progress : callable, optional
             Called as ``progress(name, rows)`` after each slice of rows is read, of this process.
         process_group : torch.distributed.ProcessGroup, optional
@@ -173,7 +176,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         with ranks_of(runs, process_group) as ranks:
             inputs, targets, params = self._check()
             hinge = params["beta"] > 0
-            opened, firsts = self._open(runs, (*inputs, *targets), ranks, hinge)
+            opened, firsts = self._open(runs, (*inputs, *targets), ranks, hinge, key)
             for run in opened:
                 for checkpoint in run.values():
                     check_alike(opened[0][inputs[0]], checkpoint)
@@ -285,7 +288,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         return inputs, targets, params
 
     def _open(
-        self, runs: Any, needed: tuple[int, ...], ranks: Ranks, hinge: bool
+        self, runs: Any, needed: tuple[int, ...], ranks: Ranks, hinge: bool, key: str | None
     ) -> tuple[list[dict[int, Checkpoint]], list[tuple[Checkpoint, Checkpoint, int]]]:
         if isinstance(runs, Mapping) or not isinstance(runs, Sequence) or isinstance(runs, str):
             raise DtypeError(
@@ -296,7 +299,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             raise CheckpointError("runs is empty, expected at least one {step: checkpoint}")
         opened, firsts = [], []
         for i, run in enumerate(runs):
-            run = ranks.local(check_run(run, needed, f"run {i}"), needed, f"run {i}")
+            run = ranks.local(check_run(run, needed, f"run {i}", key), needed, f"run {i}")
             here = open_run(run, needed, f"run {i}")
             opened.append(here)
             if hinge:
@@ -365,7 +368,12 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         return self.operator_.base
 
     def predict(
-        self, run: Any, step: int | None = None, check_finite: bool = True
+        self,
+        run: Any,
+        step: int | None = None,
+        check_finite: bool = True,
+        *,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """The weights at `step`, from the weights at the input steps: `Operator.predict`.
 
@@ -376,7 +384,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         CheckpointError, WfcastError
             As `Operator.predict`.
         """
-        return self._learned().predict(run, step, check_finite)
+        return self._learned().predict(run, step, check_finite, key=key)
 
     def applied(self, model: Any, run: Any, step: int | None = None) -> AbstractContextManager[Any]:
         """A context in which a torch model has the forecast weights: `Operator.applied`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,10 @@ class Layout:
         Shards: what the index holds in its "metadata".
     keys : tuple of str
         Torch's formats: the keys that lead to the state dict.
+    around : tuple of mappings
+        Torch files: what goes along beside each of the keys.
     prefix : str
-        Torch's formats: what all names begin with there ("module."), which `tensors` leaves out.
+        What all names begin with there ("module."), which `tensors` leaves out.
     others : dict of str to object
         Torch files: what is no tensor in the state dict and belongs to the model.
     versions : dict
@@ -144,6 +146,7 @@ class Layout:
     shards: Mapping[str, str] | None = None
     index: Mapping[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    around: tuple[Mapping[str, Any], ...] = ()
     prefix: str = ""
     others: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -160,10 +163,10 @@ class Layout:
             shards=None,
             index={},
             keys=(),
-            prefix="",
+            around=(),
             others={},
             versions={},
-            left=(*self.left, *self.others),
+            left=(*self.left, *(key for one in self.around for key in one), *self.others),
         )
 
 
@@ -182,6 +185,8 @@ class Checkpoint(ABC):
         Names that share the memory of another tensor -> that tensor's name, the first of them.
         They are not in `tensors`.
     layout : Layout
+    sets : tuple of str
+        The names of the sets of weights in a file that may have several; `key` chooses one.
     base : str or None
         Adapters: the model that they adapt.
     stacked : bool
@@ -193,13 +198,14 @@ class Checkpoint(ABC):
     metadata: dict[str, str]
     tied: dict[str, str]
     layout: Layout
+    sets: tuple[str, ...]
     base: str | None
     stacked: bool
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.tensors, self.metadata, self.tied = {}, {}, {}
-        self.layout, self.base, self.stacked = Layout(), None, False
+        self.layout, self.sets, self.base, self.stacked = Layout(), (), None, False
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -221,6 +227,27 @@ class Checkpoint(ABC):
     def raw(self, name: str) -> Array:
         """The bytes of any tensor in C order, as a 1-D uint8 array."""
 
+    def unwrap(self) -> None:
+        """Leave what a wrapper puts before all names out of them, and in the layout.
+
+        So a model has the same names in all formats, whether it was saved inside of its wrapper or
+        not, and a network whose only module is called "module" gets its names back when written.
+        """
+        prefix = common_prefix((*self.tensors, *self.tied))
+        if not prefix:
+            return
+        n = len(prefix)
+        self.tensors = {k[n:]: replace(t, name=k[n:]) for k, t in self.tensors.items()}
+        self.tied = {k[n:]: name[n:] for k, name in self.tied.items()}
+        shards = self.layout.shards
+        if shards is not None:
+            shards = {k[n:]: file for k, file in shards.items()}
+        self.layout = replace(self.layout, prefix=prefix, shards=shards)
+
+    def _stored(self, name: str) -> str:
+        """The name of a tensor where it is stored."""
+        return self.layout.prefix + name
+
     def local_shape(self, name: str) -> tuple[int, ...]:
         """The shape of `column`: that of the tensor, or of the shard that this process holds."""
         return self.tensors[name].shape
@@ -238,6 +265,23 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
         raise ValueError(f"it has the key {twice!r} twice")
     return found
+
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before all names of the model in them."""
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """What all names begin with of `PREFIXES`, and have more behind it."""
+    names = list(names)
+    prefix = ""
+    while names:
+        longer = (prefix + p for p in PREFIXES)
+        more = next((p for p in longer if all(n.startswith(p) and n != p for n in names)), None)
+        if more is None:
+            break
+        prefix = more
+    return prefix
 
 
 def is_plain(name: str) -> bool:
@@ -331,14 +375,14 @@ class TensorCheckpoint(Checkpoint):
         )
 
     def column(self, name: str) -> Column:
-        return column(self._source[name], self.label(name))
+        return column(self._source[self._stored(name)], self.label(name))
 
     def value(self, name: str) -> Any:
-        value = self._source[name]
+        value = self._source[self._stored(name)]
         return value.detach().clone() if is_tensor(value) else copy.copy(np.asarray(value))
 
     def raw(self, name: str) -> Array:
-        value = self._source[name]
+        value = self._source[self._stored(name)]
         if is_tensor(value):
             import torch
 

@@ -174,7 +174,7 @@ def _file_writer(
             with DirectWriter(file.fileno(), stage.size) as direct:
                 _torch.save(state, direct)
         return
-    with SafetensorsWriter.create(file, tensors, metadata) as writer:
+    with SafetensorsWriter.create(file, tensors, metadata, layout.prefix) as writer:
         yield writer
 
 

@@ -26,16 +26,8 @@ from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
 from ._archive import MAX_PICKLE, StoredTensor, examine, read_pickle
 from ._base import PROVENANCE, FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
-from ._torch import (
-    Stage,
-    beside,
-    common_prefix,
-    import_torch,
-    named,
-    nested,
-    no_state,
-    state_in,
-)
+from ._sets import chosen_set, of_training, sets_in
+from ._torch import Stage, import_torch, named, nested
 
 METADATA = ".metadata"
 LARGE = 1 << 24
@@ -59,7 +51,7 @@ class DistributedCheckpoint(FileCheckpoint):
     memory that the system can write out. What is stored otherwise is left to torch.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, key: str | None = None) -> None:
         super().__init__(path, what)
         import_torch(self.what)
         self._identity = self._identify()
@@ -67,15 +59,15 @@ class DistributedCheckpoint(FileCheckpoint):
         self._places: dict[str, list[_Place]] = {}
         self._files: dict[str, int] = {}
         self._latest: tuple[str, Column] | None = None
-        stored = self._stored()
+        stored = self._records()
         tree = self._tree()
-        found = state_in(tree, lambda leaf: isinstance(leaf, str))
-        if found is None:
-            raise CheckpointError(f"{self.what} holds {no_state(tree) if tree else 'no tensors'}")
-        state, keys = found
-        source = {name: leaf for name, leaf in state.items() if isinstance(leaf, str)}
-        prefix = common_prefix(source)
-        self._stored_as = {name.removeprefix(prefix): leaf for name, leaf in source.items()}
+        if not tree:
+            raise CheckpointError(f"{self.what} holds no tensors")
+        sets = sets_in(tree, lambda leaf: isinstance(leaf, str), self._is_weight)
+        found = chosen_set(sets, key, tree, self.what)
+        self.sets = tuple(one.name for one in sets)
+        state, keys = found.state, found.keys
+        self._stored_as = {name: leaf for name, leaf in state.items() if isinstance(leaf, str)}
         for name in self._stored_as:
             try:
                 self.tensors[name], self._places[name] = self._check(name, stored)
@@ -83,9 +75,14 @@ class DistributedCheckpoint(FileCheckpoint):
                 raise CheckpointError(
                     f"{self.label(name)} cannot be read: {METADATA} {error}"
                 ) from error
-        others = [n for n in state if isinstance(n, str) and n not in source]
-        left = tuple(n for n in (*beside(tree, keys), *others) if n != PROVENANCE)
-        self.layout = Layout("dcp", True, "", keys=keys, prefix=prefix, left=left)
+        left = [n for n in state if isinstance(n, str) and n not in self._stored_as]
+        here: Any = tree
+        for part in keys:
+            left += [n for n in here if isinstance(n, str) and n != part]
+            here = here[part]
+        self.layout = Layout(
+            "dcp", True, "", keys=keys, left=tuple(n for n in left if n != PROVENANCE)
+        )
         self._read_note()
 
     def _read_metadata(self) -> Any:
@@ -113,12 +110,17 @@ class DistributedCheckpoint(FileCheckpoint):
 
         paths = vars(self._found).get("planner_data")
         tree: dict[Any, Any] = {}
+        names = [n for n in self._found.state_dict_metadata if isinstance(n, str)]
+        trains = any(of_training(n.partition(".")[0]) for n in names)
         for name, entry in self._found.state_dict_metadata.items():
             if not isinstance(name, str):
                 raise CheckpointError(f"{self.what}: its {METADATA} has a name that is no text")
             path = paths.get(name) if isinstance(paths, dict) else None
             if not isinstance(path, tuple) or not path or {type(p) for p in path} - {str, int}:
                 path = (name,)
+            first, _, rest = name.partition(".")
+            if trains and path == (name,) and rest and (first == "model" or of_training(first)):
+                path = (first, rest)  # saved flat, by names that say what is whose
             here = tree
             for part in path[:-1]:
                 here = here.setdefault(part, {}) if isinstance(here, dict) else {}
@@ -127,6 +129,12 @@ class DistributedCheckpoint(FileCheckpoint):
             here[path[-1]] = name if isinstance(entry, TensorStorageMetadata) else None
         return tree
 
+    def _is_weight(self, leaf: str) -> bool:
+        fields = vars(self._found.state_dict_metadata[leaf])
+        dtype, shape = getattr(fields.get("properties"), "dtype", None), fields.get("size")
+        floating = getattr(dtype, "is_floating_point", False)
+        return floating and _are_sizes(shape) and any(n > 1 for n in shape)
+
     def _identify(self) -> tuple[int, int, int, int]:
         try:
             s = os.stat(self.path / METADATA)
@@ -134,7 +142,7 @@ class DistributedCheckpoint(FileCheckpoint):
             raise CheckpointError(f"{self.what} cannot be read: {error}") from error
         return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
-    def _stored(self) -> dict[tuple[str, tuple[int, ...]], Any]:
+    def _records(self) -> dict[tuple[str, tuple[int, ...]], Any]:
         """Torch's record of each chunk, by the tensor's name and the offsets in it."""
         found = {}
         for index, info in self._found.storage_data.items():
@@ -227,10 +235,10 @@ class DistributedCheckpoint(FileCheckpoint):
 
         tensor = self.tensors[name]
         try:
-            for place in self._places[name]:
+            for place in self._places[self._stored(name)]:
                 self._examine(name, place)
             whole = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
-            into = {self._stored_as[name]: whole}
+            into = {self._stored_as[self._stored(name)]: whole}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is but one process
                 state_dict_loader.load(into, storage_reader=Reader(str(self.path)), no_dist=True)
@@ -247,7 +255,7 @@ class DistributedCheckpoint(FileCheckpoint):
 
         In one piece it is mapped; several are put together from their maps.
         """
-        tensor, places = self.tensors[name], self._places[name]
+        tensor, places = self.tensors[name], self._places[self._stored(name)]
         quantized = tensor.dtype.startswith("q")  # whose bytes say nothing without a scale
         if not tensor.nbytes or quantized:
             return None
@@ -407,7 +415,7 @@ def save(folder: Path, stage: Stage, layout: Layout, tied: Mapping[str, str], no
     from torch.distributed.checkpoint import filesystem, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
-    state = {**nested(named(stage, layout, tied), layout.keys), PROVENANCE: note}
+    state = {**nested(named(stage, layout, tied), layout), PROVENANCE: note}
     writer = filesystem.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is but one process

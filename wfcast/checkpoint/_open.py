@@ -20,7 +20,9 @@ from ._torch import TorchCheckpoint
 __all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
+def open_checkpoint(
+    source: Any, what: str = "checkpoint", key: str | None = None, needed: bool = True
+) -> Checkpoint:
     """Open a checkpoint for reading tensor by tensor.
 
     Parameters
@@ -30,6 +32,10 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
         folder with one of them or of torch.distributed.checkpoint.
     what : str
         What a message calls it ("run 0, step 500").
+    key : str, optional
+        The name of a set of weights in a file that may have several; None for the model's.
+    needed : bool
+        Whether a file of a format that holds one set only is refused where there is a key.
 
     Raises
     ------
@@ -51,13 +57,21 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{what}: there is no file {str(path)!r}")
     if path.is_dir():
-        return _open_folder(path, what)
-    if not path.is_file():
+        checkpoint = _open_folder(path, what, key)
+    elif path.is_file():
+        checkpoint = _open_file(path, what, key)
+    else:
         raise CheckpointError(f"{what}: {str(path)!r} is no regular file")
-    return _open_file(path, what)
+    if key is not None and needed and not checkpoint.sets:
+        raise CheckpointError(
+            f"{checkpoint.what} holds one set of weights, and none named {key!r}: key= (--key) is "
+            "for files of torch.save and folders of torch.distributed.checkpoint"
+        )
+    checkpoint.unwrap()
+    return checkpoint
 
 
-def _open_file(path: Path, what: str) -> FileCheckpoint:
+def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
     if path.name.endswith(INDEX):
         return ShardedCheckpoint(path, what, _open_file)
     try:
@@ -69,11 +83,11 @@ def _open_file(path: Path, what: str) -> FileCheckpoint:
     # safetensors header can begin with the same bytes, and a brace follows it
     named = path.suffix == ".safetensors" or start[8:] == b"{"
     if not named and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        return TorchCheckpoint(path, what)
+        return TorchCheckpoint(path, what, key)
     return SafetensorsCheckpoint(path, what)
 
 
-def _open_folder(folder: Path, what: str) -> FileCheckpoint:
+def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
     weights = weights_in(folder)
     if weights is None:
         try:
@@ -90,7 +104,9 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
             "is there"
         )
     checkpoint = (
-        DistributedCheckpoint(weights, what) if weights.is_dir() else _open_file(weights, what)
+        DistributedCheckpoint(weights, what, key)
+        if weights.is_dir()
+        else _open_file(weights, what, key)
     )
     own = {weights.name, *(checkpoint.layout.shards or {}).values()}
     if weights == folder:

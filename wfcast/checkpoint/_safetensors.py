@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeGuard
 
@@ -89,7 +90,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
             raise CheckpointError(f"{self.what} changed while its header was read")
 
     def raw(self, name: str) -> Array:
-        start, length = self._spans[name]
+        start, length = self._spans[self._stored(name)]
         if length == 0:
             return np.empty(0, np.uint8)
         try:
@@ -237,9 +238,15 @@ class SafetensorsWriter(CheckpointWriter):
     @classmethod
     @contextmanager
     def create(
-        cls, file: BinaryIO, tensors: Iterable[Tensor], metadata: Mapping[str, str]
+        cls,
+        file: BinaryIO,
+        tensors: Iterable[Tensor],
+        metadata: Mapping[str, str],
+        prefix: str = "",
     ) -> Iterator[Self]:
         """The writer of an empty file, which is neither synced nor closed.
+
+        `prefix` is put before the names in the file.
 
         Raises
         ------
@@ -247,7 +254,7 @@ class SafetensorsWriter(CheckpointWriter):
             The format cannot hold a tensor of that name or dtype.
         """
         tensors = ordered(tensors)
-        header = _header(tensors, metadata)
+        header = _header([replace(t, name=prefix + t.name) for t in tensors], metadata)
         size = len(header) + sum(t.nbytes for t in tensors)
         with DirectWriter(file.fileno(), size) as direct:
             direct.write(header)

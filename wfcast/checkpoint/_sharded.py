@@ -58,7 +58,11 @@ class ShardedCheckpoint(FileCheckpoint):
             weights=path.name,
             shards=self._file_of,
             index=index,
-            left=tuple(name for one in layouts for name in (*one.left, *one.others)),
+            left=tuple(
+                name
+                for one in layouts
+                for name in (*one.left, *(k for beside in one.around for k in beside), *one.others)
+            ),
         )
 
     def _read_index(self) -> tuple[dict[str, str], dict[str, Any]]:
@@ -111,12 +115,15 @@ class ShardedCheckpoint(FileCheckpoint):
             )
 
     def column(self, name: str) -> Column:
+        name = self._stored(name)
         return self._shards[self._file_of[name]].column(name)
 
     def value(self, name: str) -> Any:
+        name = self._stored(name)
         return self._shards[self._file_of[name]].value(name)
 
     def raw(self, name: str) -> Array:
+        name = self._stored(name)
         return self._shards[self._file_of[name]].raw(name)
 
 
@@ -190,7 +197,7 @@ class ShardedWriter(CheckpointWriter):
         names.update({alias: names[name] for alias, name in self._tied.items()})
         document = {
             "metadata": {**self._layout.index, "total_size": total},
-            "weight_map": dict(sorted(names.items())),
+            "weight_map": {self._layout.prefix + n: file for n, file in sorted(names.items())},
         }
         with synced_file(self._folder / self._layout.weights) as file:
             file.write((json.dumps(document, indent=2) + "\n").encode())

@@ -1,11 +1,9 @@
 """Files of ``torch.save``, mapped by torch's own safe loader: ``weights_only=True, mmap=True``.
 
-The weights are what stands under the first of the keys "state_dict", "model_state_dict", "model",
-"module" and "weights" that leads to tensors, and so on inside that; else the mapping itself where
-it holds tensors, else the only mapping in it. What all names begin with of "module."
-(DataParallel) and "_orig_mod." (torch.compile) is left out of the names, and put back when a torch
-file is written like it. What is no tensor among the weights, such as the parameters of a quantized
-layer, goes along to another torch file; a mapping does not, unless it is a module's extra state.
+`_sets` says which of the mappings in it holds the weights. What is no tensor among the weights,
+such as the parameters of a quantized layer, goes along to another torch file; a mapping does not,
+unless it is a module's extra state. Beside the weights plain values go along, such as the
+hyperparameters and the version that Lightning asks for; an optimizer's state does not.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,11 +28,7 @@ from .._direct import DirectWriter, fill
 from .._errors import CheckpointError
 from ._archive import examine
 from ._base import PROVENANCE, CheckpointWriter, FileCheckpoint, Layout, Tensor, TensorCheckpoint
-
-KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
-PREFIXES = ("module.", "_orig_mod.")
-DEPTH = 20
-"""How far down a state dict is looked for: one that holds itself has no end."""
+from ._sets import DEPTH, chosen_set, of_training, sets_in
 
 ALIGNMENT = 64
 """Where a tensor may begin in the file from which it is written: a cache line."""
@@ -42,16 +37,15 @@ ALIGNMENT = 64
 class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
     """A single file of ``torch.save``."""
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, key: str | None = None) -> None:
         super().__init__(path, what)
         whole = self._load()
-        found = state_in(whole, is_tensor)
-        if found is None:
-            raise CheckpointError(f"{self.what} holds {no_state(whole)}")
-        state, keys = found
+        sets = sets_in(whole, is_tensor, _is_weight)
+        found = chosen_set(sets, key, whole, self.what)
+        self.sets = tuple(one.name for one in sets)
+        state, keys = found.state, found.keys
         source = {name: value for name, value in state.items() if is_tensor(value)}
-        prefix = common_prefix(source)
-        self._take({name.removeprefix(prefix): value for name, value in source.items()})
+        self._take(source)
         plain = {k: v for k, v in state.items() if isinstance(k, str) and k not in source}
         others = {k: v for k, v in plain.items() if _goes_along(k, v)}
         versions = getattr(state, "_metadata", None)
@@ -60,14 +54,15 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         if PROVENANCE in versions:
             with suppress(TypeError, ValueError, RecursionError):  # it may be anything
                 self.metadata[PROVENANCE] = json.dumps(versions[PROVENANCE])
+        around, left = _beside(whole, keys)
         self.layout = Layout(
             "torch",
             weights=path.name,
             keys=keys,
-            prefix=prefix,
+            around=tuple(around),
             others=others,
             versions=versions,
-            left=(*beside(whole, keys), *(k for k in plain if k not in others)),
+            left=(*left, *(k for k in plain if k not in others)),
         )
 
     def _load(self) -> Any:
@@ -95,69 +90,35 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
             ) from error
 
 
-def state_in(
-    whole: Any, holds: Callable[[Any], bool]
-) -> tuple[Mapping[Any, Any], tuple[str, ...]] | None:
-    """The mapping of names to tensors in nested mappings, and the keys that lead to it.
-
-    Parameters
-    ----------
-    whole : object
-    holds : callable
-        Whether a value is a tensor.
-    """
-    seen: set[int] = set()
-
-    def find(here: Any, keys: tuple[str, ...]) -> tuple[Mapping[Any, Any], tuple[str, ...]] | None:
-        if not isinstance(here, Mapping) or id(here) in seen or len(keys) > DEPTH:
-            return None
-        seen.add(id(here))
-        for key in KEYS:
-            found = find(here.get(key), (*keys, key))
-            if found is not None:
-                return found
-        tensors = [k for k, v in here.items() if holds(v)]
-        if tensors:
-            return (here, keys) if all(isinstance(k, str) for k in tensors) else None
-        inner = [k for k, v in here.items() if isinstance(v, Mapping)]
-        if len(inner) == 1 and isinstance(inner[0], str):
-            return find(here[inner[0]], (*keys, inner[0]))
-        return None
-
-    return find(whole, ())
+def _is_weight(value: Any) -> bool:
+    return bool(value.is_floating_point() or value.is_quantized) and value.numel() > 1
 
 
-def no_state(whole: Any) -> str:
-    """What a message says of an object without a state dict."""
-    shown: Any = type(whole).__name__
-    if isinstance(whole, Mapping):
-        shown = [k[:40] if isinstance(k, str) else type(k).__name__ for k in list(whole)[:8]]
-    return f"no state dict at its top or under one of {', '.join(KEYS)}; it holds {shown}"
-
-
-def beside(whole: Any, keys: Iterable[str]) -> list[str]:
-    """The names of what stands beside the keys that lead to the weights."""
-    names = []
+def _beside(whole: Any, keys: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What stands beside each key that leads to the weights: what goes along, and other names."""
+    around, left = [], []
     for key in keys:
-        names += [k for k in whole if isinstance(k, str) and k != key]
+        there = {k: v for k, v in whole.items() if isinstance(k, str) and k != key}
+        around.append({k: v for k, v in there.items() if not of_training(k) and _is_plain(v)})
+        left += [k for k in there if k not in around[-1]]
         whole = whole[key]
-    return names
+    return around, left
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is made of numbers, texts and containers of them only."""
+    if isinstance(value, Mapping):
+        parts: Iterable[Any] = (*value, *value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    else:
+        return isinstance(value, bool | int | float | complex | str | bytes | NoneType)
+    return depth < DEPTH and all(_is_plain(part, depth + 1) for part in parts)
 
 
 def _goes_along(name: str, value: Any) -> bool:
     """Whether what is no tensor belongs to the model: a mapping may be an optimizer's state."""
     return name.endswith("_extra_state") or not isinstance(value, Mapping)
-
-
-def common_prefix(source: Iterable[str]) -> str:
-    """What all names begin with of `PREFIXES`."""
-    source = list(source)
-    prefix = ""
-    while True:
-        more = next((p for p in PREFIXES if all(n.startswith(prefix + p) for n in source)), None)
-        if more is None:
-            return prefix
-        prefix += more
 
 
 def _cause(error: Exception) -> str:
@@ -266,7 +227,7 @@ def state_dict(stage: Stage, layout: Layout, tied: Mapping[str, str], note: str)
     state: Any = OrderedDict(named(stage, layout, tied))
     state.update(layout.others)
     state._metadata = OrderedDict({**layout.versions, PROVENANCE: json.loads(note)})
-    return nested(state, layout.keys)
+    return nested(state, layout)
 
 
 def named(stage: Stage, layout: Layout, tied: Mapping[str, str]) -> dict[str, Any]:
@@ -276,10 +237,11 @@ def named(stage: Stage, layout: Layout, tied: Mapping[str, str]) -> dict[str, An
     return {layout.prefix + name: value for name, value in found.items()}
 
 
-def nested(state: Any, keys: Sequence[str]) -> Any:
-    """The object in which `keys` lead to `state`."""
-    for key in reversed(keys):
-        state = {key: state}
+def nested(state: Any, layout: Layout) -> Any:
+    """The object in which the layout's keys lead to `state`, and what goes along stands beside."""
+    around = layout.around or ({},) * len(layout.keys)
+    for key, beside in zip(reversed(layout.keys), reversed(around), strict=True):
+        state = {**beside, key: state}
     return state
 
 

@@ -83,6 +83,13 @@ def run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
 # ---- the output of a forecast -------------------------------------------------------------------
 
 
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses among the sets of weights in a file."""
+    parser.add_argument(
+        "--key", help="the set of weights to take from files that hold several, such as ema"
+    )
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The options of what is written, and how."""
     parser.add_argument(
@@ -121,6 +128,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--partial", action="store_true", help="copy tensors that not all checkpoints have alike"
     )
+    add_key(parser)
     parser.add_argument(
         "--format", choices=("safetensors", "torch", "dcp"), help="(the last checkpoint's)"
     )
@@ -135,6 +143,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def output_of(args: argparse.Namespace) -> dict[str, Any]:
     """Their values, by the parameters of `forecast_checkpoint` and its like."""
-    what = ("include", "exclude", "adapters", "norms", "nonfinite", "partial")
+    what = ("include", "exclude", "adapters", "norms", "nonfinite", "partial", "key")
     how = ("format", "shard_size", "overwrite")
     return {name: getattr(args, name) for name in (*what, *how)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._errors import CheckpointError
 from .._progress import FitBar, log
-from ._arguments import Add, Result, positive, run_of, step_and_path, step_list
+from ._arguments import Add, Result, add_key, positive, run_of, step_and_path, step_list
 
 
 def add_fit(add: Add) -> None:
@@ -54,6 +54,7 @@ def add_fit(add: Add) -> None:
     fit.add_argument("--alpha", type=float, default=0.0, help="ridge penalty, with squared_error")
     fit.add_argument("--no-intercept", action="store_true", help="fit no intercept")
     fit.add_argument("--tol", type=float, default=1e-9, help="certified relative gap (1e-9)")
+    add_key(fit)
     fit.add_argument("--threads", type=positive, help="threads (all CPUs)")
     fit.add_argument(
         "-o",
@@ -89,7 +90,7 @@ def _fit(args: argparse.Namespace) -> Result:
         tol=args.tol,
         n_threads=args.threads,
     )
-    runs = [check_run(run, (), f"run {i}") for i, run in enumerate(runs)]
+    runs = [check_run(run, (), f"run {i}", args.key) for i, run in enumerate(runs)]
     columns = len(args.inputs) + len(args.targets)
     first: Any = next((run[s] for run in runs for s in args.inputs if s in run), None)
     sizes = {}

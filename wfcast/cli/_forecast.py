@@ -44,7 +44,7 @@ def _forecast(args: argparse.Namespace) -> Result:
     if args.threads is not None:
         operator.n_threads = args.threads
     last = next((s for s in reversed(operator.inputs) if s in run), max(run))
-    tensors = open_checkpoint(run[last], f"the run, step {last}").tensors
+    tensors = open_checkpoint(run[last], f"the run, step {last}", args.key).tensors
     with bar(sum(t.nbytes for t in tensors.values()), "forecast", "B", scale=True) as shown:
 
         def progress(name: str, rows: int) -> None:

@@ -127,7 +127,7 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
             return number
 
     run = _run_of(args)
-    tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}").tensors
+    tensors = open_checkpoint(run[max(run)], f"the run, step {max(run)}", args.key).tensors
     with bar(
         sum(t.nbytes for t in tensors.values()),
         function.__name__.removesuffix("_run"),
@@ -162,4 +162,4 @@ def _run_of(args: argparse.Namespace) -> dict[int, Any]:
         return dict(run_of(named, "the run"))
     if len(args.run) > 1:
         args.usage_error("give one folder, or all checkpoints as STEP=PATH")
-    return states_of(args.run[0][1], "the run")
+    return states_of(args.run[0][1], "the run", args.key)

@@ -17,7 +17,9 @@ __all__ = ["extrapolate"]
 STRATEGIES = ("line", "low-rank", "two-point")
 
 
-def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operator:
+def extrapolate(
+    run: Any, ahead: float = 0.5, strategy: str = "line", *, key: str | None = None
+) -> Operator:
     """The weights some way further: the target is ``last + ahead (last - first)``, of the run.
 
     It pays where a run drifts, as in fine-tuning and in reinforcement learning, and where the
@@ -35,6 +37,8 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     strategy : {"line", "low-rank", "two-point"}, default="line"
         "line": `linear_trend` through all states; "two-point": through the first and the last one;
         "low-rank": `low_rank` of rank 2.
+    key : str, optional
+        As of `forecast_checkpoint`.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def extrapolate(run: Any, ahead: float = 0.5, strategy: str = "line") -> Operato
     >>> ahead.targets, ahead.predict(run)
     ((300,), {'w': array([  1., 300.])})
     """
-    run = states_of(run, "the run")
+    run = states_of(run, "the run", key)
     target = (target_of(tuple(run), ahead),)
     if strategy == "low-rank":
         made = low_rank(run, target)

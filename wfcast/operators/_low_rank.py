@@ -27,7 +27,9 @@ EPS = float(np.finfo(np.float64).eps)
 Vector = npt.NDArray[np.float64]
 
 
-def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
+def low_rank(
+    run: Any, targets: Iterable[int], rank: int = 2, *, key: str | None = None
+) -> Operator:
     r"""The line through a run, projected on the leading directions that each tensor takes.
 
     With a row of D for each state of a tensor, less the first state, and with l the coefficients
@@ -48,6 +50,8 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
         Increasing steps.
     rank : int, default=2
         From 1 to the number of states, which gives `linear_trend`.
+    key : str, optional
+        As of `forecast_checkpoint`.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     >>> ahead.predict(run)["w"].round(6)
     array([30.,  1.])
     """
-    found = states_of(run, "the run")
+    found = states_of(run, "the run", key)
     observed = steps(found, "the run")
     states, tensors = open_alike(found, "the run")
     return in_directions(observed, states, targets, rank, tensors)

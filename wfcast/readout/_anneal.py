@@ -38,6 +38,7 @@ def anneal_run(
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
+    key: str | None = None,
     format: str | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -76,7 +77,7 @@ def anneal_run(
         Whether the largest number is the best; by default it is the least, as of losses.
     judge_timeout : float, optional
         Seconds after which a command is killed, with all that it has started.
-    check_finite, include, exclude, adapters, norms, nonfinite, partial
+    check_finite, include, exclude, adapters, norms, nonfinite, partial, key
         As of `forecast_checkpoint`.
     format, shard_size, overwrite
         As of `forecast_checkpoint`.
@@ -135,7 +136,7 @@ def anneal_run(
     ('profile mean', {'w': array([250.], dtype=float32)})
     """
     profiles = several(profile, "profile")
-    found = states_of(run, "the run")
+    found = states_of(run, "the run", key)
     kept, start = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     made = _without_the_weightless([annealed(kept, one, start) for one in profiles])

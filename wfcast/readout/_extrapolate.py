@@ -52,6 +52,7 @@ def extrapolate_run(
     norms: str = "forecast",
     nonfinite: str = "error",
     partial: bool = False,
+    key: str | None = None,
     format: str | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -80,7 +81,7 @@ def extrapolate_run(
         Of "low-rank".
     window, last, every, judge, maximize, judge_timeout
         As of `anneal_run`. Half a run is a shorter history: `ahead` counts in that.
-    check_finite, include, exclude, adapters, norms, nonfinite, partial
+    check_finite, include, exclude, adapters, norms, nonfinite, partial, key
         As of `forecast_checkpoint`.
     format, shard_size, overwrite
         As of `forecast_checkpoint`.
@@ -124,7 +125,7 @@ def extrapolate_run(
     (300, {'w': array([300.], dtype=float32)})
     """
     distances = several(ahead, "ahead")
-    found = states_of(run, "the run")
+    found = states_of(run, "the run", key)
     kept, _ = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     targets = [target_of(kept, one) for one in distances]

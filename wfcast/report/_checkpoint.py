@@ -74,6 +74,7 @@ class CheckpointReport(Report):
                 for t in tensors
             ],
             "parameters": sum(t.size for t in tensors),
+            "sets": list(self.checkpoint.sets),
             "tied": dict(self.checkpoint.tied),
             "metadata": dict(self.checkpoint.metadata),
         }
@@ -97,6 +98,8 @@ class CheckpointReport(Report):
             f"{self.path}: {document['format']}, {len(rows)} tensors, "
             f"{document['parameters']:,} parameters{tied}"
         ]
+        if len(document["sets"]) > 1:
+            lines.append(f"sets of weights (key=, --key): {', '.join(document['sets'])}")
         for key, value in document["metadata"].items():
             lines.append(f"{key}: {value if len(value) <= LONGEST else value[:LONGEST] + ' ...'}")
         yield "\n".join(lines)

@@ -190,6 +190,7 @@ def compare_checkpoints(
     predicted: Any,
     true: Any,
     *,
+    key: str | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -199,6 +200,8 @@ def compare_checkpoints(
     ----------
     predicted, true : path, mapping of names to arrays or tensors, or module
         Of any format.
+    key : str, optional
+        As of `forecast_checkpoint`; where one of the two holds no several sets, of the other.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -228,8 +231,8 @@ def compare_checkpoints(
     (1.0, 2.0)
     """
     a, b = (
-        open_checkpoint(predicted, "the first checkpoint"),
-        open_checkpoint(true, "the second checkpoint"),
+        open_checkpoint(source, f"the {which} checkpoint", key, needed=False)
+        for source, which in ((predicted, "first"), (true, "second"))
     )
     shapes_a, shapes_b = ({n: c.tensors[n].shape for n in floating(c)} for c in (a, b))
     for one, other, where in ((shapes_a, shapes_b, a.what), (shapes_b, shapes_a, b.what)):

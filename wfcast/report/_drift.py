@@ -172,7 +172,13 @@ def _against(found: Drift, rounded: Moves | None) -> Iterable[str]:
         )
 
 
-def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None = None) -> Drift:
+def drift(
+    run: Any,
+    *,
+    key: str | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Drift:
     r"""Whether a run drifts: the cosine between the moves of its two halves.
 
     .. math:: \cos(w_{middle} - w_{first},\, w_{last} - w_{middle})
@@ -187,6 +193,8 @@ def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None =
         Three states at least, better eight; a path leads to a folder of checkpoints, of which
         forecasts do not count. A checkpoint is a mapping of names to arrays or tensors, a module,
         or a path. Each tensor is read once.
+    key : str, optional
+        As of `forecast_checkpoint`.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -231,7 +239,7 @@ def drift(run: Any, *, n_threads: int | None = None, progress: Progress | None =
     drift: the moves up to step 4 and from there on have the cosine 0.01 (standard error 0.04)
     warning: lines through this run do not lead anywhere: ...
     """
-    found = states_of(run, "the run")
+    found = states_of(run, "the run", key)
     observed = steps(found, "the run")
     if len(observed) < 3:
         raise WfcastError(

@@ -121,7 +121,9 @@ def _percent(relative: float) -> str:
     return f"{100 * (relative - 1):+.1f}%"
 
 
-def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    mf: Any, run: Any, *, key: str | None = None, progress: Progress | None = None
+) -> Evaluation:
     """Forecast a run at every target that it has, and compare with what really happened.
 
     Persistence and, with two inputs or more, the straight line are measured beside it. Forecasts
@@ -134,6 +136,8 @@ def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluati
     run : {step: checkpoint}, or path of a run folder
         Holds the inputs and at least one of the targets. It should not be one of the runs that
         `mf` was fitted to.
+    key : str, optional
+        As of `forecast_checkpoint`.
     progress : callable, optional
         Called as ``progress(name, rows)`` after each block of each target.
 
@@ -164,7 +168,7 @@ def evaluate(mf: Any, run: Any, *, progress: Progress | None = None) -> Evaluati
     0.00 2.00
     """
     operator = operator_of(mf, "mf")
-    given = check_run(run, operator.inputs, "the run")
+    given = check_run(run, operator.inputs, "the run", key)
     targets = tuple(t for t in operator.targets if t in given)
     if not targets:
         raise CheckpointError(

@@ -25,7 +25,11 @@ __all__ = ["inspect", "look", "nbytes_read", "report_on"]
 
 
 def inspect(
-    source: Any, *, n_threads: int | None = None, progress: Progress | None = None
+    source: Any,
+    *,
+    key: str | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
 ) -> FarcasterReport | CheckpointReport | RunReport:
     """Look at a farcaster, a checkpoint or a run.
 
@@ -34,6 +38,8 @@ def inspect(
     source : path, Operator, ModelFarcaster, mapping, module, or {step: checkpoint}
         A folder of checkpoints is a run, also where a trainer has put the final model beside
         them: of that, name the file.
+    key : str, optional
+        As of `forecast_checkpoint`. The report lists the sets of weights that a file holds.
     n_threads : int or None
         None: all CPUs that this process may use.
     progress : callable, optional
@@ -66,7 +72,7 @@ def inspect(
     <BLANKLINE>
     checkpoint: safetensors, 1 tensors, 6 parameters
     """
-    found = look(source)
+    found = look(source, key)
     kinds = ((Operator, "farcaster"), (Checkpoint, "checkpoint"), (dict, "run"))
     what = next(name for kind, name in kinds if isinstance(found, kind))
     if isinstance(source, str | os.PathLike):
@@ -77,14 +83,14 @@ def inspect(
 Found = Operator | Checkpoint | dict[int, Checkpoint]
 
 
-def look(source: Any) -> Found:
+def look(source: Any, key: str | None = None) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
     if isinstance(source, Operator | Learner):
         return operator_of(source, "source")
     if _is_run(source):
-        run = check_run(source, (), "the run")
+        run = check_run(source, (), "the run", key)
         return {step: open_checkpoint(one, f"step {step}") for step, one in run.items()}
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, key=key)
     if KEY in checkpoint.metadata and isinstance(checkpoint, FileCheckpoint):
         return load(checkpoint.path)
     return checkpoint
