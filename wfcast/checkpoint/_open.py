@@ -13,6 +13,7 @@ from .._errors import CheckpointError, DtypeError
 from ._base import Checkpoint, FileCheckpoint, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
 from ._folder import WEIGHTS, adapts, companions, steps_in, weights_in
+from ._foreign import START, foreign_file, foreign_folder, inside, not_here
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import INDEX, ShardedCheckpoint
 from ._torch import TorchCheckpoint
@@ -55,7 +56,7 @@ def open_checkpoint(
         )
     path = Path(source)
     if not path.exists():
-        raise CheckpointError(f"{what}: there is no file {str(path)!r}")
+        raise CheckpointError(f"{what}: there is no file {str(path)!r}{not_here(str(source))}")
     if path.is_dir():
         checkpoint = _open_folder(path, what, key)
     elif path.is_file():
@@ -76,12 +77,14 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
         return ShardedCheckpoint(path, what, _open_file)
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(START)
     except OSError as error:
         raise CheckpointError(f"{what}: {str(path)!r} cannot be read: {error}") from error
+    if (found := foreign_file(path, start)) is not None:
+        raise CheckpointError(f"{what}: {str(path)!r} is {found}")
     # a zip file, as of torch.save, or a pickle, as of the torch before 1.6; but the length of a
     # safetensors header can begin with the same bytes, and a brace follows it
-    named = path.suffix == ".safetensors" or start[8:] == b"{"
+    named = path.suffix == ".safetensors" or start[8:9] == b"{"
     if not named and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return TorchCheckpoint(path, what, key)
     return SafetensorsCheckpoint(path, what)
@@ -90,6 +93,8 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
 def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
     weights = weights_in(folder)
     if weights is None:
+        if (other := foreign_folder(folder)) is not None:
+            raise CheckpointError(f"{what}: {str(folder)!r} is {other}")
         try:
             run = steps_in(folder)
         except CheckpointError:
@@ -101,7 +106,7 @@ def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
             )
         raise CheckpointError(
             f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
-            "is there"
+            f"is there{inside(folder)}"
         )
     checkpoint = (
         DistributedCheckpoint(weights, what, key)

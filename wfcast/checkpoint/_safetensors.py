@@ -170,7 +170,10 @@ def _check_header(file: BinaryIO, size: int) -> None:
     """
     if size < 8:
         raise ValueError(f"it has {size} bytes, expected at least 8")
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > max(MAX_HEADER, size):
+        raise ValueError(f"it begins with {start!r}, and is none of torch.save either")
     if length > size - 8:
         raise ValueError(f"it claims a header of {length} bytes, and has {size} bytes")
     if length > MAX_HEADER:

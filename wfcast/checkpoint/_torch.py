@@ -79,6 +79,12 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
                 warnings.simplefilter("ignore")  # about what is in the file
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
+            if "Unsupported operand" in str(error):
+                raise CheckpointError(
+                    f"{self.what} is refused by torch.load(weights_only=True), which does not know "
+                    f"its pickle protocol: {_operand(error)}. Save it with pickle_protocol=2, as "
+                    "torch.save does by itself"
+                ) from error
             raise CheckpointError(
                 f"{self.what} is refused by torch.load(weights_only=True), because it holds more "
                 f"than tensors and plain values: {_cause(error)}. Save the state_dict() instead"
@@ -128,6 +134,11 @@ def _cause(error: Exception) -> str:
         r"(?:WeightsUnpickler error: |\n(?=Trying ))([^\n]+?)\.?(?: Please|\n|$)", text
     )
     return found[1] if found else _first_line(error).split(". ")[0]
+
+
+def _operand(error: Exception) -> str:
+    found = re.search(r"Unsupported operand \d+", str(error))
+    return found[0] if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
