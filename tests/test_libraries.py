@@ -157,6 +157,69 @@ def test_accelerate(tmp_path, safe):
     accelerate.Accelerator().free_memory()
 
 
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "torch"])
+def test_accelerate_with_several_models(tmp_path, safe):
+    """`save_state` numbers the files of all models but the first."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    models = accelerator.prepare(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+    states = {}
+    for step in (2, 4):
+        with torch.no_grad():
+            for p in (p for model in models for p in model.parameters()):
+                p.mul_(1.5).add_(step)
+        accelerator.save_state(str(tmp_path / f"step_{step}"), safe_serialization=safe)
+        states[step] = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
+    run = {s: tmp_path / f"step_{s}" for s in (2, 4)}
+    report = wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "out")
+    second = "model_1" if safe else "pytorch_model_1"
+    assert set(report.forecast) == {"weight", "bias", f"{second}/weight", f"{second}/bias"}
+    for path in run[4].glob("random_states*"):  # which load_state asks for
+        (tmp_path / "out" / path.name).write_bytes(path.read_bytes())
+    accelerator.load_state(str(tmp_path / "out"))
+    for k, model in enumerate(models):
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, 3 * states[4][k][name] - 2 * states[2][k][name])
+    accelerator.free_memory()
+    with pytest.raises(wfcast.CheckpointError, match="is a folder of several modules"):
+        wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("jump", ["forecast", "anneal"])
+def test_sentence_transformers(tmp_path, jump):
+    """A model of several modules, each of which has a folder, with weights or without."""
+    sentence = pytest.importorskip("sentence_transformers")  # an extra of the tests
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    small("distilbert").base_model.save_pretrained(tmp_path / "base")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "base")
+    text = Transformer(str(tmp_path / "base"), max_seq_length=16)
+    width = text.get_embedding_dimension()
+    model = sentence.SentenceTransformer(
+        modules=[text, Pooling(width), Dense(width, 8)], device="cpu"
+    )
+    states = {}
+    for step in (2, 4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1).add_(0.01)
+        model.save(str(tmp_path / f"run/checkpoint-{step}"))
+        states[step] = {k: v.clone() for k, v in model.state_dict().items()}
+    out, run = tmp_path / "out", {s: tmp_path / f"run/checkpoint-{s}" for s in (2, 4)}
+    if jump == "forecast":
+        report = wfcast.forecast_checkpoint(LINE, run, 8, out)
+        assert "2_Dense/linear.weight" in report.forecast
+        assert "1_Pooling/config.json" in report.carried
+    else:
+        wfcast.anneal_run(run, out, "mean")
+    loaded = sentence.SentenceTransformer(str(out), device="cpu")
+    a, b = (-2, 3) if jump == "forecast" else (0.5, 0.5)
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, a * states[2][name] + b * states[4][name])
+    assert loaded.encode(["a b c"]).shape == (1, 8)
+
+
 FSDP = """
     import os, sys
     from types import SimpleNamespace
@@ -307,3 +370,48 @@ def test_tied_weights_go_by_file_and_by_state_dict(tmp_path, fitted, used):
         model.load_state_dict(future)
         assert model.lm_head.weight is model.transformer.wte.weight
         assert torch.equal(model.lm_head.weight, future["lm_head.weight"])
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_loads_what_was_forecast(tmp_path):
+    """Its hyperparameters and its version go along; the optimizer and the loops do not."""
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Net(pl.LightningModule):
+        def __init__(self, hidden, rate=0.01):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.BatchNorm1d(hidden))
+
+        def training_step(self, batch, _):
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), self.hparams.rate)
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"step={trainer.global_step}.ckpt")
+
+    trainer = pl.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Save()],
+        default_root_dir=tmp_path,
+    )
+    rows = torch.utils.data.TensorDataset(torch.randn(32, 4))
+    trainer.fit(Net(hidden=24), torch.utils.data.DataLoader(rows, batch_size=4))
+    run = {s: tmp_path / f"step={s}.ckpt" for s in (2, 4)}
+    report = wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "out.ckpt")
+    assert {"optimizer_states", "lr_schedulers", "loops", "callbacks"} <= set(report.left)
+    assert {"hyper_parameters", "pytorch-lightning_version"} <= set(report.carried)
+    loaded = Net.load_from_checkpoint(tmp_path / "out.ckpt", map_location="cpu")
+    assert loaded.hparams == {"hidden": 24, "rate": 0.01}
+    a, b = (torch.load(run[s], weights_only=True)["state_dict"] for s in (2, 4))
+    torch.testing.assert_close(
+        loaded.net[0].weight.detach(), 3 * b["net.0.weight"] - 2 * a["net.0.weight"]
+    )

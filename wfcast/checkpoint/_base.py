@@ -134,6 +134,9 @@ class Layout:
         Torch files: what is no tensor in the state dict and belongs to the model.
     versions : dict
         Torch files: the state dict's ``_metadata``.
+    parts : dict of str to Layout
+        A folder of several modules: what the names of a part begin with -> its layout. It is a
+        folder of that name, with or without weights, or a file in this one.
     carried : tuple of Path
         Files beside the weights that belong to the model: configuration, tokenizer.
     left : tuple of str
@@ -150,8 +153,22 @@ class Layout:
     prefix: str = ""
     others: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Layout] = field(default_factory=dict)
     carried: tuple[Path, ...] = ()
     left: tuple[str, ...] = ()
+
+    @property
+    def carried_names(self) -> tuple[str, ...]:
+        """What goes along: files, what stands beside the weights, and that of the parts."""
+        own = (*(p.name for p in self.carried), *(k for one in self.around for k in one))
+        parts = (part + name for part, one in self.parts.items() for name in one.carried_names)
+        return (*own, *self.others, *parts)
+
+    @property
+    def left_names(self) -> tuple[str, ...]:
+        """What does not go along, that of the parts included."""
+        parts = (part + name for part, one in self.parts.items() for name in one.left_names)
+        return (*self.left, *parts)
 
     def of_format(self, format: str) -> Layout:
         """The same in another format, without what only this one can hold."""

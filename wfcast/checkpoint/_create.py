@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from .._atomic import atomic_file, atomic_folder, sync_folder, synced_file
+from .._columns import Array
 from .._direct import DirectWriter
 from .._errors import CheckpointError
 from . import _dcp, _torch
@@ -60,6 +61,13 @@ def output_layout(
             f"cannot write {str(target)!r} in the format {format!r}: a name that ends in "
             f"{target.suffix} asks for a file of {asked!r}"
         )
+    if like.parts:
+        if asked is not None or shard_size is not None or format not in (None, like.format):
+            raise CheckpointError(
+                f"cannot write {str(target)!r} in another form: the input is a folder of several "
+                f"modules ({', '.join(repr(part) for part in like.parts)}), which is written as one"
+            )
+        return like
     if shard_size is not None:
         if format == "dcp":
             raise CheckpointError("shards are written as safetensors or torch files, not as dcp")
@@ -125,37 +133,115 @@ def create_checkpoint(
         ):
             yield writer
         return
-    with atomic_folder(target, replace=overwrite) as folder:
-        for path in layout.carried:
-            with open(path, "rb") as source, synced_file(folder / path.name) as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-        if layout.shards is not None:
+    with (
+        atomic_folder(target, replace=overwrite) as folder,
+        _folder_writer(folder, layout, tensors, metadata, tied) as writer,
+    ):
+        yield writer
 
-            def shard(
-                file: BinaryIO, own: list[Tensor]
-            ) -> AbstractContextManager[CheckpointWriter]:
-                names = {t.name for t in own}
-                there = {alias: name for alias, name in kept.items() if name in names}
-                return _file_writer(file, folder.parent, layout, own, metadata, there)
 
-            kept = tied if layout.format == "torch" else {}
-            with ShardedWriter.create(folder, layout, tensors, kept, shard) as writer:
-                yield writer
-        elif layout.format == "dcp":
-            _torch.import_torch("torch.distributed.checkpoint")
-            with _stage(folder.parent, tensors) as stage:
-                yield stage
-                inner = folder / layout.weights
-                if inner != folder:
-                    inner.mkdir()
-                _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
-                sync_folder(inner)
-        else:
-            with (
-                synced_file(folder / layout.weights) as file,
-                _file_writer(file, folder.parent, layout, tensors, metadata, tied) as writer,
-            ):
-                yield writer
+@contextmanager
+def _folder_writer(
+    folder: Path,
+    layout: Layout,
+    tensors: list[Tensor],
+    metadata: Mapping[str, str],
+    tied: Mapping[str, str],
+) -> Iterator[CheckpointWriter]:
+    """The writer of a folder that is there, and what is carried along into it."""
+    _carry(layout, folder)
+    if layout.parts:
+        with PartsWriter.create(folder, layout, tensors, metadata, tied) as parts:
+            yield parts
+    elif layout.shards is not None:
+
+        def shard(file: BinaryIO, own: list[Tensor]) -> AbstractContextManager[CheckpointWriter]:
+            names = {t.name for t in own}
+            there = {alias: name for alias, name in kept.items() if name in names}
+            return _file_writer(file, folder.parent, layout, own, metadata, there)
+
+        kept = tied if layout.format == "torch" else {}
+        with ShardedWriter.create(folder, layout, tensors, kept, shard) as writer:
+            yield writer
+    elif layout.format == "dcp":
+        _torch.import_torch("torch.distributed.checkpoint")
+        with _stage(folder.parent, tensors) as stage:
+            yield stage
+            inner = folder / layout.weights
+            if inner != folder:
+                inner.mkdir()
+            _dcp.save(inner, stage, layout, tied, metadata[PROVENANCE])
+            sync_folder(inner)
+    else:
+        with (
+            synced_file(folder / layout.weights) as file,
+            _file_writer(file, folder.parent, layout, tensors, metadata, tied) as one,
+        ):
+            yield one
+
+
+class PartsWriter(CheckpointWriter):
+    """Writes the parts of a folder, part after part; `create` makes one."""
+
+    def __init__(self, writers: Mapping[str, CheckpointWriter]) -> None:
+        self._writer_of = {
+            before + name: (writer, name)
+            for before, writer in writers.items()
+            for name in writer.order
+        }
+        self.order = tuple(self._writer_of)
+
+    def room(self, name: str, nbytes: int) -> Array:
+        """Memory for the next bytes of the tensor whose turn it is."""
+        writer, name = self._writer_of[name]
+        return writer.room(name, nbytes)
+
+    @classmethod
+    @contextmanager
+    def create(
+        cls,
+        folder: Path,
+        layout: Layout,
+        tensors: Iterable[Tensor],
+        metadata: Mapping[str, str],
+        tied: Mapping[str, str],
+    ) -> Iterator[Self]:
+        """The writer of the parts that a layout names."""
+        own: dict[str, list[Tensor]] = {before: [] for before in layout.parts}
+        for tensor in tensors:
+            before = _part(tensor.name, layout)
+            own[before].append(replace(tensor, name=tensor.name.removeprefix(before)))
+        with ExitStack() as stack:
+            writers: dict[str, CheckpointWriter] = {}
+            for before, part in layout.parts.items():
+                there = folder / before if part.folder else folder
+                if there != folder:
+                    there.mkdir()
+                    stack.callback(sync_folder, there)
+                if not part.format:
+                    _carry(part, there)
+                    continue
+                kept = {
+                    alias.removeprefix(before): name.removeprefix(before)
+                    for alias, name in tied.items()
+                    if _part(name, layout) == before
+                }
+                writers[before] = stack.enter_context(
+                    _folder_writer(there, part, own[before], metadata, kept)
+                )
+            yield cls(writers)
+
+
+def _part(name: str, layout: Layout) -> str:
+    """What the name of a tensor begins with of the parts of a layout."""
+    return max((before for before in layout.parts if name.startswith(before)), key=len)
+
+
+def _carry(layout: Layout, folder: Path) -> None:
+    """Copy what belongs to the model into its folder."""
+    for path in layout.carried:
+        with open(path, "rb") as source, synced_file(folder / path.name) as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from typing import Any
 
 from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
-from ._base import Checkpoint, FileCheckpoint, MappingCheckpoint
+from ._base import Checkpoint, FileCheckpoint, Layout, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
 from ._folder import WEIGHTS, adapts, companions, steps_in, weights_in
-from ._foreign import START, foreign_file, foreign_folder, inside, not_here
+from ._foreign import START, components, foreign_file, foreign_folder, inside, not_here
+from ._parts import MODULES, PartsCheckpoint, further_models, module_folders
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import INDEX, ShardedCheckpoint
 from ._torch import TorchCheckpoint
@@ -91,23 +92,46 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
 
 
 def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
+    modules = module_folders(folder, what)
+    inner = {f"{name}/": folder / name for name in modules if name}
     weights = weights_in(folder)
-    if weights is None:
-        if (other := foreign_folder(folder)) is not None:
-            raise CheckpointError(f"{what}: {str(folder)!r} is {other}")
-        try:
-            run = steps_in(folder)
-        except CheckpointError:
-            run = {}
-        if run:
-            raise CheckpointError(
-                f"{what}: {str(folder)!r} is a folder of checkpoints "
-                f"({', '.join(p.name for p in list(run.values())[:3])}, ...), expected one of them"
-            )
-        raise CheckpointError(
-            f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
-            f"is there{inside(folder)}"
-        )
+    if weights is None and not any(weights_in(path) for path in inner.values() if path.is_dir()):
+        raise CheckpointError(f"{what}: {str(folder)!r} {_no_weights(folder)}")
+    whole = None if weights is None else _open_weights(folder, weights, what, key)
+    further = {f"{name.partition('.')[0]}/": folder / name for name in further_models(folder)}
+    if whole is not None and not inner and not further:
+        return whole
+    parts = {} if whole is None else {"": whole}
+    layouts = {} if whole is None else {"": replace(whole.layout, carried=(), left=())}
+    for before, path in inner.items():
+        if not path.is_dir():
+            raise CheckpointError(f"{what}: {MODULES} names {str(path)!r}, which is not there")
+        own = weights_in(path)
+        if own is None:
+            if others := components(path):
+                raise CheckpointError(
+                    f"{what}: {str(path)!r} keeps weights in folders of its own, such as "
+                    f"{others[0]}, which is not read"
+                )
+            carried, left = companions(path, set())
+            layouts[before] = Layout("", True, "", carried=carried, left=left)
+            continue
+        parts[before] = _open_weights(path, own, what, key)
+        layouts[before] = parts[before].layout
+    for before, path in further.items():
+        parts[before] = _open_file(path, what, key)
+        layouts[before] = replace(parts[before].layout, folder=False, weights=path.name)
+    own_files = {weights.name if weights else "", *(path.name for path in further.values())}
+    own_files.update(name for name in modules if name)
+    own_files.update(f for one in layouts.values() for f in (one.shards or {}).values())
+    carried, left = companions(folder, own_files)
+    format = next(one.format for one in layouts.values() if one.format)
+    layout = Layout(format, True, "", parts=layouts, carried=carried, left=left)
+    return PartsCheckpoint(weights or folder / MODULES, what, parts, layout)
+
+
+def _open_weights(folder: Path, weights: Path, what: str, key: str | None) -> FileCheckpoint:
+    """The checkpoint of the weights in a folder, with what is beside them."""
     checkpoint = (
         DistributedCheckpoint(weights, what, key)
         if weights.is_dir()
@@ -126,3 +150,18 @@ def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
     )
     checkpoint.base, checkpoint.stacked = adapts(folder, what)
     return checkpoint
+
+
+def _no_weights(folder: Path) -> str:
+    """What a message says of a folder in which nothing is known by its name."""
+    if (other := foreign_folder(folder)) is not None:
+        return f"is {other}"
+    try:
+        run = steps_in(folder)
+    except CheckpointError:
+        run = {}
+    if run:
+        shown = ", ".join(path.name for path in list(run.values())[:3])
+        return f"is a folder of checkpoints ({shown}, ...), expected one of them"
+    usual = ", ".join(name for name in WEIGHTS if not name.endswith(INDEX))
+    return f"holds no finished checkpoint: none of {usual} is there{inside(folder)}"

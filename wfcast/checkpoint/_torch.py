@@ -74,6 +74,11 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
                     examine(file, 0, os.fstat(file.fileno()).st_size, self.what)
         except OSError as error:
             raise CheckpointError(f"{self.what} cannot be read: {error}") from error
+        if not is_zip:
+            raise CheckpointError(
+                f"{self.what} is a pickle, or a file of torch before 1.6, which cannot be mapped: "
+                "torch.save its state_dict() again"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about what is in the file
@@ -90,9 +95,8 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
                 f"than tensors and plain values: {_cause(error)}. Save the state_dict() instead"
             ) from error
         except Exception as error:  # of many kinds, as the bytes may be anything
-            hint = "" if is_zip else "; a file of torch before 1.6 is to be saved again"
             raise CheckpointError(
-                f"{self.what} cannot be mapped by torch.load: {_first_line(error)}{hint}"
+                f"{self.what} cannot be mapped by torch.load: {_first_line(error)}"
             ) from error
 
 
