@@ -74,16 +74,16 @@ def _open_file(path: Path, what: str) -> FileCheckpoint:
 
 
 def _open_folder(folder: Path, what: str) -> FileCheckpoint:
-    weights = weights_in(folder)
+    weights = weights_in(folder, what)
     if weights is None:
         try:
-            run = steps_in(folder)
+            run, _ = steps_in(folder)
         except CheckpointError:
-            run = {}
+            run = []
         if run:
             raise CheckpointError(
                 f"{what}: {str(folder)!r} is a folder of checkpoints "
-                f"({', '.join(p.name for p in list(run.values())[:3])}, ...), expected one of them"
+                f"({', '.join(path.name for _, path in run[:3])}, ...), expected one of them"
             )
         raise CheckpointError(
             f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "

@@ -17,7 +17,7 @@ from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
 from .._plan import factors_of
-from .._runs import open_alike, states_of, steps
+from .._runs import check_run, open_alike, steps
 from ..checkpoint import Checkpoint, Tensor
 from ._linear_trend import linear_trend
 
@@ -86,7 +86,7 @@ def low_rank(run: Any, targets: Iterable[int], rank: int = 2) -> Operator:
     >>> ahead.predict(run)["w"].round(6)
     array([30.,  1.])
     """
-    found = states_of(run, "the run")
+    found = check_run(run, (), "the run")
     observed = steps(found, "the run")
     states, tensors = open_alike(found, "the run")
     return in_directions(observed, states, targets, rank, tensors)
