@@ -360,7 +360,7 @@ def test_large_factors_are_written_in_blocks(out: Path, monkeypatch: pytest.Monk
     run = run_of(training(3))
     wfcast.forecast_checkpoint(LINE, run, 30, out)
     whole = written(out)
-    monkeypatch.setattr("wfcast.forecast.BLOCK_BYTES", 64)
+    monkeypatch.setattr("wfcast._forecast.BLOCK_BYTES", 64)
     wfcast.forecast_checkpoint(LINE, run, 30, out)
     for block, once in zip(written(out), whole, strict=True):
         np.testing.assert_array_equal(block, once)

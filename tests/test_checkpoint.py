@@ -159,7 +159,7 @@ def test_forecast_file_to_file(pair, tmp_path):
 def test_large_tensors_go_in_blocks(pair, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     wfcast.forecast_checkpoint(LINE, pair, 8, whole)
-    monkeypatch.setattr("wfcast.forecast.BLOCK_BYTES", 28)
+    monkeypatch.setattr("wfcast._forecast.BLOCK_BYTES", 28)
     seen = []
     wfcast.forecast_checkpoint(LINE, pair, 8, cut, progress=lambda n, r: seen.append(r))
     assert max(seen) <= 14

@@ -300,7 +300,8 @@ def test_another_step_in_the_name_is_told(folder, mf, tmp_path):
         ("checkpoint-500/model.safetensors", 500),
         ("step-000600.safetensors", 600),
         ("run/global_step1000/model.pt", 1000),
-        ("epoch=3-step=70.ckpt", None),
+        ("epoch=3-step=70.ckpt", 70),
+        ("epoch=3.ckpt", None),
         ("llama-3/model-00001-of-00002.safetensors", None),
     ],
 )

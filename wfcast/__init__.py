@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from . import torch as torch
     from ._config import show_config
     from ._errors import CheckpointError, ConvergenceError, DtypeError, RankWarning, WfcastError
+    from ._forecast import ForecastReport, forecast_checkpoint
     from ._operator import Operator, load
     from .farcaster import Farcaster
-    from .forecast import ForecastReport, forecast_checkpoint
     from .model import ModelFarcaster
     from .operators import (
         annealed,
@@ -57,7 +57,7 @@ _HOME = {
     "Evaluation": "report",
     "Farcaster": "farcaster",
     "FarcasterReport": "report",
-    "ForecastReport": "forecast",
+    "ForecastReport": "_forecast",
     "ModelFarcaster": "model",
     "Operator": "_operator",
     "RankWarning": "_errors",
@@ -72,7 +72,7 @@ _HOME = {
     "evaluate": "report",
     "extrapolate": "operators",
     "extrapolate_run": "readout",
-    "forecast_checkpoint": "forecast",
+    "forecast_checkpoint": "_forecast",
     "inspect": "report",
     "linear_trend": "operators",
     "load": "_operator",
@@ -84,7 +84,6 @@ _HOME = {
 _MODULES = (
     "checkpoint",
     "farcaster",
-    "forecast",
     "model",
     "operators",
     "readout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ._errors import CheckpointError, DtypeError, WfcastError, warn
+from ._plot import natural
 from .checkpoint import (
     PROVENANCE,
     Checkpoint,
@@ -17,6 +19,7 @@ from .checkpoint import (
     Tensor,
     is_forecast,
     open_checkpoint,
+    said_of,
     steps_in,
 )
 
@@ -46,17 +49,30 @@ def steps(values: Any, name: str) -> tuple[int, ...]:
     return found
 
 
-def check_run(run: Any, needed: Sequence[int], what: str, key: str | None = None) -> dict[int, Any]:
+class Run(dict[int, Any]):
+    """The checkpoints of a run by step, in the order of steps.
+
+    Attributes
+    ----------
+    left_out : tuple of str
+        What else there is in its folder, and why it does not count.
+    """
+
+    left_out: tuple[str, ...] = ()
+
+
+def check_run(run: Any, needed: Sequence[int], what: str, key: str | None = None) -> Run:
     """The checkpoints of a run by step, in the order of steps; `needed` are among them.
 
     A path leads to a folder of checkpoints, of which those that cannot be opened are left out with
-    a warning. `key` chooses a set of weights in files that have several.
+    a warning, and so are forecasts: what wfcast has written beside the checkpoints of a run is no
+    state that the run was in. `key` chooses a set of weights in files that have several.
     """
     if isinstance(run, str | os.PathLike):
         run = _run_in(Path(run), what, key)
     if not isinstance(run, Mapping):
         raise DtypeError(f"{what} is a {type(run).__name__}, expected {{step: checkpoint}}")
-    found: dict[int, Any] = {}
+    found = Run()
     for step, value in run.items():
         try:
             found[operator.index(step)] = value
@@ -65,53 +81,86 @@ def check_run(run: Any, needed: Sequence[int], what: str, key: str | None = None
                 f"{what} has the key {step!r}, expected integer steps: a run is "
                 "{step: checkpoint}"
             ) from error
+    left_out = run.left_out if isinstance(run, Run) else ()
     missing = [s for s in needed if s not in found]
     if missing:
         raise CheckpointError(
             f"{what} lacks step{'s' * (len(missing) > 1)} "
             f"{', '.join(map(str, missing))}; it has "
-            f"{', '.join(map(str, sorted(found))) or 'none'}"
+            f"{', '.join(map(str, sorted(found))) or 'none'}{_beside(left_out)}"
         )
     if key is not None:
-        found = {s: open_checkpoint(c, f"{what}, step {s}", key) for s, c in found.items()}
-    return {s: found[s] for s in sorted(found)}
+        for step in found:
+            found[step] = open_checkpoint(found[step], f"{what}, step {step}", key)
+    found = Run({s: found[s] for s in sorted(found)})
+    found.left_out = left_out
+    return found
 
 
-def states_of(run: Any, what: str, key: str | None = None) -> dict[int, Any]:
-    """All the states of a run by step, as `check_run` has them; of a folder, without forecasts.
-
-    What wfcast has written beside the checkpoints of a run is no state that the run was in.
-    """
-    found = check_run(run, (), what, key)
-    if not isinstance(run, str | os.PathLike):
-        return found
-    made = [step for step, checkpoint in found.items() if PROVENANCE in checkpoint.metadata]
-    for step in made:
-        warn(
-            f"left out, as a forecast is no state of a run: {found[step].what}; pass "
-            "{step: path} to count it"
-        )
-    if len(made) == len(found):
-        raise CheckpointError(f"{what}: {os.fspath(run)!r} holds forecasts only, and no states")
-    return {step: checkpoint for step, checkpoint in found.items() if step not in made}
-
-
-def _run_in(folder: Path, what: str, key: str | None) -> dict[int, Checkpoint]:
+def _run_in(folder: Path, what: str, key: str | None) -> Run:
     if not folder.is_dir():
         raise CheckpointError(f"{what}: there is no folder {str(folder)!r}")
-    found: dict[int, Checkpoint] = {}
-    checkpoints = steps_in(folder)
+    found, left_out, forecasts = Run(), [], 0
+    checkpoints, others = steps_in(folder)
     if not checkpoints:
         raise CheckpointError(
             f"{what}: {str(folder)!r} holds no checkpoints, expected names that end in a step, "
             "such as checkpoint-500 or step-500.safetensors"
         )
-    for step, path in checkpoints.items():
+    paths: dict[int, Path] = {}
+    for step, path in [*checkpoints, *((None, path) for path in others)]:
         try:
-            found[step] = open_checkpoint(path, f"{what}, step {step}", key)
+            here = what if step is None else f"{what}, step {step}"
+            checkpoint = open_checkpoint(path, here, key)
         except CheckpointError as error:
-            warn(f"left out, as if it were not there: {error}")
+            left_out.append(f"as if it were not there: {error}")
+            continue
+        if PROVENANCE in checkpoint.metadata:
+            forecasts += 1
+            left_out.append(
+                f"as a forecast is no state of a run: {checkpoint.what} is "
+                f"{made_by(checkpoint)}; pass {{step: path}} to count it"
+            )
+        elif step is None:
+            left_out.append(
+                f"as its name says no step as the others' do ({checkpoints[0][1].name}): "
+                f"{checkpoint.what}; pass {{step: path}} to count it"
+            )
+        elif step in found:
+            raise CheckpointError(
+                f"{what}: {str(folder)!r} has step {step} twice: {paths[step].name} and "
+                f"{path.name}; remove one, or pass {{step: path}} (STEP=PATH)"
+            )
+        else:
+            found[step], paths[step] = checkpoint, path
+    for reason in left_out:
+        warn(f"left out, {reason}")
+    if forecasts and not found:
+        raise CheckpointError(f"{what}: {str(folder)!r} holds forecasts only, and no states")
+    found.left_out = tuple(left_out)
     return found
+
+
+def _beside(left_out: Sequence[str]) -> str:
+    return "".join(f"; left out, {reason}" for reason in left_out)
+
+
+def made_by(checkpoint: Checkpoint) -> str:
+    """What a forecast says of itself: "a forecast of step 300 by linear_trend"."""
+    try:
+        said = json.loads(checkpoint.metadata[PROVENANCE])
+        return f"a forecast of step {int(said['step'])} by {said['strategy']}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "a forecast"
+
+
+def check_state(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where a target is a forecast: nothing to learn from, or to measure by."""
+    if PROVENANCE in checkpoint.metadata:
+        raise CheckpointError(
+            f"{checkpoint.what} is {made_by(checkpoint)}, expected a state that the run was in as "
+            "the target"
+        )
 
 
 def open_run(
@@ -124,7 +173,25 @@ def open_run(
     if any(isinstance(one, FileCheckpoint) for one in opened.values()):
         for one in opened.values():
             one.unwrap()  # of files it is done, and mappings beside them have the same names then
+    _check_order(opened)
     return opened
+
+
+def _check_order(run: Mapping[int, Checkpoint]) -> None:
+    """Raise CheckpointError where the names of files say that states are swapped."""
+    latest: dict[str, tuple[int, Checkpoint]] = {}
+    for checkpoint in (run[step] for step in sorted(run)):
+        said = said_of(checkpoint.path) if isinstance(checkpoint, FileCheckpoint) else None
+        if said is None or not said.kind or len(said.numbers) > 1:
+            continue
+        number = said.numbers[0]
+        if said.kind in latest and number < latest[said.kind][0]:
+            before, earlier = latest[said.kind]
+            raise CheckpointError(
+                f"{earlier.what} comes before {checkpoint.what}, but by their names it is "
+                f"{said.kind} {before} after {said.kind} {number}: give them in order"
+            )
+        latest[said.kind] = number, checkpoint
 
 
 def open_alike(run: Mapping[int, Any], what: str) -> tuple[list[Checkpoint], list[Tensor]]:
@@ -193,6 +260,6 @@ def _form(tensor: Tensor) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    ordered = sorted(names)
+    ordered = sorted(names, key=natural)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(map(repr, ordered[:SHOWN])) + more

@@ -22,7 +22,7 @@ from ._operator import Learner, Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._process import Ranks
 from ._ranks import Survey, ranks_of, survey
-from ._runs import check_alike, check_run, forecastable, open_run, steps
+from ._runs import check_alike, check_run, check_state, forecastable, open_run, steps
 from .checkpoint import Checkpoint, open_checkpoint
 
 __all__ = ["ModelFarcaster", "pass_sizes"]
@@ -180,6 +180,8 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             for run in opened:
                 for checkpoint in run.values():
                     check_alike(opened[0][inputs[0]], checkpoint)
+                for step in targets:
+                    check_state(run[step])
             settings = {
                 "inputs": inputs,
                 "targets": targets,

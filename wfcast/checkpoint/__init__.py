@@ -20,7 +20,8 @@ from ._base import (
 )
 from ._create import create_checkpoint, output_layout
 from ._dcp import DistributedCheckpoint
-from ._folder import holds_run, step_named, steps_in
+from ._folder import holds_run, steps_in
+from ._names import said_of, step_named
 from ._open import open_checkpoint
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
 from ._sharded import ShardedCheckpoint
@@ -44,6 +45,7 @@ __all__ = [
     "is_forecast",
     "open_checkpoint",
     "output_layout",
+    "said_of",
     "step_named",
     "steps_in",
 ]

@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from .._errors import CheckpointError, warn
+from .._errors import CheckpointError
 from ._dcp import METADATA
+from ._names import SUFFIXES, said_by
 from ._safetensors import MAX_HEADER
 from ._sharded import INDEX
 
@@ -28,7 +29,7 @@ WEIGHTS = (
     ),
     "pytorch_model_fsdp.bin",
 )
-"""The file names that Hugging Face's libraries give to weights; the first that is there counts."""
+"""The file names that Hugging Face's libraries give to weights."""
 
 SHARDED = "pytorch_model_fsdp_0"
 """The folder of torch.distributed.checkpoint in which Accelerate keeps the weights of FSDP."""
@@ -36,29 +37,43 @@ SHARDED = "pytorch_model_fsdp_0"
 _CARRIED = {".json", ".txt", ".model", ".md", ".py", ".jinja", ".yaml"}
 _CARRIED |= {".tiktoken", ".spm", ".codes", ".tokenizer"}  # further vocabularies
 _TRAINING = {"trainer_state.json", "training_args.json"}
-_STEP_FOLDER = re.compile(r"(?:.*\D)?(\d+)")
-_STEP_FILE = re.compile(r"(?:.*\D)?(\d+)\.(?:safetensors|pt|pth|bin|ckpt)")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin)")
 
 
-_STEP_NAME = re.compile(r"(?:.*[-_.])?(?:checkpoint|step)[-_]?(\d+)")
+def weights_in(folder: Path, what: str) -> Path | None:
+    """What holds the weights of a checkpoint folder: the folder itself for a distributed one.
 
-
-def step_named(path: Path) -> int | None:
-    """The step that the name of a checkpoint speaks of, or its folder's: checkpoint-500."""
-    for name in (path.name.split(".")[0], path.parent.name):
-        match = _STEP_NAME.fullmatch(name)
-        if match:
-            return int(match[1])
-    return None
-
-
-def weights_in(folder: Path) -> Path | None:
-    """What holds the weights of a checkpoint folder: the folder itself for a distributed one."""
-    if (folder / METADATA).is_file():
+    Raises
+    ------
+    CheckpointError
+        There are two such things, of which one is a leftover.
+    """
+    found = _weights_in(folder)
+    shards: dict[str, dict[str, str]] = {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        if (match := _SHARD.fullmatch(name)) and match[1] + match[3] in WEIGHTS:
+            shards.setdefault(match[1] + match[3], {}).setdefault(match[2], name)
+    saves = [path.name for path in found]
+    for counts in shards.values():
+        if len(counts) > 1:
+            saves = list(counts.values())
+    if len(saves) > 1:
+        raise CheckpointError(
+            f"{what}: {str(folder)!r} holds both {saves[0]!r} and {saves[1]!r}, and one of them is "
+            "left from another save: remove it, or name the file of the weights that count (of "
+            "shards their index)"
+        )
+    if found and found[0].name == METADATA:
         return folder
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None and (folder / SHARDED / METADATA).is_file():
-        return folder / SHARDED
+    return found[0] if found else None
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """All that may hold the weights of a checkpoint folder."""
+    found = [folder / METADATA] if (folder / METADATA).is_file() else []
+    found += [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if (folder / SHARDED / METADATA).is_file():
+        found.append(folder / SHARDED)
     return found
 
 
@@ -116,34 +131,74 @@ def adapts(folder: Path, what: str) -> tuple[str | None, bool]:
 def holds_run(folder: Path) -> bool:
     """Whether there are checkpoints in it by name and content, whatever else there is."""
     return any(
-        _STEP_NAME.fullmatch(path.name) and path.is_dir() and weights_in(path) is not None
+        (said := said_by(path.name)) is not None
+        and said.kind != ""
+        and path.is_dir()
+        and bool(_weights_in(path))
         for path in folder.iterdir()
     )
 
 
-def steps_in(folder: Path) -> dict[int, Path]:
-    """What looks like a checkpoint in a run folder, by step: the last number of its name.
+def steps_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
+    """What looks like a checkpoint in a run folder.
 
-    Of two with the same step, a folder without weights is left out with a warning.
+    All of a run count in the same: in what a word in their names says, or, where no name has such a
+    word, in the numbers at the end.
+
+    Returns
+    -------
+    found : list of (int, Path)
+        In the order of their steps, of which one may come twice.
+    others : list of Path
+        Those whose names say no step, while those of `found` do.
+
+    Raises
+    ------
+    CheckpointError
+        A name with two readings, or names that count in different things.
     """
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    said = {
+        path: words
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and _may_be_checkpoint(path)
+        if (words := said_by(path.name)) is not None
+    }
+    worded = {path: words for path, words in said.items() if words.kind}
+    counted = worded or said
+    first: dict[str, Path] = {}
+    for path, words in counted.items():
+        if not _holds_weights(path):
             continue
-        match = (_STEP_FOLDER if path.is_dir() else _STEP_FILE).fullmatch(path.name)
-        if match is None or (path.is_dir() and not any(path.iterdir())):
-            continue
-        step = int(match[1])
-        pair = [p for p in (found.get(step), path) if p is not None]
-        whole = [p for p in pair if p.is_file() or weights_in(p) is not None]
-        if len(pair) > 1 and len(whole) != 1:
+        if len(words.numbers) > 1:
             raise CheckpointError(
-                f"{str(folder)!r} has step {step} twice: {pair[0].name} and {pair[1].name}"
+                f"{str(folder)!r} has {path.name!r}, which may be step "
+                f"{' or '.join(map(str, words.numbers))}: {_RENAME}"
             )
-        found[step] = whole[0] if len(pair) > 1 else path
-        for one in pair:
-            if one != found[step]:
-                warn(
-                    f"left out, as if it were not there: {str(one)!r} holds no finished checkpoint"
-                )
-    return dict(sorted(found.items()))
+        first.setdefault(words.kind, path)
+    if len(first) > 1:
+        (kind, one), (other_kind, other) = list(first.items())[:2]
+        raise CheckpointError(
+            f"{str(folder)!r} counts in two ways, {one.name!r} by its {kind} and {other.name!r} by "
+            f"its {other_kind}: {_RENAME}"
+        )
+    kind = next(iter(first), None)
+    found = [
+        (words.numbers[0], path)
+        for path, words in counted.items()
+        if kind in (None, words.kind) and len(words.numbers) == 1
+    ]
+    others = [path for path in said if path not in counted and _holds_weights(path)]
+    return sorted(found), others
+
+
+_RENAME = "name it step-STEP, or pass the run as {step: path} (STEP=PATH)"
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.suffix.lower() in SUFFIXES
+
+
+def _holds_weights(path: Path) -> bool:
+    return not path.is_dir() or bool(_weights_in(path))

@@ -94,8 +94,10 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
 def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
     modules = module_folders(folder, what)
     inner = {f"{name}/": folder / name for name in modules if name}
-    weights = weights_in(folder)
-    if weights is None and not any(weights_in(path) for path in inner.values() if path.is_dir()):
+    weights = weights_in(folder, what)
+    if weights is None and not any(
+        weights_in(path, what) for path in inner.values() if path.is_dir()
+    ):
         raise CheckpointError(f"{what}: {str(folder)!r} {_no_weights(folder)}")
     whole = None if weights is None else _open_weights(folder, weights, what, key)
     further = {f"{name.partition('.')[0]}/": folder / name for name in further_models(folder)}
@@ -106,7 +108,7 @@ def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
     for before, path in inner.items():
         if not path.is_dir():
             raise CheckpointError(f"{what}: {MODULES} names {str(path)!r}, which is not there")
-        own = weights_in(path)
+        own = weights_in(path, what)
         if own is None:
             if others := components(path):
                 raise CheckpointError(
@@ -157,11 +159,11 @@ def _no_weights(folder: Path) -> str:
     if (other := foreign_folder(folder)) is not None:
         return f"is {other}"
     try:
-        run = steps_in(folder)
+        run, _ = steps_in(folder)
     except CheckpointError:
-        run = {}
+        run = []
     if run:
-        shown = ", ".join(path.name for path in list(run.values())[:3])
+        shown = ", ".join(path.name for _, path in run[:3])
         return f"is a folder of checkpoints ({shown}, ...), expected one of them"
     usual = ", ".join(name for name in WEIGHTS if not name.endswith(INDEX))
     return f"holds no finished checkpoint: none of {usual} is there{inside(folder)}"

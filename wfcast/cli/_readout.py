@@ -155,11 +155,11 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
 
 
 def _run_of(args: argparse.Namespace) -> dict[int, Any]:
-    from .._runs import states_of
+    from .._runs import check_run
 
     named = [(step, path) for step, path in args.run if step is not None]
     if len(named) == len(args.run):
         return dict(run_of(named, "the run"))
     if len(args.run) > 1:
         args.usage_error("give one folder, or all checkpoints as STEP=PATH")
-    return states_of(args.run[0][1], "the run", args.key)
+    return check_run(args.run[0][1], (), "the run", args.key)

@@ -8,7 +8,7 @@ from typing import Any
 from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import is_finite
-from .._runs import states_of, steps
+from .._runs import check_run, steps
 from ._linear_trend import linear_trend
 from ._low_rank import low_rank
 
@@ -71,7 +71,7 @@ def extrapolate(
     >>> ahead.targets, ahead.predict(run)
     ((300,), {'w': array([  1., 300.])})
     """
-    run = states_of(run, "the run", key)
+    run = check_run(run, (), "the run", key)
     target = (target_of(tuple(run), ahead),)
     if strategy == "low-rank":
         made = low_rank(run, target)

@@ -17,7 +17,7 @@ from .._errors import WfcastError
 from .._operator import Operator
 from .._parameters import ALL
 from .._plan import factors_of
-from .._runs import open_alike, states_of, steps
+from .._runs import check_run, open_alike, steps
 from ..checkpoint import Checkpoint, Tensor
 from ._linear_trend import linear_trend
 
@@ -90,7 +90,7 @@ def low_rank(
     >>> ahead.predict(run)["w"].round(6)
     array([30.,  1.])
     """
-    found = states_of(run, "the run", key)
+    found = check_run(run, (), "the run", key)
     observed = steps(found, "the run")
     states, tensors = open_alike(found, "the run")
     return in_directions(observed, states, targets, rank, tensors)

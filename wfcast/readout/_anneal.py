@@ -10,7 +10,7 @@ from .._apply import Progress
 from .._operator import Operator
 from .._parameters import ALL, EPS
 from .._patterns import Patterns
-from .._runs import states_of
+from .._runs import check_run
 from ..operators import Decay, annealed
 from ._choice import Candidate, judge_of, readout, short
 from ._judge import Judge
@@ -136,7 +136,7 @@ def anneal_run(
     ('profile mean', {'w': array([250.], dtype=float32)})
     """
     profiles = several(profile, "profile")
-    found = states_of(run, "the run", key)
+    found = check_run(run, (), "the run", key)
     kept, start = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     made = _without_the_weightless([annealed(kept, one, start) for one in profiles])

@@ -17,7 +17,7 @@ from .._operator import Operator
 from .._parameters import threads
 from .._patterns import Patterns, chosen
 from .._plan import check_pair
-from .._runs import forecastable, has, open_alike, open_run, states_of
+from .._runs import check_run, forecastable, has, open_alike, open_run
 from ..operators._extrapolate import line_of, target_of
 from ..operators._low_rank import in_directions
 from ..report._drift import leads_nowhere
@@ -125,7 +125,7 @@ def extrapolate_run(
     (300, {'w': array([300.], dtype=float32)})
     """
     distances = several(ahead, "ahead")
-    found = states_of(run, "the run", key)
+    found = check_run(run, (), "the run", key)
     kept, _ = selected(list(found), window, last, every)
     run = {step: found[step] for step in kept}
     targets = [target_of(kept, one) for one in distances]

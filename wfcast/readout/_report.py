@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..forecast import ForecastReport
+from .._forecast import ForecastReport
 from ..report import Grid, Report
 
 __all__ = ["LATEST", "ReadoutReport"]

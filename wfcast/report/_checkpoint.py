@@ -9,7 +9,9 @@ from typing import Any
 from .. import _core
 from .._apply import Progress
 from .._kinds import kind_of
-from ..checkpoint import Checkpoint
+from .._plot import natural
+from .._runs import made_by
+from ..checkpoint import PROVENANCE, Checkpoint
 from ._base import Grid, Report, finite
 from ._comparison import Errors, floating
 
@@ -56,7 +58,7 @@ class CheckpointReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
-        tensors = sorted(self.checkpoint.tensors.values(), key=lambda t: t.name)
+        tensors = sorted(self.checkpoint.tensors.values(), key=lambda t: natural(t.name))
         return {
             "path": self.path,
             "what": "checkpoint",
@@ -98,6 +100,8 @@ class CheckpointReport(Report):
             f"{self.path}: {document['format']}, {len(rows)} tensors, "
             f"{document['parameters']:,} parameters{tied}"
         ]
+        if PROVENANCE in document["metadata"]:
+            lines[0] += f"; {made_by(self.checkpoint)}"
         if len(document["sets"]) > 1:
             lines.append(f"sets of weights (key=, --key): {', '.join(document['sets'])}")
         for key, value in document["metadata"].items():

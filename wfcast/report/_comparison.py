@@ -18,6 +18,7 @@ from .._columns import FLOATS
 from .._errors import CheckpointError
 from .._kinds import KINDS, kind_of
 from .._parameters import threads
+from .._plot import natural
 from ..checkpoint import Checkpoint, open_checkpoint
 from ._base import Grid, Report, finite
 
@@ -210,7 +211,7 @@ def compare_checkpoints(
     Returns
     -------
     Comparison
-        In the order of the names.
+        In the order of the layers.
 
     Raises
     ------
@@ -249,7 +250,7 @@ def compare_checkpoints(
     if not shapes_b:
         raise CheckpointError(f"{b.what} holds no floating tensors to compare")
     result = {}
-    for name in sorted(shapes_b):
+    for name in sorted(shapes_b, key=natural):
         pair = a.column(name).array, b.column(name).array
         result[name] = Errors(**_core.error_sums(*pair, threads(n_threads)))
         if progress is not None:

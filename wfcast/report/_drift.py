@@ -12,7 +12,7 @@ from .._errors import WfcastError, warn
 from .._moves import Moves, middle_of, moves
 from .._parameters import threads
 from .._plot import natural
-from .._runs import open_alike, states_of, steps
+from .._runs import check_run, open_alike, steps
 from ..checkpoint import Tensor
 from ._base import Grid, Report, finite
 
@@ -239,7 +239,7 @@ def drift(
     drift: the moves up to step 4 and from there on have the cosine 0.01 (standard error 0.04)
     warning: lines through this run do not lead anywhere: ...
     """
-    found = states_of(run, "the run", key)
+    found = check_run(run, (), "the run", key)
     observed = steps(found, "the run")
     if len(observed) < 3:
         raise WfcastError(

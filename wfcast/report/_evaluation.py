@@ -13,7 +13,7 @@ from .._columns import blocks
 from .._errors import CheckpointError
 from .._operator import operator_of
 from .._parameters import threads
-from .._runs import check_alike, check_run, open_run
+from .._runs import check_alike, check_run, check_state, open_run
 from ..operators import linear_trend, persistence
 from ._base import Grid, Report
 from ._comparison import Comparison, Errors
@@ -184,6 +184,7 @@ def evaluate(
     for step in targets:
         true = opened[step]
         check_alike(opened[operator.inputs[-1]], true)
+        check_state(true)
         plans = {name: method._plan(opened, step) for name, method in methods.items()}
         errors: dict[str, dict[str, Errors]] = {name: {} for name in methods}
         for tensor in plans["forecast"].forecast:

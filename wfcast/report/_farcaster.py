@@ -8,6 +8,7 @@ from typing import Any
 
 from .._operator import Operator
 from .._parameters import ALL
+from .._plot import natural
 from ._base import Grid, Report, finite
 
 __all__ = ["FarcasterReport"]
@@ -92,7 +93,7 @@ class FarcasterReport(Report):
                 f"{op.intercept[name][-1]:.3g}",
                 f"{fit['dual_gap'][name]:.1e}" if fit else "-",
             )
-            for name, coef in op.coef.items()
+            for name, coef in sorted(op.coef.items(), key=lambda pair: natural(pair[0]))
         ]
         yield Grid(("tensor", *(f"w_{step}" for step in op.inputs), "intercept", "gap"), rows)
 

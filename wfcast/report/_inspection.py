@@ -14,7 +14,7 @@ from .._errors import CheckpointError
 from .._operator import Learner, Operator, load, operator_of
 from .._parameters import threads
 from .._persist import KEY
-from .._runs import check_run, forecastable, has
+from .._runs import Run, check_run, forecastable, has
 from ..checkpoint import Checkpoint, FileCheckpoint, holds_run, open_checkpoint, steps_in
 from ._checkpoint import CheckpointReport
 from ._comparison import floating
@@ -80,7 +80,7 @@ def inspect(
     return report_on(found, what, n_threads=n_threads, progress=progress)
 
 
-Found = Operator | Checkpoint | dict[int, Checkpoint]
+Found = Operator | Checkpoint | Run
 
 
 def look(source: Any, key: str | None = None) -> Found:
@@ -89,7 +89,9 @@ def look(source: Any, key: str | None = None) -> Found:
         return operator_of(source, "source")
     if _is_run(source):
         run = check_run(source, (), "the run", key)
-        return {step: open_checkpoint(one, f"step {step}") for step, one in run.items()}
+        for step in run:
+            run[step] = open_checkpoint(run[step], f"step {step}")
+        return run
     checkpoint = open_checkpoint(source, key=key)
     if KEY in checkpoint.metadata and isinstance(checkpoint, FileCheckpoint):
         return load(checkpoint.path)
@@ -135,5 +137,5 @@ def _is_run(source: Any) -> bool:
     try:
         open_checkpoint(source)
     except CheckpointError:
-        return bool(steps_in(Path(source)))
+        return bool(steps_in(Path(source))[0])
     return False

@@ -16,8 +16,8 @@ from .._columns import value_at
 from .._errors import CheckpointError, WfcastError
 from .._moves import Moves, middle_of, moves
 from .._operator import Operator, operator_of
-from .._runs import forecastable, has
-from ..checkpoint import Checkpoint, FileCheckpoint, Tensor
+from .._runs import Run, forecastable, has, made_by
+from ..checkpoint import PROVENANCE, Checkpoint, FileCheckpoint, Tensor
 from ._base import Grid, Report, finite
 from ._comparison import Errors
 from ._drift import Drift
@@ -39,9 +39,11 @@ class RunReport(Report):
     checkpoints : list of dict
         Of each: step, name, format, tensors, parameters, bytes, dtypes, alike (the same tensors as
         the one before), and move: ``|w - previous| / |previous|`` over all weights that are
-        forecast and in both.
+        forecast and in both. `forecast` says what made one that is a forecast of wfcast.
     samples : dict of (str, int) to list of float
         (Tensor name, position in C order) -> values at the steps; NaN where there is none.
+    left_out : tuple of str
+        What else the folder holds, and why it does not count: unreadable, or a forecast.
     drift : Drift or None
         Of the tensors that are finite and alike in all checkpoints, where there are three or more.
 
@@ -59,10 +61,8 @@ class RunReport(Report):
     ((0, 1), [None, 0.7071067811865476])
     """
 
-    def __init__(
-        self, run: dict[int, Checkpoint], path: str, n_threads: int, progress: Progress | None
-    ) -> None:
-        self.path, self.steps = path, tuple(run)
+    def __init__(self, run: Run, path: str, n_threads: int, progress: Progress | None) -> None:
+        self.path, self.steps, self.left_out = path, tuple(run), run.left_out
         if not run:
             raise CheckpointError(f"{path} holds no finished checkpoint")
         found = _moves(run, n_threads, progress)
@@ -98,6 +98,7 @@ class RunReport(Report):
                 for (name, position), values in self.samples.items()
             ],
             "drift": None if self.drift is None else self.drift.to_dict(),
+            "left_out": list(self.left_out),
         }
 
     def _parts(self) -> Iterable[str | Grid]:
@@ -105,7 +106,9 @@ class RunReport(Report):
         rows = [
             (
                 str(c["step"]),
-                c["name"] + ("" if c["alike"] else " (other tensors)"),
+                c["name"]
+                + ("" if c["alike"] else " (other tensors)")
+                + (f" ({c['forecast']})" if c["forecast"] else ""),
                 c["format"],
                 ", ".join(c["dtypes"]),
                 f"{c['tensors']:,}",
@@ -119,6 +122,8 @@ class RunReport(Report):
         yield f"{self.path}: a run of {len(rows)} checkpoints"
         if self.drift is not None:
             yield self.drift.summary()
+        if self.left_out:
+            yield "\n".join(f"left out, {reason}" for reason in self.left_out)
 
     def plot(self, ax: Any = None, *, farcaster: Any = None) -> Any:
         """Draw the sampled trajectories, as changes from the first step.
@@ -252,6 +257,7 @@ def _summary(step: int, checkpoint: Checkpoint, previous: Checkpoint | None) -> 
     return {
         "step": step,
         "name": _name(checkpoint),
+        "forecast": made_by(checkpoint) if PROVENANCE in checkpoint.metadata else None,
         "format": checkpoint.layout.format,
         "dtypes": sorted({t.dtype for t in tensors.values()}),
         "tensors": len(tensors),

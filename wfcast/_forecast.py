@@ -24,6 +24,7 @@ from ._operator import Operator, operator_of
 from ._parameters import threads
 from ._patterns import Patterns, chosen
 from ._plan import Plan, factors_of, pairs_of
+from ._plot import natural
 from ._version import __version__
 from .checkpoint import (
     PROVENANCE,
@@ -159,6 +160,7 @@ class ForecastReport(Report):
 
 
 def _few(names: Sequence[str]) -> str:
+    names = sorted(names, key=natural)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
