@@ -78,22 +78,44 @@ def fma32(a, b, c):
         return bits.view(np.float64).astype(np.float32).reshape(total.shape)
 
 
+def centred(x, coef, intercept):
+    """The inputs and coefficients with the centre at the end, and whether there is one."""
+    sizes = np.abs(coef)
+    rounding = len(x) * np.finfo(float).eps * sizes.sum(axis=1)
+    if np.any(intercept) or not np.all(np.abs(coef.sum(axis=1) - 1) <= rounding):
+        return list(x), coef, False
+    shares = (sizes / sizes.max(axis=1, keepdims=True)).min(axis=0)
+    if not shares.any():
+        return list(x), coef, False
+    order = np.arange(len(x))
+    q = len(x) - 1 - np.argmax(shares[::-1])
+    order[[q, -1]] = order[[-1, q]]
+    coef = coef[:, order]
+    coef[:, -1] = 1
+    return [x[k] for k in order], coef, True
+
+
 def apply(x, coef, intercept, out_dtypes):
     """out_j = intercept_j + sum_k coef_jk x_k, by fused float32 steps but with float64 columns.
 
-    In float64 the plain sum is returned; it differs from the fused one by rounding.
+    Where all coefficients of each output sum to 1, the others' differences from the input of the
+    largest are summed. In float64 the fused sum is not imitated; it differs by rounding.
     """
     wide = any(np.asarray(c).dtype == np.float64 for c in x) or np.float64 in out_dtypes
+    x, coef, c = centred(x, np.asarray(coef, float), intercept)
+    q = widen(x[-1]) if len(x) else 0
     outputs = []
     for j, dtype in enumerate(out_dtypes):
         if wide:
-            total = np.full(np.shape(x[0]), float(intercept[j]))
-            for k, column in enumerate(x):
-                total = total + coef[j, k] * widen(column)
+            total = float(intercept[j]) + coef[j, -1] * q
+            for k, column in enumerate(x[:-1]):
+                total = total + coef[j, k] * (widen(column) - q if c else widen(column))
         else:
-            total = np.full(np.shape(x[0]), np.float32(intercept[j]))
-            for k, column in enumerate(x):
-                total = fma32(widen(column), np.float32(coef[j, k]), total)
+            bias = np.full(np.shape(q), np.float32(intercept[j]))
+            total = fma32(q, np.float32(coef[j, -1]), bias)
+            for k, column in enumerate(x[:-1]):
+                from_q = (widen(column) - q).astype(np.float32) if c else widen(column)
+                total = fma32(from_q, np.float32(coef[j, k]), total)
         outputs.append(narrow(total, dtype))
     return outputs
 

@@ -133,6 +133,54 @@ def test_apply_any_layout(dtype, left, right):
         np.testing.assert_array_equal(inputs, values)  # inputs are as they were
 
 
+def averaging(rng, m, p, centre):
+    """Coefficients that sum to 1, the largest of each output at `centre`."""
+    coef = rng.normal(size=(m, p)) / p
+    coef[:, centre] = 0
+    coef[:, centre] = 1 - coef.sum(axis=1)
+    return coef
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 9, 40])
+def test_apply_of_averages(isa, dtype, p):
+    """Each is summed from the input of its largest coefficient on, wherever that stands."""
+    rng = np.random.default_rng(21)
+    for n in (1, 7, 64, 1000, 5003):
+        for m in (1, 2, 3, 4, 6):
+            centre = int(rng.integers(p))
+            coef = averaging(rng, m, p, centre)
+            x = [column(rng, n, dtype) for _ in range(p)]
+            want = reference.apply(x, coef, np.zeros(m), [dtype] * m)
+            got = run(x, [np.zeros(n, dtype) for _ in range(m)], coef, np.zeros(m))
+            for one, expected in zip(got, want, strict=True):
+                same(one, expected, dtype)
+            if m == 1:
+                y = np.zeros(n, dtype)
+                sums = _core.apply(x, [y], coef, np.zeros(1), True, 1, True)
+                same(y, want[0], dtype)
+                np.testing.assert_allclose(sums, reference.moves(y, x[-1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", reference.DTYPES, ids=ids)
+def test_equal_inputs_give_themselves(isa, dtype):
+    """To the bit, as frozen weights must, whatever the coefficients that sum to 1."""
+    rng = np.random.default_rng(22)
+    lines = [np.array([[-6.0, 7.0]]), np.array([[1.0, 0.0]]), np.full((1, 49), 1 / 49)]
+    steps = np.arange(1, 31) * 0.1
+    lines.append((steps**10 / (steps**10).sum())[None])
+    lines += [averaging(rng, m, p, p - 1) for m, p in ((1, 3), (3, 7), (4, 200))]
+    for coef in lines:
+        m, p = coef.shape
+        for n in (1, 9, 5003):
+            x = column(rng, n, dtype)
+            for moves in {False, m == 1}:
+                room = [np.zeros(n, dtype) for _ in range(m)]
+                _core.apply([x.copy() for _ in range(p)], room, coef, np.zeros(m), True, 1, moves)
+                for y in room:
+                    np.testing.assert_array_equal(y, x)
+
+
 def test_apply_broadcast_read_only_and_mapped(tmp_path):
     rng = np.random.default_rng(4)
     coef, intercept = operator(rng, 1, 3)

@@ -211,19 +211,21 @@ class Farcaster(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignor
             A shape, dtype or value at fault.
         """
         check_is_fitted(self)
+        # a fit in another thread takes a new dict: what is read of one is of one fit
+        fitted = vars(self)
         x = acquire(X, "X")
-        if len(x.columns) != self.n_features_in_:
+        if len(x.columns) != fitted["n_features_in_"]:
             raise WfcastError(
                 f"X has {len(x.columns)} features, but {type(self).__name__} is "
-                f"expecting {self.n_features_in_} features as input"
+                f"expecting {fitted['n_features_in_']} features as input"
             )
         try:
             validate_data(self, _named(X), reset=False, skip_check_array=True, ensure_2d=False)
         except ValueError as error:
             raise WfcastError(str(error)) from error
-        flat = self.coef_.ndim == 1
-        coef = np.ascontiguousarray(np.atleast_2d(self.coef_), dtype=np.float64)
-        intercept = np.atleast_1d(np.asarray(self.intercept_, dtype=np.float64))
+        flat = fitted["coef_"].ndim == 1
+        coef = np.ascontiguousarray(np.atleast_2d(fitted["coef_"]), dtype=np.float64)
+        intercept = np.atleast_1d(np.asarray(fitted["intercept_"], dtype=np.float64))
         result, y = outputs(x, len(coef), out, flat)
         apply(
             x.arrays,

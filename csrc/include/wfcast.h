@@ -81,6 +81,10 @@ typedef struct {
  * check_finite the inputs and outputs are checked in the same sweep, or in a first sweep of its own
  * where an output is an input.
  *
+ * Where the coefficients of each output sum to 1 and no intercept is added, as of lines and averages,
+ * the differences from the input of the largest coefficients are multiplied instead: inputs that
+ * are equal give themselves to the bit.
+ *
  * `moves` is NULL, or takes sums, in float64, of the one output y as rounded and the last input x
  * as it was. Rows where y - x is not finite take no part. No sum depends on n_threads, on the
  * instruction set or on where in memory the columns lie. */

@@ -1,6 +1,7 @@
 /* predict: blocks of rows through the apply kernels, over threads, with finite checks around them.
  */
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,8 +29,10 @@ typedef struct {
     const wf_table *table; /* coalesced */
     ptrdiff_t p, m;
     const void *coef, *intercept; /* in the compute type */
-    int wide;                     /* compute in float64 */
-    int fused; /* one dtype, contiguous: the kernel reads and writes the columns themselves */
+    int centred;    /* the last input stands for the others but for their difference */
+    ptrdiff_t last; /* where the input is that moves are measured from */
+    int wide;       /* compute in float64 */
+    int fused;      /* one dtype, contiguous: the kernel reads and writes the columns themselves */
     int stream, check;
     int through;     /* fused, but the output, an input too, waits in scratch for its moves */
     int dry;         /* compute and check, write nothing */
@@ -79,7 +82,8 @@ static void packed_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t sta
         }
     }
     void *const *y = pointers + p;
-    job->kernel(n, p, (const void *const *)pointers, m, job->coef, job->intercept, y, 0, finite);
+    job->kernel(n, p, (const void *const *)pointers, m, job->coef, job->intercept, job->centred, y,
+                0, finite);
     if (job->dry) {
         note_overflow(job, start, n, y, &job->fault[t]);
         return;
@@ -90,10 +94,10 @@ static void packed_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t sta
     }
     if (job->moves && job->wide) {
         wf_pack_f64(job->table, p, start, n, *y); /* as rounded */
-        job->moves[b] = wf_moves_between(WF_F64, n, *y, pointers[p - 1]);
+        job->moves[b] = wf_moves_between(WF_F64, n, *y, pointers[job->last]);
     } else if (job->moves) {
         wf_pack_f32(job->table, p, start, n, *y);
-        job->moves[b] = wf_moves_between(WF_F32, n, *y, pointers[p - 1]);
+        job->moves[b] = wf_moves_between(WF_F32, n, *y, pointers[job->last]);
     }
 }
 
@@ -103,9 +107,10 @@ static wf_moves moving(const apply_job *job, int t, ptrdiff_t n, const void *con
 {
     const double least = 1e-28; /* 1e6 times what n <= MOST_BLOCK squares of float32 can lose */
     double sums[2];
-    job->moving(n, job->p, x, job->coef, job->intercept, y, job->stream, &job->finite[t], sums);
+    job->moving(n, job->p, x, job->coef, job->intercept, job->centred, job->last, y, job->stream,
+                &job->finite[t], sums);
     const wf_dtype dtype = job->table->columns[0].dtype;
-    const void *last = x[job->p - 1];
+    const void *last = x[job->last];
     const size_t size = (size_t)(n * wf_item_size(dtype));
     if (isfinite(sums[0]) && isfinite(sums[1]) && sums[1] > least &&
         (sums[0] > least || memcmp(y, last, size) == 0)) { /* frozen weights are common */
@@ -125,7 +130,7 @@ static void fused_block(const apply_job *job, int t, ptrdiff_t b, ptrdiff_t star
     }
     if (!job->moves) {
         job->kernel(n, p, (const void *const *)pointers, job->m, job->coef, job->intercept,
-                    pointers + p, job->stream, &job->finite[t]);
+                    job->centred, pointers + p, job->stream, &job->finite[t]);
         return;
     }
     void *const y = job->through ? (void *)(pointers + p + 1) : pointers[p];
@@ -317,6 +322,42 @@ static wf_status locate(wf_status status, const apply_job *job, const wf_table *
     return status;
 }
 
+/* Lines and averages have coefficients that sum to 1. Centred on one input, so that only the others'
+ * differences from it are multiplied, inputs that are equal give themselves to the bit. It is the
+ * input with the largest coefficients, which keeps the rounding errors near those of the plain sum;
+ * -1 where the coefficients of an output sum to something else. `most` is room for m numbers. */
+static ptrdiff_t centre_of(ptrdiff_t p, ptrdiff_t m, const double *coef, const double *intercept,
+                           double *most)
+{
+    for (ptrdiff_t j = 0; j < m; j++) {
+        double sum = 0, sum_abs = 0;
+        most[j] = 0;
+        for (ptrdiff_t k = 0; k < p; k++) {
+            const double size = fabs(coef[j * p + k]);
+            sum += coef[j * p + k];
+            sum_abs += size;
+            most[j] = size > most[j] ? size : most[j];
+        }
+        if (intercept[j] != 0 || !(fabs(sum - 1) <= (double)p * DBL_EPSILON * sum_abs)) {
+            return -1;
+        }
+    }
+    ptrdiff_t centre = -1;
+    double best = 0;
+    for (ptrdiff_t k = p - 1; k >= 0; k--) {
+        double least = 1; /* of |a_jk| over the largest of its output */
+        for (ptrdiff_t j = 0; j < m; j++) {
+            const double share = fabs(coef[j * p + k]) / most[j];
+            least = share < least ? share : least;
+        }
+        if (least > best) {
+            best = least;
+            centre = k;
+        }
+    }
+    return centre;
+}
+
 wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const double *intercept,
                    int check_finite, int n_threads, wf_moves *moves, wf_fault *fault)
 {
@@ -332,9 +373,11 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
     wf_status status = WF_NO_MEMORY;
     wf_table flat = *table;
     float *single = NULL;
+    double *ordered = NULL;
     flat.columns = malloc((size_t)table->n_columns * sizeof *flat.columns);
     single = malloc((size_t)(m * p + m) * sizeof *single);
-    if (!flat.columns || !single) {
+    ordered = malloc((size_t)(m * p + m) * sizeof *ordered);
+    if (!flat.columns || !single || !ordered) {
         goto done;
     }
     memcpy(flat.columns, table->columns, (size_t)table->n_columns * sizeof *flat.columns);
@@ -345,8 +388,20 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
             shared = wf_column_overlap(table, k, j) != WF_OVERLAP_NONE;
         }
     }
+    const ptrdiff_t centre = centre_of(p, m, coef, intercept, ordered + m * p);
+    const ptrdiff_t last = centre < 0 ? p - 1 : centre; /* where the last input goes */
+    memcpy(ordered, coef, (size_t)(m * p) * sizeof *ordered);
+    if (centre >= 0) { /* it changes places with the last input */
+        const wf_column moved = flat.columns[p - 1];
+        flat.columns[p - 1] = flat.columns[centre];
+        flat.columns[centre] = moved;
+        for (ptrdiff_t j = 0; j < m; j++) {
+            ordered[j * p + centre] = coef[j * p + p - 1];
+            ordered[j * p + p - 1] = 1;
+        }
+    }
     for (ptrdiff_t i = 0; i < m * p; i++) {
-        single[i] = (float)coef[i];
+        single[i] = (float)ordered[i];
     }
     for (ptrdiff_t j = 0; j < m; j++) {
         single[m * p + j] = (float)intercept[j];
@@ -354,9 +409,11 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
     /* A dry run comes first where an output is an input: to find out later would be too late. */
     for (int dry = shared && check_finite; dry >= 0; dry--) {
         apply_job job = {.table = &flat, .p = p, .m = m, .dry = dry};
+        job.centred = centre >= 0;
+        job.last = last;
         job.check = check_finite && (dry || !shared);
         plan(&job, shared, moves && !dry);
-        job.coef = job.wide ? (const void *)coef : (const void *)single;
+        job.coef = job.wide ? (const void *)ordered : (const void *)single;
         job.intercept = job.wide ? (const void *)intercept : (const void *)(single + m * p);
         status = locate(run(&job, n_threads, dry ? NULL : moves), &job, table, p, fault);
         free(job.fault);
@@ -365,6 +422,7 @@ wf_status wf_apply(const wf_table *table, ptrdiff_t p, const double *coef, const
         }
     }
 done:
+    free(ordered);
     free(single);
     free(flat.columns);
     return status;

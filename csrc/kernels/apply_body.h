@@ -1,25 +1,35 @@
-/* Stamps one apply kernel, and one for one output with its moves. The includer defines NAME(x) to suffix names, T the element type, C the
- * compute type, V its vector and W the elements in it, TILE the running sums to have at a time,
- * SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), BACK (R to V), STORE, STREAM and RELOAD
+/* Stamps one apply kernel, and one for one output with its moves. The includer defines NAME(x) to
+ * suffix names, T the element type, C the compute type, V its vector and W the elements in it, TILE
+ * the running sums to have at a time, SET1, FMA, LOAD (T to V), ROUND (V to R, a vector of T), BACK (R to V), STORE, STREAM and RELOAD
  * (of an R), LANES (V to an array of C), and BAD, NOTE and ANY, which gather whether an R held NaN
  * or infinity.
  *
  * One look at the outputs sees the inputs too: whatever the coefficients, one NaN or infinity among
  * the terms of a sum makes the sum NaN or infinite. */
 
+/* v, or v - q where the sum is centred on q. */
+static inline __attribute__((always_inline)) V NAME(from)(V q, int centred, V v)
+{
+    return centred ? FMA(q, SET1(-1), v) : v;
+}
+
 /* `count` < W elements at `at`, through buffers: the unaligned head and the tail, with the
  * arithmetic of the rest. */
 static inline void NAME(edge)(ptrdiff_t count, ptrdiff_t at, ptrdiff_t p, const T *const *x, int r,
-                              const C *a, const C *b, T *const *y, wf_finite *finite)
+                              const C *a, const C *b, int centred, T *const *y, wf_finite *finite)
 {
     T buffer[W] = {0};
-    V acc[WF_APPLY_OUTPUTS];
-    for (int j = 0; j < r; j++) {
-        acc[j] = SET1(b[j]);
+    V acc[WF_APPLY_OUTPUTS], q = SET1(0);
+    if (p > 0) {
+        memcpy(buffer, x[p - 1] + at, (size_t)count * sizeof(T));
+        q = LOAD(buffer);
     }
-    for (ptrdiff_t k = 0; k < p; k++) {
+    for (int j = 0; j < r; j++) {
+        acc[j] = p > 0 ? FMA(q, SET1(a[j * p + p - 1]), SET1(b[j])) : SET1(b[j]);
+    }
+    for (ptrdiff_t k = 0; k < p - 1; k++) {
         memcpy(buffer, x[k] + at, (size_t)count * sizeof(T));
-        const V v = LOAD(buffer);
+        const V v = NAME(from)(q, centred, LOAD(buffer));
         for (int j = 0; j < r; j++) {
             acc[j] = FMA(v, SET1(a[j * p + k]), acc[j]);
         }
@@ -39,21 +49,23 @@ static inline void NAME(edge)(ptrdiff_t count, ptrdiff_t at, ptrdiff_t p, const 
  * once inlined; `weight` and `bias` lie in registers then. */
 static inline __attribute__((always_inline)) BAD
 NAME(tile)(ptrdiff_t at, int u, int few, ptrdiff_t p, const T *const *x, int r, const C *a,
-           const V *weight, const V *bias, T *const *y, int stream, int check, BAD bad)
+           const V *weight, const V *bias, int centred, T *const *y, int stream, int check, BAD bad)
 {
-    V acc[TILE];
+    V acc[TILE], q[TILE];
     UNROLL
-    for (int j = 0; j < r; j++) {
+    for (int i = 0; i < u; i++) {
+        q[i] = p > 0 ? LOAD(x[p - 1] + at + i * W) : SET1(0);
         UNROLL
-        for (int i = 0; i < u; i++) {
-            acc[j * u + i] = bias[j];
+        for (int j = 0; j < r; j++) {
+            const ptrdiff_t of = j * p + p - 1;
+            acc[j * u + i] = p > 0 ? FMA(q[i], few ? weight[of] : SET1(a[of]), bias[j]) : bias[j];
         }
     }
-    for (ptrdiff_t k = 0; k < p; k++) {
+    for (ptrdiff_t k = 0; k < p - 1; k++) {
         V v[TILE];
         UNROLL
         for (int i = 0; i < u; i++) {
-            v[i] = LOAD(x[k] + at + i * W);
+            v[i] = NAME(from)(q[i], centred, LOAD(x[k] + at + i * W));
         }
         UNROLL
         for (int j = 0; j < r; j++) {
@@ -85,7 +97,7 @@ NAME(tile)(ptrdiff_t at, int u, int few, ptrdiff_t p, const T *const *x, int r, 
 /* r outputs over n elements, u vectors at a time. */
 static inline __attribute__((always_inline)) void
 NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r, const C *a,
-            const C *b, T *const *ys, int stream, int check, wf_finite *finite)
+            const C *b, int centred, T *const *ys, int stream, int check, wf_finite *finite)
 {
     ptrdiff_t at = 0;
     if (stream) {
@@ -96,7 +108,7 @@ NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r,
         if (stream && rest) {
             at = (ptrdiff_t)(W - rest / sizeof(T));
             at = at < n ? at : n;
-            NAME(edge)(at, 0, p, xs, r, a, b, ys, finite);
+            NAME(edge)(at, 0, p, xs, r, a, b, centred, ys, finite);
         }
     }
     V bias[WF_APPLY_OUTPUTS], weight[WF_APPLY_INPUTS * WF_APPLY_OUTPUTS];
@@ -113,14 +125,14 @@ NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r,
     const T *const *x = few ? columns : xs;
     BAD bad = {0};
     for (; at + u * W <= n; at += u * W) {
-        bad = NAME(tile)(at, u, few, p, x, r, a, weight, bias, y, stream, check, bad);
+        bad = NAME(tile)(at, u, few, p, x, r, a, weight, bias, centred, y, stream, check, bad);
     }
     for (; u > 1 && at + W <= n; at += W) {
-        bad = NAME(tile)(at, 1, few, p, x, r, a, weight, bias, y, stream, check, bad);
+        bad = NAME(tile)(at, 1, few, p, x, r, a, weight, bias, centred, y, stream, check, bad);
     }
     finite->bad |= ANY(bad);
     if (at < n) {
-        NAME(edge)(n - at, at, p, x, r, a, b, y, finite);
+        NAME(edge)(n - at, at, p, x, r, a, b, centred, y, finite);
     }
 }
 
@@ -128,17 +140,20 @@ NAME(group)(ptrdiff_t n, int u, int few, ptrdiff_t p, const T *const *xs, int r,
  * vectors. */
 #define GROUP(P, R_)                                                                               \
     do {                                                                                           \
-        const int u = few ? 1 : TILE / (R_);                                                       \
+        const int u = few ? 1 : (R_) == 1 ? TILE / 2 : TILE / (R_);                                \
+        const C *const as = a + j * p, *const bs = b + j;                                          \
+        const int check = finite->check;                                                           \
         if (stream) {                                                                              \
-            NAME(group)(n, u, few, P, x, R_, a + j * p, b + j, y + j, 1, finite->check, finite);   \
+            NAME(group)(n, u, few, P, x, R_, as, bs, centred, y + j, 1, check, finite);            \
         } else {                                                                                   \
-            NAME(group)(n, u, few, P, x, R_, a + j * p, b + j, y + j, 0, finite->check, finite);   \
+            NAME(group)(n, u, few, P, x, R_, as, bs, centred, y + j, 0, check, finite);            \
         }                                                                                          \
     } while (0)
 
 static inline __attribute__((always_inline)) void
 NAME(groups)(ptrdiff_t n, int few, ptrdiff_t constant_p, ptrdiff_t p, const T *const *x,
-             ptrdiff_t m, const C *a, const C *b, T *const *y, int stream, wf_finite *finite)
+             ptrdiff_t m, const C *a, const C *b, int centred, T *const *y, int stream,
+             wf_finite *finite)
 {
     ptrdiff_t j = 0;
     for (; j + 4 <= m; j += 4) {
@@ -154,7 +169,7 @@ NAME(groups)(ptrdiff_t n, int few, ptrdiff_t constant_p, ptrdiff_t p, const T *c
 #undef GROUP
 
 static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff_t m,
-                        const void *as, const void *bs, void *const *ys, int stream,
+                        const void *as, const void *bs, int centred, void *const *ys, int stream,
                         wf_finite *finite)
 {
     const T *const *x = (const T *const *)xs;
@@ -162,16 +177,16 @@ static void NAME(apply)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, ptrdiff
     const C *a = as, *b = bs;
     switch (p) {
     case 1:
-        NAME(groups)(n, 1, 1, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 1, p, x, m, a, b, centred, y, stream, finite);
         break;
     case 2:
-        NAME(groups)(n, 1, 2, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 2, p, x, m, a, b, centred, y, stream, finite);
         break;
     case 3:
-        NAME(groups)(n, 1, 3, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 1, 3, p, x, m, a, b, centred, y, stream, finite);
         break;
     default:
-        NAME(groups)(n, 0, p, p, x, m, a, b, y, stream, finite);
+        NAME(groups)(n, 0, p, p, x, m, a, b, centred, y, stream, finite);
         break;
     }
 }
@@ -210,13 +225,14 @@ static inline __attribute__((always_inline)) void NAME(flush)(NAME(lanes) * lane
 
 /* The last rows, fewer than there are lanes. What is not there has no move and no size. */
 static void NAME(moves_edge)(ptrdiff_t n, ptrdiff_t at, ptrdiff_t p, const T *const *x, const C *a,
-                             const C *b, T *y, wf_finite *finite, double *moved, double *size)
+                             const C *b, int centred, ptrdiff_t last, T *y, wf_finite *finite,
+                             double *moved, double *size)
 {
     NAME(lanes) lanes;
     T from[WF_MOVE_LANES] = {0}, to[WF_MOVE_LANES] = {0};
-    memcpy(from, x[p - 1] + at, (size_t)(n - at) * sizeof(T));
+    memcpy(from, x[last] + at, (size_t)(n - at) * sizeof(T));
     for (ptrdiff_t i = at; i < n; i += W) {
-        NAME(edge)(n - i < W ? n - i : W, i, p, x, 1, a, b, &y, finite);
+        NAME(edge)(n - i < W ? n - i : W, i, p, x, 1, a, b, centred, &y, finite);
     }
     memcpy(to, y + at, (size_t)(n - at) * sizeof(T));
     for (int i = 0; i < STEPS; i++) {
@@ -227,8 +243,9 @@ static void NAME(moves_edge)(ptrdiff_t n, ptrdiff_t at, ptrdiff_t p, const T *co
 }
 
 static inline __attribute__((always_inline)) void
-NAME(moving)(ptrdiff_t n, int few, ptrdiff_t p, const T *const *xs, const C *a, const C *b, T *y,
-             int stream, int check, wf_finite *finite, double *moved, double *size)
+NAME(moving)(ptrdiff_t n, int few, ptrdiff_t p, const T *const *xs, const C *a, const C *b,
+             int centred, ptrdiff_t last, T *y, int stream, int check, wf_finite *finite,
+             double *moved, double *size)
 {
     const V bias = SET1(*b);
     V weight[WF_APPLY_INPUTS];
@@ -251,16 +268,17 @@ NAME(moving)(ptrdiff_t n, int few, ptrdiff_t p, const T *const *xs, const C *a, 
         for (; at < stop; at += WF_MOVE_LANES) {
             UNROLL
             for (int i = 0; i < STEPS; i++) {
-                V acc = bias, v = bias;
-                for (ptrdiff_t k = 0; k < p; k++) {
-                    v = LOAD(x[k] + at + i * W);
+                const V q = LOAD(x[p - 1] + at + i * W);
+                V acc = FMA(q, few ? weight[p - 1] : SET1(a[p - 1]), bias);
+                for (ptrdiff_t k = 0; k < p - 1; k++) {
+                    const V v = NAME(from)(q, centred, LOAD(x[k] + at + i * W));
                     acc = FMA(v, few ? weight[k] : SET1(a[k]), acc);
                 }
                 const R rounded = ROUND(acc);
                 if (check) {
                     bad = NOTE(bad, rounded);
                 }
-                NAME(add_move)(&lanes, i, BACK(rounded), v);
+                NAME(add_move)(&lanes, i, BACK(rounded), LOAD(x[last] + at + i * W));
                 if (stream) {
                     STREAM(y + at + i * W, rounded);
                 } else {
@@ -272,25 +290,26 @@ NAME(moving)(ptrdiff_t n, int few, ptrdiff_t p, const T *const *xs, const C *a, 
     }
     finite->bad |= ANY(bad);
     if (at < n) {
-        NAME(moves_edge)(n, at, p, xs, a, b, y, finite, moved, size);
+        NAME(moves_edge)(n, at, p, xs, a, b, centred, last, y, finite, moved, size);
     }
 }
 
 static void NAME(moves)(ptrdiff_t n, ptrdiff_t p, const void *const *xs, const void *as,
-                        const void *bs, void *y, int stream, wf_finite *finite, double *sums)
+                        const void *bs, int centred, ptrdiff_t last, void *y, int stream,
+                        wf_finite *finite, double *sums)
 {
     const T *const *x = (const T *const *)xs;
     const C *a = as, *b = bs;
     double moved[WF_MOVE_LANES] = {0}, size[WF_MOVE_LANES] = {0};
     const int check = finite->check;
     if (p == 2 && stream) {
-        NAME(moving)(n, 1, 2, x, a, b, y, 1, check, finite, moved, size);
+        NAME(moving)(n, 1, 2, x, a, b, centred, last, y, 1, check, finite, moved, size);
     } else if (p == 2) {
-        NAME(moving)(n, 1, 2, x, a, b, y, 0, check, finite, moved, size);
+        NAME(moving)(n, 1, 2, x, a, b, centred, last, y, 0, check, finite, moved, size);
     } else if (stream) {
-        NAME(moving)(n, 0, p, x, a, b, y, 1, check, finite, moved, size);
+        NAME(moving)(n, 0, p, x, a, b, centred, last, y, 1, check, finite, moved, size);
     } else {
-        NAME(moving)(n, 0, p, x, a, b, y, 0, check, finite, moved, size);
+        NAME(moving)(n, 0, p, x, a, b, centred, last, y, 0, check, finite, moved, size);
     }
     sums[0] = join_moves(moved);
     sums[1] = join_moves(size);

@@ -18,23 +18,25 @@ typedef struct {
     int bad;   /* an input or an output, once rounded, is not finite */
 } wf_finite;
 
-/* y_j = b_j + sum_k a_jk x_k for n elements. stream: write y with non-temporal stores (the caller
- * fences). x and y point to elements of the kernel's dtype, a (m x p) and b (m) to its compute
- * type: float, or double for f64. A y_j may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all
- * inputs are read before the outputs are written. */
+/* y_j = b_j + a_jq x_q + sum_k a_jk (x_k - c x_q) for n elements, with q = p - 1, k < q, and c = 1
+ * where `centred`, else 0. stream: write y with non-temporal stores (the caller fences). x and y
+ * point to elements of the kernel's dtype, a (m x p) and b (m) to its compute type: float, or double
+ * for f64. A y_j may be an x_k only when m <= WF_APPLY_OUTPUTS, for then all inputs are read before
+ * the outputs are written. */
 #define WF_APPLY_OUTPUTS 4
 #define WF_APPLY_INPUTS 3 /* kernels of their own for up to so many */
 typedef void wf_apply_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, ptrdiff_t m,
-                             const void *a, const void *b, void *const *y, int stream,
+                             const void *a, const void *b, int centred, void *const *y, int stream,
                              wf_finite *finite);
 
 /* The same for m = 1, p >= 1 and a y that is no x, with sums[0] = sum (y - x)^2 of y as rounded and
- * the last x, and sums[1] = sum x^2. Element i counts in lane i % WF_MOVE_LANES, of the compute
+ * x = x_last, and sums[1] = sum x^2. Element i counts in lane i % WF_MOVE_LANES, of the compute
  * type for WF_MOVE_RUN elements, then of float64. For float: relative error below 1e-6, where no
  * square leaves the normal range. stream: y is aligned to a cache line. */
 enum { WF_MOVE_LANES = 32, WF_MOVE_RUN = 512 };
 typedef void wf_moves_kernel(ptrdiff_t n, ptrdiff_t p, const void *const *x, const void *a,
-                             const void *b, void *y, int stream, wf_finite *finite, double *sums);
+                             const void *b, int centred, ptrdiff_t last, void *y, int stream,
+                             wf_finite *finite, double *sums);
 
 enum { WF_GRAM_RUN = 512, WF_GRAM_LANES = 16, WF_GRAM_TILE = 4 };
 
