@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from .checkpoint import (
     Checkpoint,
     FileCheckpoint,
     Tensor,
+    holds_run,
     is_forecast,
     open_checkpoint,
     said_of,
@@ -93,6 +95,21 @@ def check_run(run: Any, needed: Sequence[int], what: str) -> Run:
     return found
 
 
+def is_run(source: Any) -> bool:
+    """Whether it is a run, or the path of a folder of checkpoints, and no checkpoint itself."""
+    if isinstance(source, Mapping):
+        return bool(source) and all(isinstance(step, Integral) for step in source)
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+        return False
+    if holds_run(Path(source)):
+        return True
+    try:
+        open_checkpoint(source)
+    except CheckpointError:
+        return bool(steps_in(Path(source))[0])
+    return False
+
+
 def _run_in(folder: Path, what: str) -> Run:
     if not folder.is_dir():
         raise CheckpointError(f"{what}: there is no folder {str(folder)!r}")
@@ -150,7 +167,7 @@ def made_by(checkpoint: Checkpoint) -> str:
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where a target is a forecast: nothing to learn from, or to measure by."""
+    """Raise CheckpointError where a target is a forecast, and so no truth to learn from."""
     if PROVENANCE in checkpoint.metadata:
         raise CheckpointError(
             f"{checkpoint.what} is {made_by(checkpoint)}, expected a state that the run was in as "

@@ -64,7 +64,11 @@ def said_by(name: str) -> Said | None:
     if not found:
         stem = _VERSION.sub("", stem)
         alone = list(_ALONE.finditer(stem))
-        if alone and alone[-1].end() == len(stem) and not _NO_STEP.search(stem[: alone[-1].start()]):
+        if (
+            alone
+            and alone[-1].end() == len(stem)
+            and not _NO_STEP.search(stem[: alone[-1].start()])
+        ):
             found[""] = [int(match[1]) for match in alone]
     kind = next((kind for kind in _ORDER if kind in found), None)
     return None if kind is None else Said(kind, tuple(dict.fromkeys(found[kind])))
@@ -82,5 +86,8 @@ def step_named(path: Path) -> int | None:
 
 
 def said_of(path: Path) -> Said | None:
-    """What the name of a checkpoint says, or else its folder's."""
-    return said_by(path.name) or said_by(path.parent.name)
+    """What the name of a checkpoint says, or else, in words, that of its folder."""
+    if own := said_by(path.name):
+        return own
+    of_folder = said_by(path.parent.name)
+    return of_folder if of_folder and of_folder.kind else None

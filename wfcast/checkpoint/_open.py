@@ -54,6 +54,8 @@ def open_checkpoint(source: Any, what: str = "checkpoint") -> Checkpoint:
         return _open_folder(path, what)
     if not path.is_file():
         raise CheckpointError(f"{what}: {str(path)!r} is no regular file")
+    if path.name.endswith(INDEX):
+        return _open_weights(path.parent, path, what)
     return _open_file(path, what)
 
 
@@ -89,6 +91,11 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
             f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
             "is there"
         )
+    return _open_weights(folder, weights, what)
+
+
+def _open_weights(folder: Path, weights: Path, what: str) -> FileCheckpoint:
+    """The weights of a folder, and what stands beside them."""
     checkpoint = (
         DistributedCheckpoint(weights, what) if weights.is_dir() else _open_file(weights, what)
     )

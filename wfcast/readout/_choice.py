@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from .._apply import Progress
 from .._atomic import check_target, put_in_place, scratch_folder
 from .._errors import CheckpointError, DtypeError, WfcastError, warn
+from .._forecast import ForecastReport, Job, prepare, write
 from .._operator import Operator
 from .._parameters import ALL, threads
-from .._forecast import ForecastReport, Job, prepare, write
 from ..operators import persistence
 from ._judge import CommandJudge, Judge, number_by
 from ._report import LATEST, ReadoutReport

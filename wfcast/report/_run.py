@@ -61,9 +61,7 @@ class RunReport(Report):
     ((0, 1), [None, 0.7071067811865476])
     """
 
-    def __init__(
-        self, run: Run, path: str, n_threads: int, progress: Progress | None
-    ) -> None:
+    def __init__(self, run: Run, path: str, n_threads: int, progress: Progress | None) -> None:
         self.path, self.steps, self.left_out = path, tuple(run), run.left_out
         if not run:
             raise CheckpointError(f"{path} holds no finished checkpoint")
