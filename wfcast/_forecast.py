@@ -119,6 +119,10 @@ class ForecastReport(Report):
             "beyond": list(self.beyond),
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for name in sorted((*self.forecast, *self.copied), key=natural):
+            yield {"tensor": name, "copied": self.copied.get(name), "move": self.moves.get(name)}
+
     def _parts(self) -> Iterable[str | Grid]:
         lines = [
             f"wrote {self.path}: step {self.step}, {len(self.forecast)} tensors forecast, "

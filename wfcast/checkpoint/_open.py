@@ -12,7 +12,7 @@ from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
 from ._base import Checkpoint, FileCheckpoint, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
-from ._folder import WEIGHTS, adapts, companions, steps_in, weights_in
+from ._folder import adapts, companions, steps_in, weights_in
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import INDEX, ShardedCheckpoint
 from ._torch import TorchCheckpoint
@@ -88,8 +88,8 @@ def _open_folder(folder: Path, what: str) -> FileCheckpoint:
                 f"({', '.join(path.name for _, path in run[:3])}, ...), expected one of them"
             )
         raise CheckpointError(
-            f"{what}: {str(folder)!r} holds no finished checkpoint: none of {', '.join(WEIGHTS)} "
-            "is there"
+            f"{what}: {str(folder)!r} holds no finished checkpoint: no weights are there, such as "
+            "model.safetensors or pytorch_model.bin"
         )
     return _open_weights(folder, weights, what)
 

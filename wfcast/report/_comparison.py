@@ -166,6 +166,10 @@ class Comparison(Report, Mapping[str, Errors]):
             "tensors": {name: errors.to_dict() for name, errors in self.tensors.items()},
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for name, errors in self.tensors.items():
+            yield {"tensor": name, "kind": kind_of(name), **errors.to_dict()}
+
     def _parts(self) -> Iterable[str | Grid]:
         def row(name: str, e: Errors) -> tuple[str, ...]:
             numbers = (e.mae, e.rmse, e.max_abs, e.rms_true, e.relative)

@@ -92,6 +92,14 @@ class FarcasterReport(Report):
         of = f" ({name})" if len(op.coef) > 1 else ""
         return f"{text}\n{len(op.coef)} fits, the largest certified gap {gap:.1e}{of}"
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        op = self.operator
+        for name in sorted(op.coef, key=natural):
+            pairs = zip(op.targets, op.coef[name], op.intercept[name], strict=True)
+            for step, coef, intercept in pairs:
+                named = {f"w_{t}": float(c) for t, c in zip(op.inputs, coef, strict=True)}
+                yield {"tensor": name, "step": step, **named, "intercept": float(intercept)}
+
     def _parts(self) -> Iterable[str | Grid]:
         op, fit = self.operator, _fit_of(self.operator)
         yield f"{self.summary()}\ncoefficients for step {op.targets[-1]}:"
