@@ -35,7 +35,7 @@ from .checkpoint import (
     create_checkpoint,
     is_forecast,
     output_layout,
-    step_named,
+    said_of,
 )
 from .report import Grid, Report, finite
 
@@ -500,7 +500,8 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
 
 
 def _is_step(name: str) -> bool:
-    return step_named(Path(name)) is not None
+    said = said_of(Path(name))
+    return said is not None and said.kind != ""
 
 
 def _metadata(job: Job) -> dict[str, str]:

@@ -92,7 +92,27 @@ def check_run(run: Any, needed: Sequence[int], what: str) -> Run:
         )
     found = Run({s: found[s] for s in sorted(found)})
     found.left_out = left_out
+    _check_order(found, what)
     return found
+
+
+def _check_order(run: Run, what: str) -> None:
+    """Raise CheckpointError where the names of files say that states are swapped."""
+    latest: dict[str, tuple[int, int, Path]] = {}
+    for step, source in run.items():
+        path = source.path if isinstance(source, FileCheckpoint) else source
+        said = said_of(Path(path)) if isinstance(path, str | os.PathLike) else None
+        if said is None or not said.kind or len(said.numbers) > 1:
+            continue
+        number = said.numbers[0]
+        if said.kind in latest and number < latest[said.kind][0]:
+            before, at, other = latest[said.kind]
+            raise CheckpointError(
+                f"{what} has {str(other)!r} at step {at} and {str(path)!r} at step {step}, but by "
+                f"their names it is {said.kind} {before} before {said.kind} {number}: give them in "
+                "order"
+            )
+        latest[said.kind] = number, step, Path(path)
 
 
 def is_run(source: Any) -> bool:
@@ -179,26 +199,7 @@ def open_run(run: Any, needed: Sequence[int], what: str) -> dict[int, Checkpoint
     """Open the needed checkpoints of a run."""
     run = check_run(run, needed, what)
     prefix = f"{what}, " if what != "the run" else ""
-    opened = {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
-    _check_order(opened)
-    return opened
-
-
-def _check_order(run: Mapping[int, Checkpoint]) -> None:
-    """Raise CheckpointError where the names of files say that states are swapped."""
-    latest: dict[str, tuple[int, Checkpoint]] = {}
-    for checkpoint in (run[step] for step in sorted(run)):
-        said = said_of(checkpoint.path) if isinstance(checkpoint, FileCheckpoint) else None
-        if said is None or not said.kind or len(said.numbers) > 1:
-            continue
-        number = said.numbers[0]
-        if said.kind in latest and number < latest[said.kind][0]:
-            before, earlier = latest[said.kind]
-            raise CheckpointError(
-                f"{earlier.what} comes before {checkpoint.what}, but by their names it is "
-                f"{said.kind} {before} after {said.kind} {number}: give them in order"
-            )
-        latest[said.kind] = number, checkpoint
+    return {s: open_checkpoint(run[s], f"{prefix}step {s}") for s in needed}
 
 
 def open_alike(run: Mapping[int, Any], what: str) -> tuple[list[Checkpoint], list[Tensor]]:
@@ -227,7 +228,7 @@ def check_alike(reference: Described, other: Described) -> None:
     lines = []
     for here, names in ((reference, a.keys() - b.keys()), (other, b.keys() - a.keys())):
         if names:
-            lines.append(f"only in {here.what}: {_few(names)}")
+            lines.append(f"only in {here.what}: {few(names)}")
     differ = [n for n in a if n in b and not _same(a[n], b[n])]
     for name in differ[:SHOWN]:
         one, two = _form(a[name]), _form(b[name])
@@ -266,7 +267,8 @@ def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
+    """The first of some tensors in the order of the layers, and how many more there are."""
     ordered = sorted(names, key=natural)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(map(repr, ordered[:SHOWN])) + more

@@ -238,7 +238,7 @@ def compare_checkpoints(
     )
     shapes_a, shapes_b = ({n: c.tensors[n].shape for n in floating(c)} for c in (a, b))
     for one, other, where in ((shapes_a, shapes_b, a.what), (shapes_b, shapes_a, b.what)):
-        only = sorted(one.keys() - other.keys())
+        only = sorted(one.keys() - other.keys(), key=natural)
         if only:
             raise CheckpointError(
                 f"{len(only)} floating tensors, {only[0]!r} first, are only in {where}"

@@ -71,7 +71,7 @@ class FarcasterReport(Report):
                     "dual_gap": of("dual_gap", name),
                     "n_passes": of("n_passes", name),
                 }
-                for name, coef in op.coef.items()
+                for name, coef in sorted(op.coef.items(), key=lambda pair: natural(pair[0]))
             },
             "fingerprint": op.fingerprint(),
         }
