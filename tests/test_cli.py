@@ -605,18 +605,12 @@ def test_patterns_of_a_repeated_option_add_up(tmp_path):
     assert "no tensor is forecast: the output is a copy of" in result.stderr
 
 
-def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> None:
-    run = {step: tmp_path / f"{step}.safetensors" for step in (0, 10)}
-    for step, path in run.items():
-        tensors = {f"w{i}": np.full(1 << 18, step + i, np.float32) for i in range(6)}
-        save_file(tensors, path)
+def on_a_terminal(command: list[str], cwd: Path) -> bytes:
+    """What a command says on a stderr that is a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    command = [sys.executable, "-m", "wfcast", "forecast"]
-    command += [f"{step}={path}" for step, path in run.items()]
-    command += ["--farcaster", "line", "--step", "30", "-o", str(tmp_path / "out.safetensors")]
     subprocess.run(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120
+        command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120
     )
     os.close(theirs)
     shown = b""
@@ -624,6 +618,18 @@ def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> 
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)
-    bars = shown.decode().split("\r")
+    return shown
+
+
+def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> None:
+    run = {step: tmp_path / f"{step}.safetensors" for step in (0, 10)}
+    for step, path in run.items():
+        tensors = {f"w{i}": np.full(1 << 18, step + i, np.float32) for i in range(6)}
+        save_file(tensors, path)
+    command = [sys.executable, "-m", "wfcast", "forecast"]
+    command += [f"{step}={path}" for step, path in run.items()]
+    command += ["--farcaster", "line", "--step", "30", "-o", str(tmp_path / "out.safetensors")]
+    bars = on_a_terminal(command, tmp_path).decode().split("\r")
     assert re.search(r"forecast: +0%.* 0\.00/6\.29M \[00:00<\?", bars[1])
     assert re.search(r"forecast: 100%.* 6\.29M/6\.29M \[\d\d:\d\d<00:00, .*B/s\]", bars[-2])
+    assert on_a_terminal([*command, "-q"], tmp_path) == b""

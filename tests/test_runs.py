@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 import wfcast
 from wfcast.checkpoint import open_checkpoint, said_of
 from wfcast.checkpoint._names import said_by
+
+torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
 
 def state(step: int) -> dict[str, np.ndarray]:

@@ -96,10 +96,11 @@ def run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
 
     run: dict[int, Path] = {}
     for step, path in pairs:
-        if step_named(path) not in (None, step):
+        named = step_named(path)
+        if named not in (None, step):
             raise CheckpointError(
-                f"{what}: {str(path)!r} is given as step {step}, but its name says "
-                f"{step_named(path)}"
+                f"{what}: {str(path)!r} is given as step {step}, but its name says {named}: give "
+                f"it as {named}={path}"
             )
         if step in run:
             raise CheckpointError(f"{what} has step {step} twice: {run[step]} and {path}")
