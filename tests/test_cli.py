@@ -313,6 +313,8 @@ def test_inspect_counts_what_is_not_finite(tmp_path: Path) -> None:
         ("fit", "--inputs", "0,20", "--targets", "30"),
         ("fit", "run-0", "--inputs", "20,0", "--targets", "30"),
         ("fit", "run-0", "--inputs", "zero", "--targets", "30"),
+        ("fit", "run-0", "--inputs", "20", "0", "--targets", "30"),
+        ("fit", "--inputs", "run-0", "--targets", "30"),
         ("fit", "run-0", "--inputs", "0", "--targets", "30", "--by", "layer"),
         ("fit", "--run", "no-step.safetensors", "--inputs", "0", "--targets", "30"),
         ("forecast", "20=", "--farcaster", "f", "-o", "x"),
@@ -403,6 +405,125 @@ def test_the_demo_names_its_extra(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+# ---- as scripts use it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("run-0", "run-1", "--inputs", 0, 20, "--targets", 30, 40),
+        ("--inputs", 0, "20", "--targets", "30,40", "run-0", "run-1"),
+        ("run-0", "--inputs", "0,20", "run-1", "--targets", "30,", 40),
+    ],
+)
+def test_steps_of_a_fit_in_every_form(folder, farcaster, tmp_path, steps):
+    if "30," in steps:
+        misused("fit", *steps, "-o", tmp_path / "f", cwd=folder)
+        return
+    document = ok("fit", *steps, "-o", tmp_path / "f", cwd=folder)
+    assert document["runs"] == 2
+    assert document["fingerprint"] == wfcast.load(farcaster).fingerprint()
+
+
+def test_fit_prints_a_summary(folder, tmp_path):
+    arguments = ("fit", "run-0", "--inputs", "0,20", "--targets", "30,40", "-o", tmp_path / "f")
+    done = wf(*arguments, "-q", cwd=folder)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "4 fits, the largest certified gap " in done.stdout
+    assert "fitted to 1 run; wfcast inspect " in done.stdout
+    assert "intercept" not in done.stdout
+
+
+def test_a_whole_run_to_forecast_from(folder, farcaster, tmp_path):
+    run = {t: folder / "hf" / f"checkpoint-{t}" for t in STEPS}
+    for name, make, inputs in (
+        ("line", wfcast.linear_trend, (30, 40)),
+        ("persistence", wfcast.persistence, (40,)),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        ok("forecast", "hf", "--farcaster", name, "--step", 50, "-o", out, cwd=folder)
+        for tensor, value in make(inputs, (50,)).predict(run).items():
+            np.testing.assert_array_equal(load_file(out)[tensor], value)
+    out = tmp_path / "fitted.safetensors"
+    ok("forecast", "hf", "--farcaster", farcaster, "--step", 40, "-o", out, cwd=folder)
+    for tensor, value in wfcast.load(farcaster).predict(run, 40).items():
+        np.testing.assert_array_equal(load_file(out)[tensor], value)
+    out = tmp_path / "early.safetensors"
+    error = failed("forecast", "hf", "--farcaster", "line", "--step", 10, "-o", out, cwd=folder)
+    assert "the run has 1 checkpoints before step 10, expected 2 for --farcaster line" in error
+    assert not out.exists()
+
+
+def test_names_say_the_steps_of_a_baseline(folder, tmp_path):
+    run = {t: folder / "hf" / f"checkpoint-{t}" for t in (10, 30)}
+    want = wfcast.linear_trend((10, 30), (50,)).predict(run)
+    rest = ("--farcaster", "line", "--step", 50, "-o")
+    for given in (
+        ("hf/checkpoint-30", "hf/checkpoint-10"),
+        ("hf/checkpoint-10/model.safetensors", "30=hf/checkpoint-30"),
+        ("run-1/step-000010.safetensors", "run-1/step-000030.safetensors"),
+    ):
+        out = tmp_path / "out.safetensors"
+        ok("forecast", *given, *rest, out, cwd=folder)
+        for tensor, value in want.items():
+            np.testing.assert_array_equal(load_file(out)[tensor], value)
+    for name in ("epoch=1.safetensors", "last.safetensors", "1-2.safetensors"):
+        shutil.copy(run[30] / "model.safetensors", tmp_path / name)
+        error = failed("forecast", run[10], name, *rest, "out", cwd=tmp_path)
+        assert f"the name of {name!r} says no step, or not which: give it as STEP=PATH" in error
+
+
+def test_swapped_inputs(folder, farcaster, tmp_path):
+    first, second = "hf/checkpoint-0", "hf/checkpoint-20"
+    out = tmp_path / "out.safetensors"
+    rest = ("--farcaster", farcaster, "--step", 40, "-o", out)
+    assert "give them in order" in failed("forecast", second, first, *rest, cwd=folder)
+    swapped = (f"0={second}", f"20={first}")
+    for command in (
+        ("forecast", *swapped, *rest),
+        ("forecast", *swapped, "--farcaster", "line", *rest[2:]),
+        ("anneal", *swapped, "-o", out),
+        ("extrapolate", *swapped, "-o", out),
+        ("fit", "--run", *swapped, "--inputs", 0, "--targets", 20, "-o", tmp_path / "f"),
+    ):
+        error = failed(*command, cwd=folder)
+        assert "'hf/checkpoint-20' is given as step 0, but its name says 20" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_out_is_said_at_the_end(tmp_path):
+    run = step_folders(tmp_path / "run", (10, 20, 30, 40))
+    (run / "checkpoint-40" / "model.safetensors").write_bytes(b"torn")
+    for command in (
+        ("inspect", run),
+        ("fit", run, "--inputs", 10, "--targets", 20, "-o", tmp_path / "f"),
+        ("forecast", run, "--farcaster", "line", "--step", 50, "-o", tmp_path / "a"),
+        ("anneal", run, "-o", tmp_path / "b"),
+        ("extrapolate", run, "-o", tmp_path / "c"),
+    ):
+        done = wf(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "warning: left out" in done.stderr
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith("left out, as if it were not there: ")
+        assert "checkpoint-40" in last
+        assert "cannot be read as a safetensors file" in last
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path):
+    names = [f"layer.{k}.weight" for k in (0, 1, 2, 9, 10, 11)]
+    for step in (0, 10):
+        tensors = {name: np.full(3, step, np.float32) for name in names}
+        save_file(tensors, tmp_path / f"step-{step}.safetensors")
+    pair = ("step-0.safetensors", "step-10.safetensors")
+    fit = ("fit", ".", "--inputs", 0, "--targets", 10, "-o", "f")
+    assert wf(*fit, cwd=tmp_path).returncode == 0
+    for command in (("inspect", pair[0]), ("compare", *pair), ("inspect", "f")):
+        shown = wf(*command, cwd=tmp_path).stdout
+        assert re.findall(r"^layer\.\d+\.weight", shown, re.MULTILINE) == names
+
+
 # ---- what a new user's hand may slip on ---------------------------------------------------------
 
 
@@ -484,18 +605,12 @@ def test_patterns_of_a_repeated_option_add_up(tmp_path):
     assert "no tensor is forecast: the output is a copy of" in result.stderr
 
 
-def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> None:
-    run = {step: tmp_path / f"{step}.safetensors" for step in (0, 10)}
-    for step, path in run.items():
-        tensors = {f"w{i}": np.full(1 << 18, step + i, np.float32) for i in range(6)}
-        save_file(tensors, path)
+def on_a_terminal(command: list[str], cwd: Path) -> bytes:
+    """What a command says on a stderr that is a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    command = [sys.executable, "-m", "wfcast", "forecast"]
-    command += [f"{step}={path}" for step, path in run.items()]
-    command += ["--farcaster", "line", "--step", "30", "-o", str(tmp_path / "out.safetensors")]
     subprocess.run(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120
+        command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120
     )
     os.close(theirs)
     shown = b""
@@ -503,6 +618,18 @@ def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> 
         while piece := os.read(ours, 1 << 16):
             shown += piece
     os.close(ours)
-    bars = shown.decode().split("\r")
+    return shown
+
+
+def test_a_terminal_shows_bytes_their_rate_and_the_time_left(tmp_path: Path) -> None:
+    run = {step: tmp_path / f"{step}.safetensors" for step in (0, 10)}
+    for step, path in run.items():
+        tensors = {f"w{i}": np.full(1 << 18, step + i, np.float32) for i in range(6)}
+        save_file(tensors, path)
+    command = [sys.executable, "-m", "wfcast", "forecast"]
+    command += [f"{step}={path}" for step, path in run.items()]
+    command += ["--farcaster", "line", "--step", "30", "-o", str(tmp_path / "out.safetensors")]
+    bars = on_a_terminal(command, tmp_path).decode().split("\r")
     assert re.search(r"forecast: +0%.* 0\.00/6\.29M \[00:00<\?", bars[1])
     assert re.search(r"forecast: 100%.* 6\.29M/6\.29M \[\d\d:\d\d<00:00, .*B/s\]", bars[-2])
+    assert on_a_terminal([*command, "-q"], tmp_path) == b""

@@ -636,6 +636,22 @@ def test_runs_are_folders_of_checkpoints(tmp_path):
         open_checkpoint(run)
 
 
+def test_a_checkpoint_that_was_saved_twice_in_other_sizes(tmp_path):
+    """transformers leaves the index, or the single file, of the save before where it is."""
+    model = small("distilbert")
+    for sizes in (("10KB", "5GB"), ("5GB", "10KB")):
+        folder = tmp_path / sizes[0]
+        for size in sizes:
+            model.save_pretrained(folder, max_shard_size=size)
+            move(model)
+        names = {path.name for path in folder.iterdir()}
+        if {"model.safetensors", "model.safetensors.index.json"} <= names:
+            with pytest.raises(wfcast.CheckpointError, match=r"both 'model\.safetensors\.index"):
+                open_checkpoint(folder)
+        else:  # a version of transformers that clears up
+            open_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

@@ -12,6 +12,7 @@ pytest.importorskip("accelerate")
 import loops  # noqa: E402  only with them
 from trainers import FAST, WINDOW, Module, Spy, Watched, fit, the_jump, weights  # noqa: E402
 
+import wfcast  # noqa: E402
 from wfcast import WfcastError  # noqa: E402
 from wfcast.torch.lightning import FarcastingCallback as Lightning  # noqa: E402
 
@@ -237,3 +238,23 @@ def test_lightning_says_what_it_cannot_know(tmp_path):
 def test_lightning_with_several_optimizers():
     with pytest.raises(WfcastError, match="the module has 2 optimizers, expected one"):
         fit(Module(optimizers=2), Lightning(**FAST))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of many kinds
+def test_lightning_names_its_checkpoints(tmp_path):
+    """With losses behind the steps and the last one twice; and with copies, of another run."""
+    saving = {"every_n_train_steps": 2, "save_top_k": -1, "monitor": "loss", "save_last": True}
+    for name, form in (
+        ("named", "{epoch}-{step}-{loss:.2f}"),
+        ("copied", None),
+        ("copied", None),
+    ):
+        save = pl.callbacks.ModelCheckpoint(tmp_path / name, form, **saving)
+        fit(Module(), save, steps=6, enable_checkpointing=True)
+    names = sorted(path.name for path in (tmp_path / "named").iterdir())
+    assert names[0].startswith("epoch=0-step=2-loss=")
+    assert names[-1] == "last.ckpt"
+    assert wfcast.inspect(tmp_path / "named").steps == (2, 4, 6)
+    assert (tmp_path / "copied" / "epoch=0-step=4-v1.ckpt").is_file()
+    with pytest.raises(wfcast.CheckpointError, match=r"step 2 twice: .*-v1\.ckpt.*remove one"):
+        wfcast.inspect(tmp_path / "copied")

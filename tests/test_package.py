@@ -55,6 +55,11 @@ def test_notebook_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(statements) <= 10
 
 
+def test_no_module_bears_the_name_of_what_one_would_call() -> None:
+    assert wfcast.forecast_checkpoint.__module__ == "wfcast._forecast"
+    assert not hasattr(wfcast, "forecast")
+
+
 def test_version() -> None:
     assert importlib.metadata.version("wfcast") == wfcast.__version__
 

@@ -288,7 +288,7 @@ def test_what_weighs_nothing_is_not_read(tmp_path: Path) -> None:
 
 def test_forecasts_in_the_folder_of_a_run_are_left_out(run: Path, tmp_path: Path) -> None:
     wfcast.anneal_run(run, run / "annealed-1500.safetensors")
-    with pytest.warns(UserWarning, match="a forecast is no state of a run: .*step 1500"):
+    with pytest.warns(UserWarning, match="a forecast is no state of a run: .*annealed-1500"):
         report = wfcast.anneal_run(run, tmp_path / "out.safetensors", "mean")
     assert tuple(report.weights) == STEPS
 
@@ -620,7 +620,7 @@ def test_the_command_line(run: Path, tmp_path: Path) -> None:
         judge=judge,
         maximize=True,
     )
-    assert document == {**report.to_dict(), "path": "a.safetensors"}
+    assert document == {**report.to_dict(), "path": "a.safetensors", "left_out": []}
     pairs = [f"{step}=run/step-{step}.safetensors" for step in STEPS]
     more = ["--ahead", "0.25", "--strategy", "two-point", "-q", "--exclude", "ids"]
     done = wf("extrapolate", *pairs, "-o", "c.safetensors", *more, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -309,6 +310,69 @@ def test_steps_in_names(name, step):
     from wfcast.checkpoint import step_named
 
     assert step_named(Path(name)) == step
+
+
+# ---- several runs, and data frames ---------------------------------------------------------------
+
+
+def test_several_runs_are_summed(folder, mf):
+    runs = [run_of(5), folder, {step: run_of(6)[step] for step in (0, 20, 40)}]
+    found = wfcast.evaluate(mf, runs)
+    each = [wfcast.evaluate(mf, run) for run in runs]
+    assert [str(one) for one in found.runs] == [str(one) for one in each]
+    for step, there in ((30, each[:2]), (40, each)):
+        for method in ("forecast", "persistence", "line"):
+            total = found.errors[step][method].total
+            parts = [one.errors[step][method].total for one in there]
+            assert total.n == sum(part.n for part in parts)
+            assert total.sum_abs == pytest.approx(sum(part.sum_abs for part in parts))
+    assert "By run at step 40, against persistence:" in str(found)
+    assert len(found.to_dict()["runs"]) == 3
+    json.dumps(found.to_dict(), allow_nan=False)
+    with pytest.raises(wfcast.CheckpointError, match="runs is empty"):
+        wfcast.evaluate(mf, [])
+    with pytest.raises(wfcast.CheckpointError, match="run 1 lacks step"):
+        wfcast.evaluate(mf, [folder, {0: run_of(5)[0]}])
+
+
+def test_the_score_is_the_gain_on_persistence(folder, mf):
+    for runs in ([run_of(5), folder], [folder], folder):
+        found = wfcast.evaluate(mf, runs)
+        want = np.mean([1 - found.relative(step, "forecast") for step in found.errors])
+        assert mf.score(runs) == pytest.approx(want)
+    still = {step: {"w": np.ones(3)} for step in (0, 20, 40)}
+    last = wfcast.ModelFarcaster((20,), (40,), fit_intercept=False).fit([still])
+    assert last.score([still]) == 0
+    with pytest.raises(NotFittedError):
+        wfcast.ModelFarcaster((0, 20), (40,)).score([still])
+
+
+def test_reports_as_data_frames(folder, mf, tmp_path):
+    frame = wfcast.evaluate(mf, [folder, run_of(5)]).to_frame()
+    assert set(frame["run"]) == {0, 1}
+    assert set(frame["method"]) == {"forecast", "persistence", "line"}
+    assert len(frame) == 2 * 2 * 3 * len(SHAPES)
+    compared = wfcast.compare_checkpoints(folder / "checkpoint-0", folder / "checkpoint-40")
+    assert compared.to_frame()["n"].sum() == compared.total.n
+    assert list(wfcast.inspect(folder).to_frame()["step"]) == list(STEPS)
+    assert set(wfcast.inspect(folder / "checkpoint-0").to_frame()["name"]) == set(SHAPES)
+    coefficients = wfcast.inspect(mf).to_frame().set_index(["tensor", "step"])
+    name = next(iter(SHAPES))
+    assert coefficients.loc[(name, 40), "w_20"] == mf.coef_[name][1, 1]
+    with pytest.warns(UserWarning, match="5 states"):
+        assert set(wfcast.drift(folder).to_frame()["tensor"]) == set(SHAPES)
+    written = wfcast.forecast_checkpoint(
+        mf, folder, 40, tmp_path / "out.safetensors", include=name
+    ).to_frame()
+    assert set(written["copied"].dropna()) == {"not chosen"}
+    readout = wfcast.anneal_run(folder, tmp_path / "mean.safetensors", "mean")
+    assert list(readout.to_frame()["chosen"]) == [True]
+
+
+def test_without_pandas(mf, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(wfcast.WfcastError, match="to_frame needs pandas, which is not installed"):
+        wfcast.inspect(mf).to_frame()
 
 
 def test_a_session_shows_what_print_does(folder, mf):

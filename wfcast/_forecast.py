@@ -35,7 +35,7 @@ from .checkpoint import (
     create_checkpoint,
     is_forecast,
     output_layout,
-    step_named,
+    said_of,
 )
 from .report import Grid, Report, finite
 
@@ -118,6 +118,10 @@ class ForecastReport(Report):
             "rank_cut": {name: finite(share) for name, share in self.rank_cut.items()},
             "beyond": list(self.beyond),
         }
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for name in sorted((*self.forecast, *self.copied), key=natural):
+            yield {"tensor": name, "copied": self.copied.get(name), "move": self.moves.get(name)}
 
     def _parts(self) -> Iterable[str | Grid]:
         lines = [
@@ -502,7 +506,8 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
 
 
 def _is_step(name: str) -> bool:
-    return step_named(Path(name)) is not None
+    said = said_of(Path(name))
+    return said is not None and said.kind != ""
 
 
 def _metadata(job: Job) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ._apply import apply, convert
 from ._columns import Label
 from ._errors import CheckpointError, WfcastError, warn
 from ._parameters import ALL
-from ._runs import check_alike, check_bases, forecastable, has, open_run
+from ._runs import check_alike, check_bases, few, forecastable, has, open_run
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, step_named
 
 if TYPE_CHECKING:
@@ -213,13 +213,13 @@ def _wide(state: Checkpoint, name: str, check_finite: bool, n_threads: int | Non
 def _check_known(operator: Operator, latest: Checkpoint, wanted: list[Tensor]) -> None:
     if ALL in operator.coef:
         return
-    new = sorted(t.name for t in wanted if t.size and t.name not in operator.coef)
+    new = [t.name for t in wanted if t.size and t.name not in operator.coef]
     buffers = {t.name for t in latest.tensors.values() if t.buffer}
-    lost = sorted(operator.coef.keys() - {t.name for t in wanted} - buffers)
+    lost = operator.coef.keys() - {t.name for t in wanted} - buffers
     if new or lost:
-        lines = [f"only in {latest.what}: {', '.join(map(repr, new[:5]))}"] if new else []
+        lines = [f"only in {latest.what}: {few(new)}"] if new else []
         if lost:
-            lines.append(f"only in the fit: {', '.join(map(repr, lost[:5]))}")
+            lines.append(f"only in the fit: {few(lost)}")
         raise CheckpointError(
             "the fit, which is by tensor, does not have the tensors of "
             "the checkpoint:\n  " + ";\n  ".join(lines)

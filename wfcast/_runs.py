@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ from .checkpoint import (
     PROVENANCE,
     Checkpoint,
     FileCheckpoint,
+    MappingCheckpoint,
     Tensor,
+    holds_run,
     is_forecast,
     open_checkpoint,
     said_of,
@@ -94,7 +97,42 @@ def check_run(run: Any, needed: Sequence[int], what: str, key: str | None = None
             found[step] = open_checkpoint(found[step], f"{what}, step {step}", key)
     found = Run({s: found[s] for s in sorted(found)})
     found.left_out = left_out
+    _check_order(found, what)
     return found
+
+
+def _check_order(run: Run, what: str) -> None:
+    """Raise CheckpointError where the names of files say that states are swapped."""
+    latest: dict[str, tuple[int, int, Path]] = {}
+    for step, source in run.items():
+        path = source.path if isinstance(source, FileCheckpoint) else source
+        said = said_of(Path(path)) if isinstance(path, str | os.PathLike) else None
+        if said is None or not said.kind or len(said.numbers) > 1:
+            continue
+        number = said.numbers[0]
+        if said.kind in latest and number < latest[said.kind][0]:
+            before, at, other = latest[said.kind]
+            raise CheckpointError(
+                f"{what} has {str(other)!r} at step {at} and {str(path)!r} at step {step}, but by "
+                f"their names it is {said.kind} {before} before {said.kind} {number}: give them in "
+                "order"
+            )
+        latest[said.kind] = number, step, Path(path)
+
+
+def is_run(source: Any) -> bool:
+    """Whether it is a run, or the path of a folder of checkpoints, and no checkpoint itself."""
+    if isinstance(source, Mapping):
+        return bool(source) and all(isinstance(step, Integral) for step in source)
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+        return False
+    if holds_run(Path(source)):
+        return True
+    try:
+        open_checkpoint(source)
+    except CheckpointError:
+        return bool(steps_in(Path(source))[0])
+    return False
 
 
 def _run_in(folder: Path, what: str, key: str | None) -> Run:
@@ -155,7 +193,7 @@ def made_by(checkpoint: Checkpoint) -> str:
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where a target is a forecast: nothing to learn from, or to measure by."""
+    """Raise CheckpointError where a target is a forecast, and so no truth to learn from."""
     if PROVENANCE in checkpoint.metadata:
         raise CheckpointError(
             f"{checkpoint.what} is {made_by(checkpoint)}, expected a state that the run was in as "
@@ -173,25 +211,37 @@ def open_run(
     if any(isinstance(one, FileCheckpoint) for one in opened.values()):
         for one in opened.values():
             one.unwrap()  # of files it is done, and mappings beside them have the same names then
-    _check_order(opened)
+    check_apart(opened)
     return opened
 
 
-def _check_order(run: Mapping[int, Checkpoint]) -> None:
-    """Raise CheckpointError where the names of files say that states are swapped."""
-    latest: dict[str, tuple[int, Checkpoint]] = {}
-    for checkpoint in (run[step] for step in sorted(run)):
-        said = said_of(checkpoint.path) if isinstance(checkpoint, FileCheckpoint) else None
-        if said is None or not said.kind or len(said.numbers) > 1:
-            continue
-        number = said.numbers[0]
-        if said.kind in latest and number < latest[said.kind][0]:
-            before, earlier = latest[said.kind]
-            raise CheckpointError(
-                f"{earlier.what} comes before {checkpoint.what}, but by their names it is "
-                f"{said.kind} {before} after {said.kind} {number}: give them in order"
+COPY = "keep copies, {name: w.clone() for name, w in model.state_dict().items()}"
+"""What to do about states that are no copies, as a message has it."""
+
+
+def check_apart(run: Mapping[int, Checkpoint]) -> None:
+    """Raise CheckpointError where two states of a run are one: the same memory, or one file."""
+    seen: dict[Any, Checkpoint] = {}
+    for checkpoint in run.values():
+        if isinstance(checkpoint, FileCheckpoint):
+            try:
+                status = os.stat(checkpoint.path)
+            except OSError:  # it is gone: who reads it says so
+                continue
+            other = seen.setdefault(
+                (status.st_dev, status.st_ino, checkpoint.layout.keys), checkpoint
             )
-        latest[said.kind] = number, checkpoint
+            why = "the same file under two names: name two states of the run"
+        elif isinstance(checkpoint, MappingCheckpoint):
+            places = checkpoint.places()
+            if not places or None in places.values():
+                continue
+            other = seen.setdefault(frozenset(places.items()), checkpoint)
+            why = f"the same tensors in memory: {COPY}"
+        else:
+            continue
+        if other is not checkpoint:
+            raise CheckpointError(f"{other.what} and {checkpoint.what} are {why}")
 
 
 def open_alike(run: Mapping[int, Any], what: str) -> tuple[list[Checkpoint], list[Tensor]]:
@@ -220,7 +270,7 @@ def check_alike(reference: Described, other: Described) -> None:
     lines = []
     for here, names in ((reference, a.keys() - b.keys()), (other, b.keys() - a.keys())):
         if names:
-            lines.append(f"only in {here.what}: {_few(names)}")
+            lines.append(f"only in {here.what}: {few(names)}")
     differ = [n for n in a if n in b and not _same(a[n], b[n])]
     for name in differ[:SHOWN]:
         one, two = _form(a[name]), _form(b[name])
@@ -259,7 +309,8 @@ def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
+    """The first of some tensors in the order of the layers, and how many more there are."""
     ordered = sorted(names, key=natural)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(map(repr, ordered[:SHOWN])) + more

@@ -18,6 +18,7 @@ from ._apply import Progress
 from ._columns import Label
 from ._errors import CheckpointError, DtypeError, WfcastError
 from ._fit import Segment, Solving, set_fitted, solve_all, solving
+from ._measure import mean_score
 from ._operator import Learner, Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._process import Ranks
@@ -387,6 +388,26 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             As `Operator.predict`.
         """
         return self._learned().predict(run, step, check_finite, key=key)
+
+    def score(self, runs: Any) -> float:
+        r"""How much better than persistence it forecasts runs that it was not fitted to.
+
+        .. math:: 1 - \sum |forecast - w_{step}| \,/\, \sum |w_{last} - w_{step}|
+
+        The sums are over all weights of all runs; the score is the mean over the targets.
+
+        Parameters
+        ----------
+        runs : as in `fit`
+            Each holds the inputs and one target at least.
+
+        Returns
+        -------
+        float
+            1 for a perfect forecast, 0 for one that is as good as the last input, below 0 for a
+            worse one. `wfcast.evaluate` has the parts.
+        """
+        return mean_score(self._learned(), runs)
 
     def applied(self, model: Any, run: Any, step: int | None = None) -> AbstractContextManager[Any]:
         """A context in which a torch model has the forecast weights: `Operator.applied`."""

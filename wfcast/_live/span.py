@@ -12,7 +12,7 @@ import torch
 
 from .._columns import is_tensor
 from .._errors import CheckpointError, WfcastError
-from .._runs import check_run
+from .._runs import COPY, check_run
 from ..checkpoint import open_checkpoint
 from .tensors import Slot, Vector, all_names, bare, check_slot, combine, known, local, reshard
 
@@ -62,7 +62,26 @@ class States:
                         f"parameter {slot.name!r} is {list(slot.local.shape)} in the model, "
                         f"{list(state.shape)} in the state at step {step}"
                     )
+        self._check_apart()
         self._move()
+
+    def _check_apart(self) -> None:
+        """No state is another one, or the model itself, whose weights are written."""
+        held = [s for s in self.slots if s.local.numel()]
+        places: dict[tuple[int, ...], int] = {}
+        for k, step in enumerate(self.steps):
+            own = [self.of(slot)[k] for slot in held]
+            for slot, state in zip(held, own, strict=True):
+                if state.device == slot.local.device and _share_memory(state, slot.local):
+                    raise CheckpointError(
+                        f"the state at step {step} shares the memory of parameter {slot.name!r}, "
+                        f"which is written: {COPY}"
+                    )
+            other = places.setdefault(tuple(state.data_ptr() for state in own), step)
+            if other != step and own:
+                raise CheckpointError(
+                    f"the states at steps {other} and {step} are the same tensors in memory: {COPY}"
+                )
 
     @staticmethod
     def _open(source: Any, step: int) -> Mapping[str, Any]:
@@ -88,6 +107,10 @@ class States:
         """One parameter at every step: the part that this process holds."""
         there = self._there.get(slot.name)
         return there or [local(source[slot.name]) for source in self._sources]
+
+
+def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
 
 
 class _Opened(Mapping[str, torch.Tensor]):

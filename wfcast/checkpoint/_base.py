@@ -391,6 +391,15 @@ class TensorCheckpoint(Checkpoint):
             f"{self.label(name)} is a {type(value).__name__}, expected an array or a tensor"
         )
 
+    def places(self) -> dict[str, Any]:
+        """Where each floating tensor lies in memory, for what two states have in common."""
+        found = {}
+        for tensor in self.tensors.values():
+            value = self._source[self._stored(tensor.name)]
+            if tensor.size and tensor.dtype in FLOATS:
+                found[tensor.name] = _place(value) if is_tensor(value) else _array_place(value)
+        return found
+
     def column(self, name: str) -> Column:
         return column(self._source[self._stored(name)], self.label(name))
 
@@ -437,6 +446,11 @@ def _place(value: Any) -> Any:
     except RuntimeError:
         return None
     return value.device, where, value.dtype, tuple(value.shape), tuple(value.stride())
+
+
+def _array_place(value: Any) -> Any:
+    array = np.asarray(value)
+    return array.__array_interface__["data"][0], array.dtype.str, array.shape, array.strides
 
 
 class MappingCheckpoint(TensorCheckpoint):

@@ -176,10 +176,10 @@ def steps_in(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
             )
         first.setdefault(words.kind, path)
     if len(first) > 1:
-        (kind, one), (other_kind, other) = list(first.items())[:2]
+        (word, one), (other_word, other) = list(first.items())[:2]
         raise CheckpointError(
-            f"{str(folder)!r} counts in two ways, {one.name!r} by its {kind} and {other.name!r} by "
-            f"its {other_kind}: {_RENAME}"
+            f"{str(folder)!r} counts in two ways, {one.name!r} by its {word} and {other.name!r} by "
+            f"its {other_word}: {_RENAME}"
         )
     kind = next(iter(first), None)
     found = [

@@ -86,5 +86,8 @@ def step_named(path: Path) -> int | None:
 
 
 def said_of(path: Path) -> Said | None:
-    """What the name of a checkpoint says, or else its folder's."""
-    return said_by(path.name) or said_by(path.parent.name)
+    """What the name of a checkpoint says, or else, in words, that of its folder."""
+    if own := said_by(path.name):
+        return own
+    of_folder = said_by(path.parent.name)
+    return of_folder if of_folder and of_folder.kind else None

@@ -12,7 +12,7 @@ from .._columns import is_module
 from .._errors import CheckpointError, DtypeError
 from ._base import Checkpoint, FileCheckpoint, Layout, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
-from ._folder import WEIGHTS, adapts, companions, steps_in, weights_in
+from ._folder import adapts, companions, steps_in, weights_in
 from ._foreign import START, components, foreign_file, foreign_folder, inside, not_here
 from ._parts import MODULES, PartsCheckpoint, further_models, module_folders
 from ._safetensors import SafetensorsCheckpoint
@@ -60,6 +60,8 @@ def open_checkpoint(
         raise CheckpointError(f"{what}: there is no file {str(path)!r}{not_here(str(source))}")
     if path.is_dir():
         checkpoint = _open_folder(path, what, key)
+    elif path.is_file() and path.name.endswith(INDEX):
+        checkpoint = _open_weights(path.parent, path, what, key)
     elif path.is_file():
         checkpoint = _open_file(path, what, key)
     else:
@@ -165,5 +167,7 @@ def _no_weights(folder: Path) -> str:
     if run:
         shown = ", ".join(path.name for _, path in run[:3])
         return f"is a folder of checkpoints ({shown}, ...), expected one of them"
-    usual = ", ".join(name for name in WEIGHTS if not name.endswith(INDEX))
-    return f"holds no finished checkpoint: none of {usual} is there{inside(folder)}"
+    return (
+        "holds no finished checkpoint: no weights are there, such as model.safetensors or "
+        f"pytorch_model.bin{inside(folder)}"
+    )

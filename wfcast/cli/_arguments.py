@@ -44,6 +44,25 @@ def step_list(text: str) -> tuple[int, ...]:
     return steps
 
 
+class Steps(argparse.Action):
+    """Steps, as 0,500 or as 0 500; what follows them and is no step is one more FOLDER."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        ends = (k for k, text in enumerate(values) if not re.fullmatch("[0-9,]+", text))
+        end = max(1, next(ends, len(values)))
+        try:
+            setattr(namespace, self.dest, step_list(",".join(values[:end])))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        namespace.folders_behind = [*namespace.folders_behind, *map(Path, values[end:])]
+
+
 def step_path(text: str) -> tuple[int | None, Path]:
     step, equals, path = text.partition("=")
     if equals and step.isascii() and step.isdigit() and len(step) < 19 and path:
@@ -72,12 +91,28 @@ def size(text: str) -> int:
 
 
 def run_of(pairs: Sequence[tuple[int, Path]], what: str) -> dict[int, Path]:
+    """The checkpoints by step, none of which has a name that says another step."""
+    from ..checkpoint import step_named
+
     run: dict[int, Path] = {}
     for step, path in pairs:
+        named = step_named(path)
+        if named not in (None, step):
+            raise CheckpointError(
+                f"{what}: {str(path)!r} is given as step {step}, but its name says {named}: give "
+                f"it as {named}={path}"
+            )
         if step in run:
             raise CheckpointError(f"{what} has step {step} twice: {run[step]} and {path}")
         run[step] = path
     return dict(sorted(run.items()))
+
+
+def with_left_out(document: dict[str, Any], text: str, left_out: Sequence[str]) -> Result:
+    """A result, and at its end what of the folders of runs does not count, and why."""
+    if left_out:
+        text += "\n\n" + "\n".join(f"left out, {reason}" for reason in left_out)
+    return {**document, "left_out": list(left_out)}, text
 
 
 # ---- the output of a forecast -------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._errors import CheckpointError
 from .._progress import FitBar, log
-from ._arguments import Add, Result, add_key, positive, run_of, step_and_path, step_list
+from ._arguments import Add, Result, Steps, add_key, positive, run_of, step_and_path, with_left_out
 
 
 def add_fit(add: Add) -> None:
@@ -31,9 +31,22 @@ def add_fit(add: Add) -> None:
         help="a run, checkpoint by checkpoint; may be given several times",
     )
     fit.add_argument(
-        "--inputs", type=step_list, required=True, help="observed steps, such as 0,500"
+        "--inputs",
+        nargs="+",
+        action=Steps,
+        required=True,
+        metavar="STEP",
+        help="observed steps, such as 0,500",
     )
-    fit.add_argument("--targets", type=step_list, required=True, help="steps ahead, as 1000,1500")
+    fit.add_argument(
+        "--targets",
+        nargs="+",
+        action=Steps,
+        required=True,
+        metavar="STEP",
+        help="steps ahead, as 1000,1500",
+    )
+    fit.set_defaults(folders_behind=())
     fit.add_argument(
         "--by",
         choices=("tensor", "all"),
@@ -72,13 +85,14 @@ def _fit(args: argparse.Namespace) -> Result:
     from ..model import ModelFarcaster, pass_sizes
     from ..report import FarcasterReport
 
-    if not (args.folders or args.run):
+    folders = [*args.folders, *args.folders_behind]
+    if not (folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
     check_target(args.out)
     if args.out.exists():
         _check_is_farcaster(args.out)
-    runs: list[Any] = list(args.folders)
-    runs += [run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
+    given: list[Any] = list(folders)
+    given += [run_of(pairs, f"--run number {i}") for i, pairs in enumerate(args.run, 1)]
     farcaster = ModelFarcaster(
         inputs=args.inputs,
         targets=args.targets,
@@ -90,7 +104,7 @@ def _fit(args: argparse.Namespace) -> Result:
         tol=args.tol,
         n_threads=args.threads,
     )
-    runs = [check_run(run, (), f"run {i}", args.key) for i, run in enumerate(runs)]
+    runs = [check_run(run, (), f"run {i}", args.key) for i, run in enumerate(given)]
     columns = len(args.inputs) + len(args.targets)
     first: Any = next((run[s] for run in runs for s in args.inputs if s in run), None)
     sizes = {}
@@ -101,7 +115,12 @@ def _fit(args: argparse.Namespace) -> Result:
     farcaster.save(args.out)
     log(f"wrote {args.out}")
     report = FarcasterReport(farcaster.operator_, str(args.out))
-    return {**report.to_dict(), "runs": len(runs)}, str(report)
+    return with_left_out(
+        {**report.to_dict(), "runs": len(runs)},
+        f"{report.summary()}\nfitted to {len(runs)} run{'s' * (len(runs) > 1)}; "
+        f"wfcast inspect {args.out} shows each tensor",
+        [reason for run in runs for reason in run.left_out],
+    )
 
 
 def _check_is_farcaster(out: Path) -> None:

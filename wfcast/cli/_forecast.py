@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._errors import CheckpointError, WfcastError
-from .._progress import bar
-from ._arguments import Add, Result, add_output, output_of, run_of, step_path
+from .._progress import bar, log
+from ._arguments import Add, Result, add_output, output_of, run_of, step_path, with_left_out
 
 if TYPE_CHECKING:
     from .._operator import Operator
+    from .._runs import Run
 
 
 def add_forecast(add: Add) -> None:
@@ -23,7 +25,8 @@ def add_forecast(add: Add) -> None:
         nargs="+",
         type=step_path,
         metavar="[STEP=]PATH",
-        help="file or folder; without STEP they are the farcaster's inputs in order",
+        help="file or folder; without STEP they are the farcaster's inputs in order (of line and "
+        "persistence their names say it); or one folder of checkpoints, a run",
     )
     forecast.add_argument(
         "--farcaster",
@@ -58,14 +61,19 @@ def _forecast(args: argparse.Namespace) -> Result:
             **output_of(args),
             progress=progress,
         )
-    return done.to_dict(), str(done)
+    return with_left_out(done.to_dict(), str(done), run.left_out)
 
 
-def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, dict[int, Path]]:
+def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, Run]:
     """The saved farcaster, or a baseline made for the steps at hand; the checkpoints by step."""
     from .. import linear_trend, load, persistence
+    from .._runs import Run, check_run, is_run
 
-    make = {"line": linear_trend, "persistence": persistence}.get(str(args.farcaster))
+    (_, first), *others = args.checkpoints
+    folder = first if not others and args.checkpoints[0][0] is None and is_run(first) else None
+    make, least = {"line": (linear_trend, 2), "persistence": (persistence, 1)}.get(
+        str(args.farcaster), (None, 0)
+    )
     if make is None:
         if not args.farcaster.exists():
             raise CheckpointError(
@@ -75,14 +83,27 @@ def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, dict[int, Pat
         if args.out.exists() and args.out.samefile(args.farcaster):
             raise CheckpointError(f"cannot write {str(args.out)!r}: it is the farcaster")
         operator = load(args.farcaster)
-        return operator, _observed(args.checkpoints, operator.inputs)
-    if args.step is None or any(step is None for step, _ in args.checkpoints):
+        if folder is not None:
+            return operator, check_run(folder, operator.inputs, "the run")
+        return operator, Run(_observed(args.checkpoints, operator.inputs))
+    if args.step is None:
         raise WfcastError(
             f"--farcaster {args.farcaster} is made from the steps: give --step, and the "
-            "checkpoints as STEP=PATH"
+            "checkpoints as STEP=PATH, by names that say their steps, or as one folder"
         )
-    run = _observed(args.checkpoints, ())
-    return make(tuple(run), (args.step,)), run
+    if folder is None:
+        run = Run(run_of([_with_step(*one) for one in args.checkpoints], "the run"))
+        return make(tuple(run), (args.step,)), run
+    run = check_run(folder, (), "the run")
+    before = [step for step in run if step < args.step]
+    if len(before) < least:
+        raise CheckpointError(
+            f"the run has {len(before)} checkpoints before step {args.step}, expected {least} for "
+            f"--farcaster {args.farcaster}; it has {', '.join(map(str, run))}"
+        )
+    inputs = before[-least:]
+    log(f"forecast from step{'s' * (least > 1)} {', '.join(map(str, inputs))} of {folder}")
+    return make(inputs, (args.step,)), run
 
 
 def _observed(given: Sequence[tuple[int | None, Path]], inputs: Sequence[int]) -> dict[int, Path]:
@@ -98,3 +119,17 @@ def _observed(given: Sequence[tuple[int | None, Path]], inputs: Sequence[int]) -
             f"{len(inputs)} input steps, {', '.join(map(str, inputs))}"
         )
     return dict(zip(inputs, (path for _, path in given), strict=True))
+
+
+def _with_step(step: int | None, path: Path) -> tuple[int, Path]:
+    """A checkpoint, by the step that its name says where none is given."""
+    from ..checkpoint import said_of
+
+    if step is not None:
+        return step, path
+    said = said_of(Path(os.path.abspath(path)))
+    if said is None or said.kind == "epoch" or len(said.numbers) > 1:
+        raise CheckpointError(
+            f"the name of {str(path)!r} says no step, or not which: give it as STEP=PATH"
+        )
+    return said.numbers[0], path

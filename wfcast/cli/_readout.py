@@ -5,10 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._progress import bar, log
-from ._arguments import Add, Result, add_output, output_of, positive, run_of, step_path
+from ._arguments import (
+    Add,
+    Result,
+    add_output,
+    output_of,
+    positive,
+    run_of,
+    step_path,
+    with_left_out,
+)
+
+if TYPE_CHECKING:
+    from .._runs import Run
 
 
 def add_anneal(add: Add) -> None:
@@ -151,15 +163,15 @@ def _readout(args: argparse.Namespace, function: Callable[..., Any], **options: 
             **options,
             **output_of(args),
         )
-    return done.to_dict(), str(done)
+    return with_left_out(done.to_dict(), str(done), run.left_out)
 
 
-def _run_of(args: argparse.Namespace) -> dict[int, Any]:
+def _run_of(args: argparse.Namespace) -> Run:
     from .._runs import check_run
 
     named = [(step, path) for step, path in args.run if step is not None]
     if len(named) == len(args.run):
-        return dict(run_of(named, "the run"))
+        return check_run(run_of(named, "the run"), (), "the run")
     if len(args.run) > 1:
         args.usage_error("give one folder, or all checkpoints as STEP=PATH")
     return check_run(args.run[0][1], (), "the run", args.key)

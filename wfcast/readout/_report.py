@@ -75,6 +75,10 @@ class ReadoutReport(Report):
             "maximize": self.maximize,
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for one in self.candidates:
+            yield {**one, "chosen": one["name"] == self.chosen}
+
     def _parts(self) -> Iterable[str | Grid]:
         if self._judged:
             rows = [

@@ -1,7 +1,7 @@
 """What results have in common: one list of parts, shown as text, as HTML, as JSON and as a plot.
 
 A `Report` is read in a terminal (``print``), in a notebook (HTML, `plot`) and by programs
-(`to_dict`).
+(`to_dict`, `to_frame`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from .._errors import WfcastError
 from .._terminal import printable, table
 
 __all__ = ["Grid", "Report", "finite"]
@@ -33,6 +34,24 @@ class Report(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: None for NaN and infinity."""
+
+    def to_frame(self) -> Any:
+        """The rows of the report as a `pandas.DataFrame`; needs pandas.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Numbers as they are, not as they are printed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise WfcastError("to_frame needs pandas, which is not installed") from None
+        return DataFrame(list(self._rows()))
+
+    @abstractmethod
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        """The rows of `to_frame`."""
 
     @abstractmethod
     def _parts(self) -> Iterable[str | Grid]:

@@ -81,6 +81,9 @@ class CheckpointReport(Report):
             "metadata": dict(self.checkpoint.metadata),
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        yield from self.to_dict()["tensors"]
+
     def _parts(self) -> Iterable[str | Grid]:
         document = self.to_dict()
         rows = [

@@ -166,6 +166,10 @@ class Comparison(Report, Mapping[str, Errors]):
             "tensors": {name: errors.to_dict() for name, errors in self.tensors.items()},
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for name, errors in self.tensors.items():
+            yield {"tensor": name, "kind": kind_of(name), **errors.to_dict()}
+
     def _parts(self) -> Iterable[str | Grid]:
         def row(name: str, e: Errors) -> tuple[str, ...]:
             numbers = (e.mae, e.rmse, e.max_abs, e.rms_true, e.relative)
@@ -237,7 +241,7 @@ def compare_checkpoints(
     )
     shapes_a, shapes_b = ({n: c.tensors[n].shape for n in floating(c)} for c in (a, b))
     for one, other, where in ((shapes_a, shapes_b, a.what), (shapes_b, shapes_a, b.what)):
-        only = sorted(one.keys() - other.keys())
+        only = sorted(one.keys() - other.keys(), key=natural)
         if only:
             raise CheckpointError(
                 f"{len(only)} floating tensors, {only[0]!r} first, are only in {where}"

@@ -83,6 +83,10 @@ class Drift(Report):
             "warnings": list(self.warnings),
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for name, found in self.tensors.items():
+            yield {"tensor": name, **found}
+
     def _parts(self) -> Iterable[str | Grid]:
         header = ("tensor", "weights", "cosine", "std. error", "net move", "path", "moved")
         rows = [_row(name, found) for name, found in self.tensors.items()]

@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from .. import _core
 from .._apply import Progress
-from .._columns import blocks
-from .._errors import CheckpointError
-from .._operator import operator_of
-from .._parameters import threads
-from .._runs import check_alike, check_run, check_state, open_run
+from .._measure import measure, runs_of, with_truth
+from .._operator import Operator, operator_of
 from ..operators import linear_trend, persistence
 from ._base import Grid, Report
 from ._comparison import Comparison, Errors
 
 __all__ = ["Evaluation", "evaluate"]
-
-BLOCK_BYTES = 1 << 24
 
 
 class Evaluation(Report):
@@ -32,7 +24,9 @@ class Evaluation(Report):
         The observed steps.
     errors : dict of int to dict of str to Comparison
         Target step -> method ("forecast", "persistence", "line") -> errors by tensor. With one
-        input there is no line.
+        input there is no line. Of several runs the sums over all of them.
+    runs : tuple of Evaluation
+        Of several runs, each by itself, in their order; else empty.
 
     See Also
     --------
@@ -50,8 +44,13 @@ class Evaluation(Report):
     20.0
     """
 
-    def __init__(self, inputs: tuple[int, ...], errors: dict[int, dict[str, Comparison]]) -> None:
-        self.inputs, self.errors = inputs, errors
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        errors: dict[int, dict[str, Comparison]],
+        runs: tuple[Evaluation, ...] = (),
+    ) -> None:
+        self.inputs, self.errors, self.runs = inputs, errors, runs
 
     def relative(self, step: int, method: str, kind: str | None = None) -> float:
         """The sum of absolute errors over that of persistence; below 1 is better than it."""
@@ -73,11 +72,19 @@ class Evaluation(Report):
                 }
                 for step, methods in self.errors.items()
             ],
+            "runs": [one.to_dict() for one in self.runs],
         }
 
     @property
     def _methods(self) -> list[str]:
         return [m for m in next(iter(self.errors.values())) if m != "persistence"]
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        for k, one in enumerate(self.runs or (self,)):
+            for step, methods in one.errors.items():
+                for method, found in methods.items():
+                    for row in found._rows():
+                        yield {"run": k, "step": step, "method": method, **row}
 
     def _parts(self) -> Iterable[str | Grid]:
         methods = self._methods
@@ -102,6 +109,13 @@ class Evaluation(Report):
                 for k, e in kinds.items()
             ],
         )
+        if self.runs:
+            yield f"By run at step {last}, against persistence:"
+            there = [(str(k), one) for k, one in enumerate(self.runs) if last in one.errors]
+            yield Grid(
+                ("run", *methods),
+                [(k, *(_percent(one.relative(last, m)) for m in methods)) for k, one in there],
+            )
 
     def _draw(self, ax: Any) -> None:
         from .._plot import COLOURS, MARKERS, legend
@@ -124,7 +138,7 @@ def _percent(relative: float) -> str:
 def evaluate(
     mf: Any, run: Any, *, key: str | None = None, progress: Progress | None = None
 ) -> Evaluation:
-    """Forecast a run at every target that it has, and compare with what really happened.
+    """Forecast runs at every target that they have, and compare with what really happened.
 
     Persistence and, with two inputs or more, the straight line are measured beside it. Forecasts
     are made block by block in the dtype of the last input, and not kept.
@@ -133,9 +147,9 @@ def evaluate(
     ----------
     mf : Operator or ModelFarcaster
         A ModelFarcaster has been fitted.
-    run : {step: checkpoint}, or path of a run folder
+    run : {step: checkpoint}, or path of a run folder, or a list of such runs
         Holds the inputs and at least one of the targets. It should not be one of the runs that
-        `mf` was fitted to.
+        `mf` was fitted to. Of several runs the errors are summed.
     key : str, optional
         As of `forecast_checkpoint`.
     progress : callable, optional
@@ -168,42 +182,40 @@ def evaluate(
     0.00 2.00
     """
     operator = operator_of(mf, "mf")
-    given = check_run(run, operator.inputs, "the run", key)
-    targets = tuple(t for t in operator.targets if t in given)
-    if not targets:
-        raise CheckpointError(
-            f"the run has none of the targets {', '.join(map(str, operator.targets))}; it has "
-            f"{', '.join(map(str, given))}"
-        )
-    opened = open_run(given, (*operator.inputs, *targets), "the run")
+    found = [_evaluate(operator, one, what, key, progress) for what, one in runs_of(run)]
+    return found[0] if len(found) == 1 else _pooled(found)
+
+
+def _evaluate(
+    operator: Operator, run: Any, what: str, key: str | None, progress: Progress | None
+) -> Evaluation:
+    opened, targets = with_truth(operator, run, what, key)
     methods = {"forecast": operator, "persistence": persistence(operator.inputs, targets)}
     if len(operator.inputs) > 1:
         methods["line"] = linear_trend(operator.inputs, targets)
     found: dict[int, dict[str, Comparison]] = {}
-    room = np.empty(BLOCK_BYTES, np.uint8)
     for step in targets:
-        true = opened[step]
-        check_alike(opened[operator.inputs[-1]], true)
-        check_state(true)
-        plans = {name: method._plan(opened, step) for name, method in methods.items()}
         errors: dict[str, dict[str, Errors]] = {name: {} for name in methods}
-        for tensor in plans["forecast"].forecast:
-            name = tensor.name
-            columns = [opened[s].column(name).array for s in operator.inputs]
-            truth = true.column(name).array
-            last = columns[-1]
-            for index, start, size in blocks(last.shape, BLOCK_BYTES // last.itemsize):
-                x = [c[index] for c in columns]
-                y = room[: size * last.itemsize].view(last.dtype).reshape(x[-1].shape)
-                for method, plan in plans.items():
-                    plan.apply(name, x, y, True, start)
-                    sums = _core.error_sums(y, truth[index], threads(operator.n_threads))
-                    so_far = errors[method].get(name, Errors())
-                    errors[method][name] = so_far + Errors(**sums)
-                if progress is not None:
-                    progress(name, size)
+        for method, name, sums in measure(methods, opened, step, operator.n_threads, progress):
+            errors[method][name] = errors[method].get(name, Errors()) + Errors(**sums)
         found[step] = {
-            method: Comparison(sums, f"{method} of step {step}", true.what)
+            method: Comparison(sums, f"{method} of step {step}", opened[step].what)
             for method, sums in errors.items()
         }
     return Evaluation(operator.inputs, found)
+
+
+def _pooled(runs: list[Evaluation]) -> Evaluation:
+    """Several runs as one, at each step those that have it."""
+    found: dict[int, dict[str, Comparison]] = {}
+    for step in sorted({step for one in runs for step in one.errors}):
+        there = [one.errors[step] for one in runs if step in one.errors]
+        found[step] = {}
+        for method in there[0]:
+            sums: dict[str, Errors] = {}
+            for name, errors in (pair for one in there for pair in one[method].items()):
+                sums[name] = sums.get(name, Errors()) + errors
+            found[step][method] = Comparison(
+                sums, f"{method} of step {step}", f"step {step} of {len(there)} runs"
+            )
+    return Evaluation(runs[0].inputs, found, tuple(runs))

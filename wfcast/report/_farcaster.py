@@ -71,21 +71,38 @@ class FarcasterReport(Report):
                     "dual_gap": of("dual_gap", name),
                     "n_passes": of("n_passes", name),
                 }
-                for name, coef in op.coef.items()
+                for name, coef in sorted(op.coef.items(), key=lambda pair: natural(pair[0]))
             },
             "fingerprint": op.fingerprint(),
         }
 
-    def _parts(self) -> Iterable[str | Grid]:
+    def summary(self) -> str:
+        """What made it, from which steps to which, and the largest gap, as text."""
         op, fit = self.operator, _fit_of(self.operator)
         shown = {key: fit[key] for key in ("loss", "beta")} if fit else _plain_info(op)
         how = "".join(f", {key} {_short(value)}" for key, value in shown.items())
-        yield (
+        text = (
             f"{self.path}: {op.strategy}, from steps {', '.join(map(str, op.inputs))} to "
             f"{', '.join(map(str, op.targets))}; "
-            f"by {'all' if ALL in op.coef else 'tensor'}{how}\n"
-            f"coefficients for step {op.targets[-1]}:"
+            f"by {'all' if ALL in op.coef else 'tensor'}{how}"
         )
+        if not fit:
+            return text
+        name, gap = max(fit["dual_gap"].items(), key=lambda pair: pair[1])
+        of = f" ({name})" if len(op.coef) > 1 else ""
+        return f"{text}\n{len(op.coef)} fits, the largest certified gap {gap:.1e}{of}"
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        op = self.operator
+        for name in sorted(op.coef, key=natural):
+            pairs = zip(op.targets, op.coef[name], op.intercept[name], strict=True)
+            for step, coef, intercept in pairs:
+                named = {f"w_{t}": float(c) for t, c in zip(op.inputs, coef, strict=True)}
+                yield {"tensor": name, "step": step, **named, "intercept": float(intercept)}
+
+    def _parts(self) -> Iterable[str | Grid]:
+        op, fit = self.operator, _fit_of(self.operator)
+        yield f"{self.summary()}\ncoefficients for step {op.targets[-1]}:"
         rows = [
             (
                 name,

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from itertools import pairwise
-from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 from .._apply import Progress
-from .._errors import CheckpointError
 from .._operator import Learner, Operator, load, operator_of
 from .._parameters import threads
 from .._persist import KEY
-from .._runs import Run, check_run, forecastable, has
-from ..checkpoint import Checkpoint, FileCheckpoint, holds_run, open_checkpoint, steps_in
+from .._runs import Run, check_run, forecastable, has, is_run
+from ..checkpoint import Checkpoint, FileCheckpoint, open_checkpoint
 from ._checkpoint import CheckpointReport
 from ._comparison import floating
 from ._farcaster import FarcasterReport
@@ -87,7 +83,7 @@ def look(source: Any, key: str | None = None) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
     if isinstance(source, Operator | Learner):
         return operator_of(source, "source")
-    if _is_run(source):
+    if is_run(source):
         run = check_run(source, (), "the run", key)
         for step in run:
             run[step] = open_checkpoint(run[step], f"step {step}")
@@ -125,17 +121,3 @@ def nbytes_read(found: Found) -> tuple[int, dict[str, int]]:
     ]
     total = len(found) * sum(t.nbytes for t in whole) + 2 * sum(t.nbytes for t in pairs)
     return total, {t.name: t.bits // 8 for t in (*whole, *pairs)}
-
-
-def _is_run(source: Any) -> bool:
-    if isinstance(source, Mapping):
-        return bool(source) and all(isinstance(step, Integral) for step in source)
-    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
-        return False
-    if holds_run(Path(source)):
-        return True
-    try:
-        open_checkpoint(source)
-    except CheckpointError:
-        return bool(steps_in(Path(source))[0])
-    return False

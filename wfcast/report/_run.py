@@ -101,6 +101,9 @@ class RunReport(Report):
             "left_out": list(self.left_out),
         }
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        yield from self.checkpoints
+
     def _parts(self) -> Iterable[str | Grid]:
         header = ("step", "checkpoint", "format", "dtypes", "tensors", "parameters", "bytes")
         rows = [

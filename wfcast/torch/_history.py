@@ -137,6 +137,9 @@ class FarcastingReport(Report):
         why = {"stopped": self.stopped, "hindrance": self.hindrance}
         return {"jumps": jumps, **why, **self.log}
 
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        yield from self.history
+
     def _parts(self) -> Iterable[str | Grid]:
         log = self.log
         lost = f", {log['farcasting/steps_lost']:.0f} lost" if log["farcasting/steps_lost"] else ""
