@@ -237,6 +237,24 @@ def test_what_is_lacking_says_why(run):
     assert "cannot be read as a safetensors file" in str(report).splitlines()[-1]
 
 
+def test_a_run_of_which_nothing_can_be_read(run, tmp_path):
+    for step in (0, 100, 200, 300):
+        (run / f"checkpoint-{step}" / "pytorch_model.bin").touch()
+    mf, out = wfcast.ModelFarcaster((100, 200), (300,)), tmp_path / "out.safetensors"
+    for use in (
+        lambda: mf.fit([run]),
+        lambda: wfcast.inspect(run),
+        lambda: wfcast.drift(run),
+        lambda: wfcast.anneal_run(run, out),
+        lambda: wfcast.extrapolate_run(run, out),
+    ):
+        with (
+            pytest.warns(UserWarning, match="left out"),
+            pytest.raises(wfcast.CheckpointError, match="holds no finished checkpoint; left out,"),
+        ):
+            use()
+
+
 # ---- two saves in one folder ---------------------------------------------------------------------
 
 

@@ -100,6 +100,20 @@ def test_grid_search_with_the_hinge(data):
     assert search.best_estimator_.coef_.shape == (2, 3)
 
 
+def test_grid_search_over_whole_runs():
+    rng = np.random.default_rng(0)
+
+    def run():
+        w, v = rng.normal(size=(2, 50))
+        return {t: {"a": w + v * t**0.5, "b": w - v * t} for t in (0, 100, 400)}
+
+    mf = wfcast.ModelFarcaster((0, 100), (400,))
+    runs = [run() for _ in range(4)]
+    search = GridSearchCV(mf, {"by": ["all", "tensor"]}, cv=2, error_score="raise").fit(runs)
+    assert search.best_params_ == {"by": "tensor"}
+    assert search.best_score_ == pytest.approx(1)
+
+
 def test_pipeline(data):
     X, Y = data
     pipe = make_pipeline(StandardScaler(), wfcast.Farcaster()).fit(X, Y)

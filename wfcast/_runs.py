@@ -173,14 +173,19 @@ def _run_in(folder: Path, what: str, key: str | None) -> Run:
             found[step], paths[step] = checkpoint, path
     for reason in left_out:
         warn(f"left out, {reason}")
-    if forecasts and not found:
-        raise CheckpointError(f"{what}: {str(folder)!r} holds forecasts only, and no states")
+    if not found:
+        if forecasts == len(left_out):
+            raise CheckpointError(f"{what}: {str(folder)!r} holds forecasts only, and no states")
+        raise CheckpointError(
+            f"{what}: {str(folder)!r} holds no finished checkpoint{_beside(left_out)}"
+        )
     found.left_out = tuple(left_out)
     return found
 
 
 def _beside(left_out: Sequence[str]) -> str:
-    return "".join(f"; left out, {reason}" for reason in left_out)
+    more = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+    return "".join(f"; left out, {reason}" for reason in left_out[:SHOWN]) + more
 
 
 def made_by(checkpoint: Checkpoint) -> str:
