@@ -25,8 +25,8 @@ import wfcast
 SHAPES = {
     "embeddings.word_embeddings.weight": (40, 6),
     "layer.0.attention.q_lin.weight": (6, 6),
-    "layer.0.ffn.lin1.bias": (7,),
-    "layer.0.output_layer_norm.weight": (5,),
+    "layer.0.ffn.lin1.bias": (17,),
+    "layer.0.output_layer_norm.weight": (15,),
 }
 STEPS = (0, 10, 20, 30, 40)
 

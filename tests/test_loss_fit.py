@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import wfcast
-from wfcast import WfcastError
+from wfcast import CheckpointError, WfcastError
 
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
@@ -214,3 +214,19 @@ def test_bad_input():
         wfcast.average(states).applied(model, states, 999),
     ):
         pass
+
+
+def test_states_that_the_model_would_write_over_are_refused():
+    model = torch.nn.Linear(4, 1)
+    copy = {n: w.clone() + 1 for n, w in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"state at step 1 shares the memory of parameter"):
+        fit_to_loss(
+            model, {0: copy, 1: model.state_dict()}, lambda m, b: m(b).mean(), [torch.ones(2, 4)]
+        )
+    with (
+        pytest.raises(CheckpointError, match=r"step 1 shares the memory of parameter 'weight'"),
+        wfcast.linear_trend((0, 1), (2,)).applied(model, {0: copy, 1: model}),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="steps 0 and 1 are the same tensors in memory"):
+        fit_to_loss(model, {0: copy, 1: copy}, lambda m, b: m(b).mean(), [torch.ones(2, 4)])

@@ -12,6 +12,9 @@ from sklearn.exceptions import NotFittedError
 import wfcast
 from wfcast._fit import solve_all
 
+# some tensors here are as small as tensors get
+pytestmark = pytest.mark.filterwarnings("ignore:forecast to stay as they are")
+
 STEPS = (0, 1, 2, 3, 5)
 SHAPES = {"embed.weight": (7, 4), "norm.weight": (4,), "head.bias": ()}
 
@@ -447,3 +450,90 @@ def test_progress_and_interrupt(runs):
     with pytest.raises(KeyboardInterrupt):
         mf.fit(runs, progress=stop)
     assert pickle.dumps(mf) == before
+
+
+# ---- what runs leave open, and what is too little to learn from --------------------------------
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
+@pytest.mark.parametrize("value", ["any", "ones"])
+def test_frozen_weights_are_forecast_from_the_latest_state(loss, value):
+    """Runs in which they never moved do not say which of the states counts."""
+    rng = np.random.default_rng(0)
+    frozen = rng.normal(size=200).astype(np.float32) if value == "any" else np.ones(200, np.float32)
+    run = {t: {"w": frozen.copy()} for t in (0, 5, 9, 12, 15)}
+    mf = wfcast.ModelFarcaster((0, 5, 9), (12, 15), loss=loss, beta=0).fit([run])
+    np.testing.assert_array_equal(mf.coef_["w"], [[0, 0, 1], [0, 0, 1]])
+    states = {t: {"w": rng.normal(size=200).astype(np.float32)} for t in (0, 5, 9)}
+    np.testing.assert_allclose(mf.predict(states, 15)["w"], states[9]["w"], rtol=1e-6)
+    states = {t: {"w": frozen.copy()} for t in (0, 5, 9)}
+    np.testing.assert_array_equal(mf.predict(states, 15)["w"], frozen)
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
+def test_of_inputs_that_depend_on_each_other_the_latest_counts(loss):
+    """Two of three are the same: the third keeps its coefficient, the later one has the rest."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 300))
+    run = {0: {"w": a}, 1: {"w": b.copy()}, 2: {"w": b}, 3: {"w": 2 * b - a}}
+    mf = wfcast.ModelFarcaster((0, 1, 2), (3,), loss=loss, beta=0).fit([run])
+    np.testing.assert_allclose(mf.coef_["w"], [[-1, 0.5, 1.5]], atol=1e-9)
+    assert mf.dual_gap_["w"] <= mf.tol
+
+
+@pytest.mark.filterwarnings("default:forecast to stay as they are")
+@pytest.mark.parametrize("by", ["tensor", "all"])
+def test_a_tensor_too_small_to_learn_from_stays_as_it_is(by):
+    rng = np.random.default_rng(2)
+
+    def run():
+        sizes = {"w": 40, "bias": 2, "scale": ()}
+        return {t: {n: rng.normal(size=s) for n, s in sizes.items()} for t in (0, 1, 2)}
+
+    mf = wfcast.ModelFarcaster((0, 1), (2,), by=by, beta=0)
+    if by == "all":
+        mf.fit([run(), run()])
+        return
+    want = (
+        r"fewer than 15 rows to fit 3 coefficients to: 'bias', 'scale'; give more runs, or by='all'"
+    )
+    with pytest.warns(UserWarning, match=want):
+        mf.fit([run(), run()])
+    assert list(mf.objective_) == list(mf.dual_gap_) == list(mf.n_passes_) == ["w"]
+    assert list(mf.coef_) == ["w", "bias", "scale"]
+    new = run()
+    got = mf.predict(new)
+    for name in ("bias", "scale"):
+        np.testing.assert_array_equal(got[name], new[1][name])
+
+
+def test_states_that_are_one_are_refused(tmp_path):
+    """A state_dict() without a copy is the model itself, at every step."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(8, 8)
+    aliases = {t: model.state_dict() for t in (0, 1, 2)}
+    want = r"step [01] and .*step [12] are the same tensors in memory: keep copies, \{name: w.clone"
+    line = wfcast.linear_trend((0, 1), (2,))
+    for call in (
+        lambda: wfcast.ModelFarcaster((0, 1), (2,), beta=0).fit([aliases]),
+        lambda: line.predict(aliases),
+        lambda: wfcast.evaluate(line, aliases),
+        lambda: wfcast.drift(aliases),
+        lambda: wfcast.low_rank(aliases, (5,)),
+        lambda: wfcast.anneal_run(aliases, tmp_path / "a.safetensors"),
+        lambda: wfcast.extrapolate_run(aliases, tmp_path / "a.safetensors"),
+        lambda: wfcast.forecast_checkpoint(line, aliases, 2, tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(wfcast.CheckpointError, match=want):
+            call()
+    array = np.ones(50)
+    with pytest.raises(wfcast.CheckpointError, match="the same tensors in memory"):
+        line.predict({0: {"w": array}, 1: {"w": array}})
+    shared = {t: {"frozen": array, "w": np.full(50, t)} for t in (0.0, 1.0)}
+    line.predict({int(t): state for t, state in shared.items()})  # one of two may be shared
+    from safetensors.numpy import save_file
+
+    save_file({"w": array}, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").symlink_to(tmp_path / "a.safetensors")
+    with pytest.raises(wfcast.CheckpointError, match="are the same file under two names"):
+        line.predict({0: tmp_path / "a.safetensors", 1: tmp_path / "b.safetensors"})

@@ -12,6 +12,9 @@ from sklearn.exceptions import NotFittedError
 
 import wfcast
 
+# some tensors here are as small as tensors get
+pytestmark = pytest.mark.filterwarnings("ignore:forecast to stay as they are")
+
 
 @pytest.fixture
 def run():

@@ -14,6 +14,7 @@ class NonFinite(ValueError):
 class FitResult(TypedDict):
     coef: NDArray[np.float64]
     intercept: NDArray[np.float64]
+    null: NDArray[np.float64]
     objective: float
     dual_gap: float
     n_passes: int

@@ -28,6 +28,7 @@ SLICE_ROWS = 1 << 22
 SLICE_VALUES = 1 << 25
 SLICE_PRODUCTS = 1 << 33
 SMALL_VALUES = 1 << 26  # of a fit that takes little memory to solve, so that several can go on
+ROUNDING = 1e-12  # what a few products and sums leave, and more
 HELPERS = 2  # solves beside a pass: as many as threads that a pass leaves idle when it waits
 
 Gather = Callable[[bytes], list[bytes]]
@@ -96,7 +97,9 @@ def solving(
     Returns
     -------
     dict
-        coef (m, p), intercept (m,), objective, dual_gap, n_passes, rank, converged.
+        coef (m, p), intercept (m,), objective, dual_gap, n_passes, rank, converged; and null, whose
+        rows of p + 1 numbers are directions in which coefficients and intercept can change without
+        a change of any forecast.
 
     Raises
     ------
@@ -212,6 +215,37 @@ def _run(
             results[key] = end.value
         else:
             under_way.append((key, fit, executor.submit(work)))
+
+
+def nearest(result: Mapping[str, Any], wanted: Array) -> tuple[Array, Array]:
+    """Of coefficients and intercepts that forecast alike, those nearest to the wanted ones.
+
+    Inputs that are equal in all rows, as of frozen weights, leave it open which of them counts.
+
+    Parameters
+    ----------
+    result : mapping
+        Of a fit.
+    wanted : (m, p) array
+        With intercepts of 0.
+
+    Returns
+    -------
+    coef : (m, p) array
+    intercept : (m,) array
+    """
+    coef, intercept, null = result["coef"], result["intercept"], result["null"]
+    if not len(null):
+        return coef, intercept
+    given = np.column_stack([coef, intercept])
+    aim = np.column_stack([wanted, np.zeros(len(wanted))])
+    directions = (null / np.abs(null).max(axis=1, keepdims=True)).T
+    step = directions @ np.linalg.lstsq(directions, (aim - given).T)[0]
+    found = given + step.T
+    rounding = ROUNDING * (np.abs(given) + np.abs(step.T))
+    rounding[:, :-1] = rounding[:, :-1].max(axis=1, keepdims=True)
+    found = np.where(np.abs(found - aim) <= rounding, aim, found)
+    return np.ascontiguousarray(found[:, :-1]), np.ascontiguousarray(found[:, -1])
 
 
 def set_fitted(estimator: Any, **fitted: Any) -> None:

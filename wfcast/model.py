@@ -16,19 +16,22 @@ from sklearn.utils.validation import check_is_fitted
 from . import _core
 from ._apply import Progress
 from ._columns import Label
-from ._errors import CheckpointError, DtypeError, WfcastError
-from ._fit import Segment, Solving, set_fitted, solve_all, solving
+from ._errors import CheckpointError, DtypeError, WfcastError, warn
+from ._fit import Segment, Solving, nearest, set_fitted, solve_all, solving
 from ._measure import mean_score
 from ._operator import Learner, Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._process import Ranks
 from ._ranks import Survey, ranks_of, survey
-from ._runs import check_alike, check_run, check_state, forecastable, open_run, steps
+from ._runs import SHOWN, check_alike, check_run, check_state, forecastable, open_run, steps
 from .checkpoint import Checkpoint, open_checkpoint
 
 __all__ = ["ModelFarcaster", "pass_sizes"]
 
 PAPERS_BETA = 1e-6
+
+LEAST_ROWS = 5
+"""Rows for each coefficient from which on a tensor by itself says something of another run."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -70,7 +73,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
     coef_, intercept_, inputs_, targets_, tensors_, base_
         Those of `operator_`.
     objective_, dual_gap_, n_passes_ : dict of str to number
-        As in `Farcaster`, by the names of `coef_`.
+        As in `Farcaster`, by the names of `coef_`; without tensors too small to be fitted.
 
     See Also
     --------
@@ -79,6 +82,12 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
     evaluate : The forecast of a run beside persistence and the line.
     forecast_checkpoint : From disk to disk.
     linear_trend, average, persistence : Operators that need no earlier runs.
+
+    Notes
+    -----
+    Where the runs leave it open which input counts, as of weights that were frozen in them, the
+    coefficients are those nearest to persistence. A tensor with fewer than five rows for each
+    coefficient, such as a bias of two in a few runs, is forecast to stay as it is, with a warning.
 
     References
     ----------
@@ -197,6 +206,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
                 what = opened[0][inputs[0]].what if opened else "each run"
                 raise CheckpointError(f"{what} holds no floating tensors to fit")
             parts = {ALL: names} if self.by == "all" else {n: [n] for n in names}
+            small = self._too_small(parts, found)
             fits = {
                 key: self._solving(
                     key, members, opened, firsts, found, ranks, inputs, targets, params, progress
@@ -204,10 +214,14 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
                 for key, members in parts.items()
             }
             results = solve_all(fits, self.n_threads)
+        for name in small:
+            results[name]["coef"] = persistent(len(inputs), len(targets))
+            results[name]["intercept"] = np.zeros(len(targets))
+        told = {k: r for k, r in results.items() if k not in small}
         numbers = {
-            "objective": {k: float(r["objective"]) for k, r in results.items()},
-            "dual_gap": {k: float(r["dual_gap"]) for k, r in results.items()},
-            "n_passes": {k: int(r["n_passes"]) for k, r in results.items()},
+            "objective": {k: float(r["objective"]) for k, r in told.items()},
+            "dual_gap": {k: float(r["dual_gap"]) for k, r in told.items()},
+            "n_passes": {k: int(r["n_passes"]) for k, r in told.items()},
         }
         operator = Operator(
             inputs,
@@ -222,6 +236,19 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         )
         set_fitted(self, operator_=operator, **{f"{k}_": v for k, v in numbers.items()})
         return self
+
+    def _too_small(self, parts: Mapping[str, list[str]], found: Survey) -> list[str]:
+        """Tensors with too few rows to learn from, which are forecast to stay as they are."""
+        least = LEAST_ROWS * (len(self.inputs) + bool(self.fit_intercept))
+        small = [k for k, members in parts.items() if k != ALL and found.starts(members)[0] < least]
+        if small:
+            shown = ", ".join(map(repr, small[:SHOWN]))
+            more = f" and {len(small) - SHOWN} more" if len(small) > SHOWN else ""
+            warn(
+                f"forecast to stay as they are, with fewer than {least} rows to fit "
+                f"{least // LEAST_ROWS} coefficients to: {shown}{more}; give more runs, or by='all'"
+            )
+        return small
 
     def _solving(
         self,
@@ -272,6 +299,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             what="" if key == ALL else f"tensor {key!r}",
             progress=progress,
         )
+        result["coef"], result["intercept"] = nearest(result, persistent(len(inputs), len(targets)))
         return result
 
     def _check(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
@@ -466,3 +494,10 @@ def _segment(
 
     labels = [Label("", run[s].label(name)) for s in (*inputs, *targets)]
     return Segment(run[inputs[0]].local_shape(name), load, group, labels, start)
+
+
+def persistent(p: int, m: int) -> Vector:
+    """The coefficients (m, p) of weights that stay what they were last."""
+    coef = np.zeros((m, p))
+    coef[:, -1] = 1
+    return coef

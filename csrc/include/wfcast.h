@@ -173,5 +173,9 @@ wf_status wf_fit_absorb(wf_fit *fit, ptrdiff_t n_messages, const char *const *da
 wf_status wf_fit_advance(wf_fit *fit, int (*interrupt)(void *), void *context);
 /* coef (m x p, row-major) and intercept (m). Only after wf_fit_needs_pass has become 0. */
 void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_info *info);
+/* Directions in which a target's coefficients and intercept can change without a change of any
+ * forecast, where inputs depend on each other: up to p + 1 independent vectors of p + 1 numbers, the
+ * intercept's last, into `out`; returns how many. */
+ptrdiff_t wf_fit_null(const wf_fit *fit, double *out);
 
 #endif

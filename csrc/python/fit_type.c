@@ -341,11 +341,21 @@ static PyObject *fit_result(PyObject *object, PyObject *unused)
         Py_XDECREF(intercept);
         return NULL;
     }
+    npy_intp square[2] = {self->p + 1, self->p + 1};
+    PyObject *room = PyArray_SimpleNew(2, square, NPY_DOUBLE);
+    if (!room) {
+        Py_DECREF(coef);
+        Py_DECREF(intercept);
+        return NULL;
+    }
+    const ptrdiff_t n_null = wf_fit_null(self->fit, PyArray_DATA((PyArrayObject *)room));
+    PyObject *null = PySequence_GetSlice(room, 0, n_null);
+    Py_DECREF(room);
     wf_fit_info info;
     wf_fit_result(self->fit, PyArray_DATA((PyArrayObject *)coef),
                   PyArray_DATA((PyArrayObject *)intercept), &info);
-    return Py_BuildValue("{sNsNsdsdsnsnsN}", "coef", coef, "intercept", intercept, "objective",
-                         info.objective, "dual_gap", info.dual_gap, "n_passes",
+    return Py_BuildValue("{sNsNsNsdsdsnsnsN}", "null", null, "coef", coef, "intercept", intercept,
+                         "objective", info.objective, "dual_gap", info.dual_gap, "n_passes",
                          (Py_ssize_t)info.n_passes, "rank", (Py_ssize_t)info.rank, "converged",
                          PyBool_FromLong(info.converged));
 }

@@ -94,3 +94,9 @@ void wf_fit_result(const wf_fit *fit, double *coef, double *intercept, wf_fit_in
     memcpy(intercept, fit->intercept, m * sizeof *intercept);
     *info = fit->info;
 }
+
+ptrdiff_t wf_fit_null(const wf_fit *fit, double *out)
+{
+    assert(!fit->needs_pass);
+    return fit->method->null(fit, out);
+}

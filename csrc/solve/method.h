@@ -20,6 +20,8 @@ typedef struct {
                             wf_fault *fault);
     /* Ends a pass: afterwards the fit is done, or ready for the next one. */
     wf_status (*advance)(wf_fit *fit, int (*interrupt)(void *), void *context);
+    /* wf_fit_null */
+    ptrdiff_t (*null)(const wf_fit *fit, double *out);
     /* A digest of all that must be the same in two processes for their statistics to add up. */
     uint64_t (*state)(const wf_fit *fit);
     /* The statistics of this pass, for the other processes. */

@@ -292,11 +292,21 @@ static wf_status lad_advance(wf_fit *fit, int (*interrupt)(void *), void *contex
     return should_load_whole(fit) ? wf_sample_begin(fit, 1) : wf_band_prepare(fit);
 }
 
+static ptrdiff_t lad_null(const wf_fit *fit, double *out)
+{
+    const wf_lad *s = fit->solver;
+    const ptrdiff_t width = fit->options.p + 1;
+    const ptrdiff_t n_null = fit->options.p + (fit->options.fit_intercept ? 1 : 0) - s->rank;
+    memcpy(out, s->null, (size_t)(n_null * width) * sizeof *out);
+    return n_null;
+}
+
 const wf_method wf_lad_method = {
     .new = lad_new,
     .free = lad_free,
     .accumulate = lad_accumulate,
     .advance = lad_advance,
+    .null = lad_null,
     .state = wf_lad_state,
     .export = wf_lad_export,
     .absorb = wf_lad_absorb,

@@ -395,11 +395,28 @@ static wf_status least_squares_advance(wf_fit *fit, int (*interrupt)(void *), vo
     return s->rows ? advance_rows(fit) : advance_sums(fit);
 }
 
+/* Of centred columns; what they say of the columns themselves, the intercept takes back. */
+static ptrdiff_t least_squares_null(const wf_fit *fit, double *out)
+{
+    const wf_least_squares *s = fit->solver;
+    const ptrdiff_t p = fit->options.p;
+    for (ptrdiff_t t = 0; t < s->n_null; t++) {
+        double *direction = out + t * (p + 1);
+        direction[p] = 0;
+        for (ptrdiff_t k = 0; k < p; k++) {
+            direction[k] = s->null[t * p + k];
+            direction[p] -= direction[k] * (s->shift[k] + s->mean[k]);
+        }
+    }
+    return s->n_null;
+}
+
 const wf_method wf_least_squares_method = {
     .new = least_squares_new,
     .free = least_squares_free,
     .accumulate = least_squares_accumulate,
     .advance = least_squares_advance,
+    .null = least_squares_null,
     .state = wf_least_squares_state,
     .export = wf_least_squares_export,
     .absorb = wf_least_squares_absorb,
