@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,28 +51,66 @@ def first_problem(problem: str) -> str:
     return next(str(text) for text in found if text)
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What the processes came to.
+
+    Attributes
+    ----------
+    problem : str
+        The first error of a kind that was expected, in the same words on all; empty for none.
+    """
+
+    problem: str = ""
+
+
 @contextmanager
-def together() -> Iterator[None]:
+def together(*expected: type[Exception]) -> Iterator[Outcome]:
     """An error of one process is one of all: a process that left alone would keep others waiting.
+
+    Parameters
+    ----------
+    *expected : types of errors
+        Those that are not raised, but told by the outcome.
 
     Raises
     ------
     WfcastError
         Where another process failed, with its message.
     """
-    cause: Exception | None = None
+    outcome, cause = Outcome(), None
     try:
-        yield
+        yield outcome
     except Exception as error:
-        if not active():
-            raise
         cause = error
-    text = "" if cause is None else f"{type(cause).__name__}: {cause}"
-    problem = first_problem(text and f"rank {distributed.get_rank()} failed: {text}")
-    if cause is not None:
+    told = isinstance(cause, expected)
+    failed = cause is not None and not told
+    if not active():
+        if failed and cause is not None:
+            raise cause
+        outcome.problem = str(cause) if told else ""
+        return
+    if not add_up([told or failed])[0]:
+        return
+    rank = distributed.get_rank()
+    text = f"rank {rank} failed: {type(cause).__name__}: {cause}" if failed else ""
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, (text, f"rank {rank}: {cause}" if told else ""))
+    if failed and cause is not None:
         raise cause
-    if problem:
-        raise WfcastError(problem)
+    for text, _ in found:
+        if text:
+            raise WfcastError(text)
+    outcome.problem = next(text for _, text in found if text)
+
+
+def by_rank(value: int) -> list[int]:
+    """What each of the processes has."""
+    if not active():
+        return [value]
+    own = np.zeros(size())
+    own[distributed.get_rank()] = value
+    return [int(v) for v in add_up(own)]
 
 
 def device(group: Any = None) -> torch.device:

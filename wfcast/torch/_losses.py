@@ -131,13 +131,26 @@ class Losses:
         return self._sign * distributed.mean([value])[0]
 
     def between(self, first: int, last: int) -> list[Point]:
-        """Losses with ``first <= clock <= last``, the means over the processes."""
+        """Losses with ``first <= clock <= last``, the means over the processes.
+
+        Raises
+        ------
+        WfcastError
+            Some processes handed over more of them than others.
+        """
         chosen = [(c, v) for c, v in self._points if first <= c <= last]
-        tensors = [v.float().reshape(()) for _, v in chosen if isinstance(v, torch.Tensor)]
-        moved = iter(torch.stack(tensors).tolist() if tensors else [])
-        values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
+        with distributed.together():
+            tensors = [v.float().reshape(()) for _, v in chosen if isinstance(v, torch.Tensor)]
+            moved = iter(torch.stack(tensors).tolist() if tensors else [])
+            values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
         if self._judge is None:
             known = sum(c <= self._shared for c, _ in chosen)
+            counts = distributed.by_rank(len(values) - known)
+            if len(set(counts)) > 1:
+                raise WfcastError(
+                    f"the processes handed over {counts} losses, by rank, expected the same number "
+                    "from each: call step(loss) alike in all of them"
+                )
             values[known:] = distributed.mean(values[known:])
         return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
 

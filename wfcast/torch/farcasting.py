@@ -8,6 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
 from numbers import Real
@@ -27,7 +28,7 @@ from ._loop import StepCounter
 from ._losses import NOTHING, Losses
 from ._onlookers import Onlookers
 from ._optimizer import soften
-from ._recording import Recording
+from ._recording import NoMovement, Recording
 from ._rule import rates_of
 from ._settings import Settings, check_function, check_kinds, check_room
 from ._snapshot import Pending
@@ -446,8 +447,8 @@ class Farcasting:
         rates = rates_of(self._training.optimizer)
         try:
             movement = self._recording.movement(clock)
-        except ValueError as problem:  # in all processes, in words of its own in each
-            return self._refuse(distributed.first_problem(str(problem)), anew=True)
+        except NoMovement as problem:
+            return self._refuse(str(problem), anew=True)
         horizon, reason = self._rule.horizon(self._step, rates, movement)
         longest = self._recording.source.longest
         if horizon == longest != self._settings.horizon:
@@ -630,18 +631,17 @@ class Farcasting:
 
     def _take_back(self, pending: Pending, reason: str) -> bool:
         """Go on from before the jump that is under way, whatever it did."""
-        self._put_back(pending, reason)
+        self._put_back(pending, reason, distributed.together)
         self._begin_again()
         return True
 
-    def _put_back(self, pending: Pending, reason: str) -> None:
+    def _put_back(self, pending: Pending, reason: str, together: Any = nullcontext) -> None:
         """The run is as it was before the jump, and the jump's row says why."""
-        self._training.check_unchanged()
+        pending.snapshot.restore(self._training, together)
         jump = pending.jump
         jump.outcome, jump.reason = "rolled back", reason
         jump.steps_saved = -float(self._clock - pending.clock)
         jump.steps_low = jump.steps_high = jump.steps_saved
-        pending.snapshot.restore(self._training)
         self._rule.taken_back()
         self._clock = pending.clock
         self._losses.cut(last=self._clock)
@@ -782,7 +782,7 @@ class Farcasting:
             "verdicts": [asdict(verdict) for verdict in self._verdicts],
             "cosines": dict(self.cosines),
             "rule": self._rule.state_dict(),
-            "pending": None if self._pending is None else self._pending.state_dict(),
+            "pending": None if self._pending is None else self._pending.state_dict(self._training),
             "recovering": self._recovering,
         }
 
