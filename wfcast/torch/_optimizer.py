@@ -165,11 +165,20 @@ class OptimizerSnapshot:
     @staticmethod
     def check_saved(state: dict[str, Any], optimizer: Any) -> None:
         """Raise WfcastError where what `state_dict` gave is of another kind of optimizer."""
-        saved, own = ([sorted(g) for g in gs] for gs in (state["groups"], _settings(optimizer)))
+        saved, own = len(state["state"]), len(parameters_of(optimizer))
         if saved != own:
             raise WfcastError(
-                f"the state was saved with an optimizer of other settings ({saved}), expected "
-                f"those of {type(optimizer).__name__}: {own}"
+                f"the optimizer of the saved state steps {saved} parameters, expected {own}"
+            )
+        odd = {
+            key
+            for then, now in zip(state["groups"], _settings(optimizer), strict=True)
+            for key in then.keys() ^ now.keys()
+        }
+        if odd:
+            raise WfcastError(
+                f"the state was saved with another kind of optimizer than this "
+                f"{type(optimizer).__name__}: only one of both has {min(odd)!r}"
             )
 
     @classmethod

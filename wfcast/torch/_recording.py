@@ -242,6 +242,7 @@ class Recording:
         """Everything that changes, in plain containers."""
         first = self.kept.get(self.since)
         return {
+            "offsets": list(self.source.offsets),
             "since": self.since,
             "middle": self._middle,
             "states": {c: [t.clone() for t in k.settled()] for c, k in self.kept.items()},
@@ -257,6 +258,11 @@ class Recording:
             raise WfcastError(
                 f"the state was saved {kinds[not here]}, expected one saved {kinds[here]}, as this "
                 "Farcasting has"
+            )
+        if list(state["offsets"]) != list(self.source.offsets):
+            raise WfcastError(
+                f"the state was saved with a forecaster of states {list(state['offsets'])} steps "
+                f"before a jump, and this one needs those {list(self.source.offsets)} before it"
             )
         if (state["factors"] is None) != (self._factors is None):
             raise WfcastError(

@@ -41,7 +41,7 @@ __all__ = ["Farcasting"]
 logger = logging.getLogger("wfcast")
 
 ADAPTERS = ("product", "factors")
-VERSION = 3  # of what `state_dict` gives
+VERSION = 4  # of what `state_dict` gives
 
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
@@ -767,6 +767,7 @@ class Farcasting:
         """
         return {
             "version": VERSION,
+            "settings": self._settings.lasting,
             "names": [s.name for s in self._training.slots],
             "step": self._step,
             "clock": self._clock,
@@ -792,8 +793,9 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The state of other parameters or another kind of forecaster, one that lacks what taking
-            back its jump needs, or one of an older version; nothing has changed then.
+            The state of other parameters, settings (all but `stop`, `optimizer_state` and where
+            states are kept) or another kind of forecaster or judge, one that lacks what taking back
+            its jump needs, or one of an older version; nothing has changed then.
         """
         if not isinstance(state, dict) or "clock" not in state:
             raise WfcastError("the state is none that state_dict() of a Farcasting gave")
@@ -802,7 +804,11 @@ class Farcasting:
                 f"the state was saved by another version of Farcasting ({state.get('version', 1)}, "
                 f"expected {VERSION}): begin a new one at this step"
             )
+        if self._closed:
+            raise WfcastError("this Farcasting was closed: make a new one to load a state into")
         then = state["pending"]
+        self._settings.check_saved(state["settings"])
+        self._losses.check_saved(state["losses"])
         states = state["recording"]["states"].values()
         self._training.check_saved(state["names"], [*states, *([then["weights"]] if then else [])])
         self._recording.check_saved(state["recording"])
