@@ -1009,7 +1009,10 @@ def refused(farcasting, state, message):
             lambda state: state["settings"].update(horizon="adaptive", start=3.0),
             "with horizon='adaptive', start=3, .* has horizon=2, start=0: make it with",
         ),
-        (lambda state: state["recording"].update(offsets=[5, 0]), r"of states \[5, 0\] steps before"),
+        (
+            lambda state: state["recording"].update(offsets=[5, 0]),
+            r"states \[5, 0\] steps before",
+        ),
         (lambda state: state["pending"]["stepped"][0].reverse(), "their order differs"),
         (lambda state: state["pending"]["optimizer"]["groups"][0].pop("betas"), "Adam: .*'betas'"),
         (

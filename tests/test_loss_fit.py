@@ -195,7 +195,7 @@ def test_bad_input():
         ({"loss_fn": infinite}, "the loss of the latest weights is inf"),
         (
             {"loss_fn": no_scalar, "judge": lambda: loops.held_out(model)},
-            "must return a scalar tensor",
+            r"loss_fn returned a tensor of shape \[.*\], expected a tensor of one number",
         ),
     ]:
         arguments = {

@@ -139,8 +139,8 @@ def check_kinds(model: Any, optimizer: Any, scheduler: Any, state_dtype: Any) ->
         raise WfcastError(f"state_dtype is {state_dtype!r}, expected one of {expected}, or None")
 
 
-def check_function(name: str, function: Callable[[], Any] | None) -> None:
-    """Raise WfcastError for what is neither None nor can be called without arguments."""
+def check_function(name: str, function: Callable[..., Any] | None, *given: str) -> None:
+    """Raise WfcastError for what is neither None nor can be called with so many arguments."""
     if function is None:
         return
     if not callable(function):
@@ -150,11 +150,12 @@ def check_function(name: str, function: Callable[[], Any] | None) -> None:
     except (TypeError, ValueError):  # some written in C do not tell
         return
     try:
-        signature.bind()
+        signature.bind(*given)
     except TypeError as reason:
+        arguments = f"as {name}({', '.join(given)})" if given else "without arguments"
         raise WfcastError(
-            f"{name} is called without arguments, and its signature is {signature}: wrap it, as in "
-            f"{name}=lambda: f(model)"
+            f"{name} is called {arguments}, and its signature is {signature}: wrap it, as in "
+            f"{name}=lambda{' ' * bool(given)}{', '.join(given)}: f({', '.join(given) or 'model'})"
         ) from reason
 
 

@@ -24,7 +24,7 @@ from . import _coefficients
 from ._factors import places_of
 from ._history import FarcastingReport, Jump, last_made, numbers
 from ._jumping import Jumper, NoForecast, NoJump
-from ._loop import StepCounter
+from ._loop import Bound, StepCounter
 from ._losses import NOTHING, Losses
 from ._onlookers import Onlookers
 from ._optimizer import soften
@@ -46,7 +46,7 @@ VERSION = 4  # of what `state_dict` gives
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
 
-class Farcasting:
+class Farcasting(Bound):
     """Jump ahead where a run drifts, train on from there, and take clear harm back.
 
     Every `period` steps the weights are replaced by a forecast of what they will be `horizon` steps
