@@ -219,45 +219,48 @@ class Farcasting(Bound):
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_kinds(model, optimizer, scheduler, state_dtype)
-        check_function("judge", judge)
-        check_function("refresh", refresh)
-        _check_alone(model)
-        self._settings = settings = Settings(
-            spacing=spacing,
-            n_states=n_states,
-            period=period,
-            horizon=horizon,
-            recovery=recovery,
-            maximize=maximize,
-            optimizer_state=optimizer_state,
-            start=start,
-            stop=stop,
-        )
-        slots = select(model, optimizer, include, exclude)
-        source = _coefficients.source(forecaster, spacing, n_states, slots)
-        if adapters not in ADAPTERS:
-            raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
-        pairs = places_of(slots) if adapters == "product" else []
-        self._training = Training(model, optimizer, scheduler, slots, pairs)
-        n_kept = len(source.offsets) + 3  # the first and the middle one, or sums; before the jump
-        self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
-        self._recording = Recording(
-            self._training,
-            source,
-            self._store,
-            spacing=spacing,
-            since=start,
-            dtype=state_dtype,
-            moves=settings.adaptive,
-        )
-        self._losses = Losses(model, judge, settings.window, maximize)
-        self._calibration = Calibration(settings.window)
-        self._rule = settings.rule(source.longest)
-        self._rule.watch(rates_of(optimizer))
-        self._jumper = Jumper(
-            self._training, self._recording, self._store, refresh, settings.window > 0
-        )
+        with distributed.together():
+            check_kinds(model, optimizer, scheduler, state_dtype)
+            check_function("judge", judge)
+            check_function("refresh", refresh)
+            _check_alone(model)
+            self._settings = settings = Settings(
+                spacing=spacing,
+                n_states=n_states,
+                period=period,
+                horizon=horizon,
+                recovery=recovery,
+                maximize=maximize,
+                optimizer_state=optimizer_state,
+                start=start,
+                stop=stop,
+            )
+            slots = select(model, optimizer, include, exclude)
+            source = _coefficients.source(forecaster, spacing, n_states, slots)
+            if adapters not in ADAPTERS:
+                raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
+            pairs = places_of(slots) if adapters == "product" else []
+            self._training = Training(model, optimizer, scheduler, slots, pairs)
+            n_kept = (
+                len(source.offsets) + 3
+            )  # the first and the middle one, or sums; before the jump
+            self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
+            self._recording = Recording(
+                self._training,
+                source,
+                self._store,
+                spacing=spacing,
+                since=start,
+                dtype=state_dtype,
+                moves=settings.adaptive,
+            )
+            self._losses = Losses(model, judge, settings.window, maximize)
+            self._calibration = Calibration(settings.window)
+            self._rule = settings.rule(source.longest)
+            self._rule.watch(rates_of(optimizer))
+            self._jumper = Jumper(
+                self._training, self._recording, self._store, refresh, settings.window > 0
+            )
         self.seconds = 0.0
         self.hindrance = ""
         self.cosines: dict[str, float] = {}
