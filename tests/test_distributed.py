@@ -264,6 +264,10 @@ def test_trouble_with_readouts_of_one_process_is_that_of_all(tmp_path):
     for case, message in {
         "a judge": "RuntimeError: no held-out data",
         "a judge of fit": "RuntimeError: no held-out data",
+        "a loss of fit": "RuntimeError: no held-out data",
+        "a batch of fit": "RuntimeError: no held-out data",
+        "a judge without a number": "WfcastError: the judge returned None, expected one number",
+        "memory": "RuntimeError: no held-out data",
         "a refresh": "RuntimeError: no held-out data",
         "NaN in a shard": "WfcastError: Input contains NaN or infinity: parameter '2.bias'",
     }.items():

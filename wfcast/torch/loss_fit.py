@@ -249,8 +249,10 @@ def search(
     z = np.zeros(basis.shape[1])
     first, second = np.zeros_like(z), np.zeros_like(z)
     for t in range(1, n_evals + 1):
+        with together():  # by itself: a sharded model meets the others in its forward pass
+            batch = next(feed)
         with together():
-            rows = _derivatives(model, slots, states, loss_fn, next(feed))
+            rows = _derivatives(model, slots, states, loss_fn, batch)
         gradient = basis.T @ _sum(*rows)[0]
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
