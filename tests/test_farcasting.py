@@ -290,6 +290,8 @@ def test_a_loss_that_is_gone_after_a_jump_takes_it_back_at_once(gone, seen, valu
     assert loops.equal(loops.weights(model), kept)
     row = farcasting.history[-1]
     assert (row["outcome"], row["reason"]) == ("rolled back", "the loss is not finite")
+    assert (row["verdict"], row["judged_at"]) == ("harm", step)
+    assert not math.isfinite(row["loss_after"])
     assert row["steps_saved"] == -seen
 
 

@@ -41,6 +41,7 @@ __all__ = ["Farcasting"]
 logger = logging.getLogger("wfcast")
 
 ADAPTERS = ("product", "factors")
+LOOKS = 8  # between which a jump must not have fitted, for them to be blamed
 VERSION = 4  # of what `state_dict` gives
 
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
@@ -271,7 +272,8 @@ class Farcasting(Bound):
         self._pending: Pending | None = None
         # the clock of a jump that was kept, and the losses before it, until it is looked at again
         self._recovering: tuple[int, list[Point]] | None = None
-        self._look = self._apart = 0  # the next step at which the weights are looked at, as told
+        self._look = 0  # the next step at which the weights are looked at, as told
+        self._gaps: list[int] = []  # steps between the last looks
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
@@ -343,7 +345,7 @@ class Farcasting(Bound):
         if math.isfinite(distributed.mean([float(loss)])[0]):
             return False
         with self._onlookers.own():
-            return self._roll_back(pending, "the loss is not finite")
+            return self._blow_up(pending, float(loss), "the loss is not finite")
 
     def _advance(self, room: int | None) -> bool:
         """Watch the jump that is under way; record, and jump where that is due."""
@@ -377,13 +379,14 @@ class Farcasting(Bound):
         """
         look = self._step + room
         if look != self._look:
-            self._apart, self._look = max(1, look - self._look), look
-        ahead, window = self._clock + room, self._settings.window
-        if self._apart > window:
+            self._gaps = [*self._gaps, max(1, look - self._look)][-LOOKS:]
+            self._look = look
+        ahead, window, widest = self._clock + room, self._settings.window, max(self._gaps)
+        if widest > window:
             self.hindrance = ""
         if self._next <= ahead < self._next + window:
-            if self._apart <= window and not self.hindrance:
-                often = "step" if self._apart == 1 else f"{self._apart} steps"
+            if widest <= window and not self.hindrance:
+                often = "step" if widest == 1 else f"{widest} steps"
                 self.hindrance = (
                     f"no jump is possible: the weights are looked at every {often}, as room tells, "
                     f"which counts down to the next look, and its verdict takes {window} steps: "
@@ -391,7 +394,7 @@ class Farcasting(Bound):
                 )
             wanted = self._recording.earliest(ahead + 1)
             while not self._obtainable(wanted):
-                wanted += self._apart
+                wanted += self._gaps[-1]
             self._next = wanted
 
     def _obtainable(self, jump: int) -> bool:
@@ -573,11 +576,13 @@ class Farcasting(Bound):
         if recent and pending.jump.loss_right_after is None:
             pending.jump.loss_right_after = self._losses.shown(recent[0][1])
         if recent and not math.isfinite(recent[0][1]):
-            return self._roll_back(pending, "the loss is not finite")
+            return self._blow_up(pending, recent[0][1], "the loss is not finite")
         if passed >= window:
             return self._decide(pending)
         if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
-            return self._roll_back(pending, "the loss is far beyond any before the jump")
+            return self._blow_up(
+                pending, recent[0][1], "the loss is far beyond any before the jump"
+            )
         self._record()
         return False
 
@@ -591,8 +596,7 @@ class Farcasting(Bound):
         verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
         self._tell(jump, verdict)
         if verdict.kind == HARM:
-            self._rule.learn(verdict)
-            return self._roll_back(pending, "the loss is beyond what chance explains")
+            return self._roll_back(pending, "the loss is beyond what chance explains", verdict)
         jump.outcome = "kept"
         self._verdicts.append(verdict)
         self._recovering = (pending.clock, pending.before)
@@ -624,11 +628,22 @@ class Farcasting(Bound):
         jump.loss_after = self._losses.shown(verdict.after)
         jump.loss_expected = self._losses.shown(verdict.expected)
 
-    def _roll_back(self, pending: Pending, reason: str) -> bool:
+    def _blow_up(self, pending: Pending, loss: float, reason: str) -> bool:
+        """Take the jump that is under way back before the step of its verdict."""
+        self._roll_back(pending, reason)
+        jump = pending.jump
+        jump.verdict, jump.judged_at = HARM, self._step
+        jump.loss_after = self._losses.shown(loss)
+        return True
+
+    def _roll_back(self, pending: Pending, reason: str, verdict: Verdict | None = None) -> bool:
         """Take the jump that is under way back, for it did harm."""
-        if pending.jump.verdict is None:  # else the verdict has told
+        self._put_back(pending, reason, distributed.together)
+        if verdict is None:
             self._rule.blame()
-        self._take_back(pending, reason)
+        else:
+            self._rule.learn(verdict)
+        self._begin_again()
         self._say_stop()
         return True
 
@@ -775,7 +790,7 @@ class Farcasting(Bound):
             "step": self._step,
             "clock": self._clock,
             "next": self._next,
-            "look": [self._look, self._apart],
+            "look": [self._look, *self._gaps],
             "said": self._said,
             "ended": self._ended,
             "seconds": self.seconds,
@@ -826,7 +841,7 @@ class Farcasting(Bound):
         self._calibration.load_state_dict(state["calibration"])
         self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
-        self._look, self._apart = state["look"]
+        self._look, *self._gaps = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
         self._ended = state["ended"]
         if self._ended not in (None, self._settings.stop):  # this run goes further than that one
