@@ -178,7 +178,11 @@ class Farcasting(Bound):
     Notes
     -----
     Under torch.distributed every process calls `step`, and all decide alike: losses and statistics
-    are added up over the processes, each forecasts its own shards.
+    are added up over the processes, each forecasts its own shards. Whatever fails in one of them, a
+    judge or for want of memory, is an error of all.
+
+    Buffers that change their shapes, come or go while a jump is under way are those before it where
+    it is taken back.
 
     Examples
     --------
@@ -277,7 +281,8 @@ class Farcasting(Bound):
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
-        self._ended: int | None = None  # the stop that ended the jumps, 0 for close()
+        self._ending = ""  # why the run leaves no room for more jumps, whatever the rule says
+        self._ended: int | None = None  # the stop that ended them, 0 for close()
         self._closed = False
         self._steps = StepCounter(optimizer)
         _controllers.add(self)
@@ -308,8 +313,9 @@ class Farcasting(Bound):
         ------
         WfcastError
             The optimizer took several steps; the loss, or what the judge returned, is no single
-            number; or the parameters of the model or the optimizer are others than before, or have
-            other shapes, which is found when a state is recorded, at the next jump at the latest.
+            number, or comes after losses of another kind; another process failed; or the parameters
+            of the model or the optimizer are others than before, or have other shapes, which is
+            found when a state is recorded, at the next jump at the latest.
 
         Warns
         -----
@@ -412,7 +418,7 @@ class Farcasting(Bound):
                 which = "next" if self._made else "first"
                 remedy = "" if self._jumps else "; lower period, spacing or recovery"
                 self._ended = int(stop)
-                self._rule.stopped = self.hindrance or (
+                self._ending = self.hindrance or (
                     f"too few steps are left before step {stop}, where jumps end: the {which} one "
                     f"could come at step {due}{later}{remedy}"
                 )
@@ -695,7 +701,7 @@ class Farcasting(Bound):
     @property
     def stopped(self) -> str:
         """Why there are no more jumps; empty while there may be."""
-        return self._rule.stopped
+        return self._ending or self._rule.stopped
 
     @property
     def steps_saved(self) -> tuple[float, float, float]:
@@ -770,7 +776,7 @@ class Farcasting(Bound):
             pending.jump.outcome, pending.jump.reason = "kept", reason
             self._settle(pending)
         if not self.stopped:
-            self._rule.stopped = self._steps.problem or self.hindrance or "it was closed"
+            self._ending = self._steps.problem or self.hindrance or "it was closed"
             self._ended = 0
         self._recording.forget()
         self._closed = True
@@ -792,6 +798,7 @@ class Farcasting(Bound):
             "next": self._next,
             "look": [self._look, *self._gaps],
             "said": self._said,
+            "ending": self._ending,
             "ended": self._ended,
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
@@ -843,9 +850,9 @@ class Farcasting(Bound):
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
         self._look, *self._gaps = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
-        self._ended = state["ended"]
+        self._ending, self._ended = state["ending"], state["ended"]
         if self._ended not in (None, self._settings.stop):  # this run goes further than that one
-            self._ended, self._said, self._rule.stopped = None, "", ""
+            self._ending, self._ended, self._said = "", None, ""
         self._verdicts = [Verdict(**row) for row in state["verdicts"]]
         self._recovering = state["recovering"]
         self.cosines = dict(state["cosines"])
