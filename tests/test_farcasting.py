@@ -312,7 +312,7 @@ def test_a_loss_that_was_gone_long_ago_is_forgotten():
         loss = loops.optimize(model, optimizer, step)
         changed = farcasting.step(loss if step != 7 else torch.tensor(math.inf))
     assert changed
-    ((_, stretch),) = farcasting.state_dict()["calibration"]["stretches"]
+    ((_, stretch),) = farcasting.state_dict()["judging"]["calibration"]["stretches"]
     assert [step for step, _ in stretch] == list(range(8, FIRST + 1))
 
 
@@ -384,7 +384,7 @@ def test_a_jump_makes_the_run_older():
         return (step + 60 * (step > 80)) ** -0.5
 
     farcasting = outcomes(loss_at, 130, horizon=60, spacing=5, recovery=20)
-    first, second = farcasting.state_dict()["calibration"]["stretches"]
+    first, second = farcasting.state_dict()["judging"]["calibration"]["stretches"]
     assert first[0] == 0
     assert second[0] == pytest.approx(60, rel=0.1)
 

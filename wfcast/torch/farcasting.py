@@ -9,8 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import asdict
 from numbers import Real
 from typing import Any
 
@@ -23,6 +22,7 @@ from .._patterns import Patterns
 from . import _coefficients
 from ._factors import places_of
 from ._history import FarcastingReport, Jump, last_made, numbers
+from ._judging import Judging, Ruling
 from ._jumping import Jumper, NoForecast, NoJump
 from ._loop import Bound, StepCounter
 from ._losses import NOTHING, Losses
@@ -34,7 +34,7 @@ from ._settings import Settings, check_function, check_kinds, check_room
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._verdict import HARM, UNKNOWN, WORSE, Calibration, Point, Verdict, blew_up, total
+from ._verdict import Point, total
 
 __all__ = ["Farcasting"]
 
@@ -260,7 +260,7 @@ class Farcasting(Bound):
                 moves=settings.adaptive,
             )
             self._losses = Losses(model, judge, settings.window, maximize)
-            self._calibration = Calibration(settings.window)
+            self._judging = Judging(self._losses, settings.window)
             self._rule = settings.rule(source.longest)
             self._rule.watch(rates_of(optimizer))
             self._jumper = Jumper(
@@ -270,12 +270,9 @@ class Farcasting(Bound):
         self.hindrance = ""
         self.cosines: dict[str, float] = {}
         self._jumps: list[Jump] = []
-        self._verdicts: list[Verdict] = []  # on the jumps that were kept
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
-        # the clock of a jump that was kept, and the losses before it, until it is looked at again
-        self._recovering: tuple[int, list[Point]] | None = None
         self._look = 0  # the next step at which the weights are looked at, as told
         self._gaps: list[int] = []  # steps between the last looks
         self._onlookers = Onlookers(model)
@@ -348,10 +345,12 @@ class Farcasting(Bound):
         pending = self._pending
         if pending is None or not isinstance(loss, torch.Tensor | Real):
             return False
-        if math.isfinite(distributed.mean([float(loss)])[0]):
+        value = distributed.mean([float(loss)])[0]
+        if math.isfinite(value):
             return False
         with self._onlookers.own():
-            return self._blow_up(pending, float(loss), "the loss is not finite")
+            blown = self._losses.shown(value)
+            return self._roll_back(pending, Ruling("the loss is not finite", blown=blown))
 
     def _advance(self, room: int | None) -> bool:
         """Watch the jump that is under way; record, and jump where that is due."""
@@ -360,10 +359,8 @@ class Farcasting(Bound):
             changed = self._watch(self._pending)
             if changed or self._pending is not None:
                 return changed
-        if self._recovering is not None:
-            due = self._recovering[0] + 2 * settings.window
-            if clock >= min(due, self._next):  # the next jump may be nearer after a resume
-                self._look_again(*self._recovering)
+        if self._judging.due(clock, self._next):
+            self._look_again()
         if self._over():
             self._recording.forget()
             return False
@@ -452,7 +449,7 @@ class Farcasting(Bound):
             lacking = self._lacking(before, gone)
             if lacking:
                 return self._refuse(lacking)
-            self._calibration.learn(before, sum(v.steps_saved for v in self._verdicts))
+            self._judging.learn(before)
         if not self._recording.complete(clock):
             self._begin_again()  # a state could not be kept
             return False
@@ -505,16 +502,7 @@ class Farcasting(Bound):
         clock, window = self._clock, self._settings.window
         if gone and gone[-1][0] >= clock - 2 * window:
             return self._lost(*gone[0])
-        if len(before) < 2:
-            return NOTHING
-        latest = [*(c for c, _ in before[-3:]), clock]
-        apart = max(b - a for a, b in pairwise(latest))
-        if apart > window:
-            return (
-                f"losses come {apart} steps apart, and one is needed within the {window} to a "
-                "verdict: hand them over more often, or raise recovery"
-            )
-        return ""
+        return self._judging.lacking(before, clock)
 
     def _lost(self, clock: int, loss: float) -> str:
         """What to say of a loss that is not finite: for later ones the same as for the first."""
@@ -571,92 +559,37 @@ class Farcasting(Bound):
     # ---- judging ------------------------------------------------------------------------------
 
     def _watch(self, pending: Pending) -> bool:
-        """A jump is under way: look whether it blew up, and judge it at the end of its window."""
-        clock, window = self._clock, self._settings.window
-        passed = clock - pending.clock
-        if passed % self._losses.every and passed < window and passed > 1:
+        """A jump is under way: keep it, take it back, or wait."""
+        ruling = self._judging.rule(pending, self._clock, self._step)
+        if ruling.reason:
+            return self._roll_back(pending, ruling)
+        if ruling.verdict is None:
             self._record()
             return False
-        self._losses.measure(clock, self._step)
-        recent = self._losses.between(clock, clock)
-        if recent and pending.jump.loss_right_after is None:
-            pending.jump.loss_right_after = self._losses.shown(recent[0][1])
-        if recent and not math.isfinite(recent[0][1]):
-            return self._blow_up(pending, recent[0][1], "the loss is not finite")
-        if passed >= window:
-            return self._decide(pending)
-        if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
-            return self._blow_up(
-                pending, recent[0][1], "the loss is far beyond any before the jump"
-            )
-        self._record()
-        return False
-
-    def _decide(self, pending: Pending) -> bool:
-        """Keep the jump that is under way, or take it back."""
-        jump, window = pending.jump, self._settings.window
-        after = self._losses.between(self._clock - window // 2, self._clock)
-        after = after or self._losses.between(pending.clock + 1, self._clock)
-        if not after:
-            return self._take_back(pending, "no loss was handed over in the steps to its verdict")
-        verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
-        self._tell(jump, verdict)
-        if verdict.kind == HARM:
-            return self._roll_back(pending, "the loss is beyond what chance explains", verdict)
-        jump.outcome = "kept"
-        self._verdicts.append(verdict)
-        self._recovering = (pending.clock, pending.before)
+        self._judging.tell(pending.jump, ruling.verdict, self._step)
+        self._judging.keep(pending, ruling.verdict)
+        pending.jump.outcome = "kept"
         self._settle(pending)
         return False
 
-    def _look_again(self, then: int, before: list[Point]) -> None:
-        """What the last jump saved, after a second window: recovery may take longer than one."""
-        clock, self._recovering = self._clock, None
-        self._losses.measure(clock, self._step)
-        after = self._losses.between(max(clock - self._settings.window // 2, then + 1), clock)
-        if after and all(math.isfinite(loss) for _, loss in after):
-            jump = last_made(self._jumps)
-            assert jump is not None
-            verdict = self._calibration.verdict(before, after, cap=jump.horizon)
-            if verdict.kind == HARM:  # it is too late to take it back
-                verdict = replace(verdict, kind=WORSE)
-            if verdict.kind != UNKNOWN:  # else the first look said more
-                self._verdicts[-1] = verdict
-                self._tell(jump, verdict)
-        self._rule.learn(self._verdicts[-1])
+    def _look_again(self) -> None:
+        """What the last jump saved, as it shows later."""
+        jump = last_made(self._jumps)
+        assert jump is not None
+        self._rule.learn(self._judging.again(jump, self._clock, self._step))
         self._say_stop()
 
-    def _tell(self, jump: Jump, verdict: Verdict) -> None:
-        """In its row."""
-        jump.verdict, jump.judged_at = verdict.kind, self._step
-        jump.steps_saved = verdict.steps_saved
-        jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
-        jump.loss_after = self._losses.shown(verdict.after)
-        jump.loss_expected = self._losses.shown(verdict.expected)
-
-    def _blow_up(self, pending: Pending, loss: float, reason: str) -> bool:
-        """Take the jump that is under way back before the step of its verdict."""
-        self._roll_back(pending, reason)
-        jump = pending.jump
-        jump.verdict, jump.judged_at = HARM, self._step
-        jump.loss_after = self._losses.shown(loss)
-        return True
-
-    def _roll_back(self, pending: Pending, reason: str, verdict: Verdict | None = None) -> bool:
-        """Take the jump that is under way back, for it did harm."""
-        self._put_back(pending, reason, distributed.together)
-        if verdict is None:
+    def _roll_back(self, pending: Pending, ruling: Ruling) -> bool:
+        """Take the jump that is under way back, and learn of it where it did harm."""
+        self._put_back(pending, ruling.reason, distributed.together)
+        if ruling.verdict is not None:
+            self._rule.learn(ruling.verdict)
+        elif ruling.blown is not None:
             self._rule.blame()
-        else:
-            self._rule.learn(verdict)
+        if ruling.verdict is not None or ruling.blown is not None:
+            self._judging.tell_harm(pending.jump, ruling, self._step)
         self._begin_again()
         self._say_stop()
-        return True
-
-    def _take_back(self, pending: Pending, reason: str) -> bool:
-        """Go on from before the jump that is under way, whatever it did."""
-        self._put_back(pending, reason, distributed.together)
-        self._begin_again()
         return True
 
     def _put_back(self, pending: Pending, reason: str, together: Any = nullcontext) -> None:
@@ -706,7 +639,7 @@ class Farcasting(Bound):
     @property
     def steps_saved(self) -> tuple[float, float, float]:
         """Steps that the jumps saved, less those lost, and their 95 % interval: 0 where unknown."""
-        return total(self._verdicts, self.steps_lost)
+        return total(self._judging.verdicts, self.steps_lost)
 
     @property
     def steps_lost(self) -> float:
@@ -756,7 +689,7 @@ class Farcasting(Bound):
         pending = self._pending
         if pending is None:
             return False
-        return self._take_back(pending, "the weights were looked at before its verdict")
+        return self._roll_back(pending, Ruling("the weights were looked at before its verdict"))
 
     def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
@@ -803,13 +736,11 @@ class Farcasting(Bound):
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
             "losses": self._losses.state_dict(),
-            "calibration": self._calibration.state_dict(),
+            "judging": self._judging.state_dict(),
             "history": self.history,
-            "verdicts": [asdict(verdict) for verdict in self._verdicts],
             "cosines": dict(self.cosines),
             "rule": self._rule.state_dict(),
             "pending": None if self._pending is None else self._pending.state_dict(self._training),
-            "recovering": self._recovering,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -845,7 +776,7 @@ class Farcasting(Bound):
             self._settle(self._pending)
         self._recording.load_state_dict(state["recording"])
         self._losses.load_state_dict(state["losses"])
-        self._calibration.load_state_dict(state["calibration"])
+        self._judging.load_state_dict(state["judging"])
         self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
         self._look, *self._gaps = state["look"]
@@ -853,8 +784,6 @@ class Farcasting(Bound):
         self._ending, self._ended = state["ending"], state["ended"]
         if self._ended not in (None, self._settings.stop):  # this run goes further than that one
             self._ending, self._ended, self._said = "", None, ""
-        self._verdicts = [Verdict(**row) for row in state["verdicts"]]
-        self._recovering = state["recovering"]
         self.cosines = dict(state["cosines"])
         self._jumps = jumps
         if then is not None and last is not None:
