@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import loops
 import torch
@@ -111,6 +112,16 @@ def trouble(out):
     batches = [loops.batch(step) for step in range(100, 120)]
     attempt("a judge", lambda: annealed.choose(fails))
     attempt("a judge of fit", lambda: annealed.fit(loops.loss_of, batches, 2, fails))
+    attempt("a loss of fit", lambda: annealed.fit(lambda *_: fails(), batches, 2))
+
+    def broken():
+        yield from batches[:9]
+        fails()
+
+    attempt("a batch of fit", lambda: annealed.fit(loops.loss_of, broken(), 4))
+    attempt("a judge without a number", lambda: annealed.choose(lambda: None if at_fault else 1.0))
+    with mock.patch.object(torch.Tensor, "clone", fails if at_fault else torch.Tensor.clone):
+        attempt("memory", annealed.write)
     annealed.refresh = fails
     attempt("a refresh", annealed.write)
     annealed.refresh = None

@@ -1,20 +1,23 @@
 """One process of a distributed run with Farcasting: `torchrun`-like environment, gloo, CPU.
 
     python farcast_ranks.py single|ddp|fsdp|tensor OUT
-    python farcast_ranks.py trouble|moments|lightning|replicated OUT
+    python farcast_ranks.py trouble|faults|moments|lightning|replicated OUT
 
 Every process of a replicated or sharded run sees the same batches, so that all kinds are the same
-run but for rounding. In trouble one process alone has an error, and OUT is what each came to; in
-moments a jump that dropped them is taken back at once. Lightning resumes a sharded run.
+run but for rounding. In trouble and faults one process alone has an error, and OUT is what each
+came to; in moments a jump that dropped them is taken back at once. Lightning resumes a sharded run.
 """
 
+import datetime
 import itertools
 import json
 import os
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import loops
 import torch
@@ -27,7 +30,16 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from wfcast.torch import Farcasting, fit_to_loss
+from wfcast import WfcastError
+from wfcast.torch import (
+    Farcasting,
+    _line,
+    _recording,
+    _snapshot,
+    _store,
+    _training,
+    fit_to_loss,
+)
 
 SETTINGS = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -160,6 +172,85 @@ def trouble(out):
     attempt("NaN in a gradient", loss_fn=poisoned)
     poison(states[1]["0.weight"])
     attempt("NaN in a state", states)
+    finish(told, out)
+
+
+def faults(out):
+    """The last process fails in a function of the user's, or for want of memory or room on disk."""
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    at_fault = distributed.get_rank() == distributed.get_world_size() - 1
+    told = {}
+
+    def fails(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    class Scheduler:
+        def __init__(self, broken=""):
+            if at_fault and broken:
+                setattr(self, broken, fails(RuntimeError("no schedule")))
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    def attempt(case, where=None, error=None, *, at=20, lose=False, **parameters):
+        """Go on to step 60; what fails does so from step `at` on."""
+        model = loops.mlp()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        settings = {"horizon": 3, **SETTINGS, **parameters}
+        farcasting = Farcasting(model, optimizer, **settings)
+        try:
+            with ExitStack() as patched:
+                for step in range(1, 61):
+                    if step == at and at_fault and where is not None:
+                        patched.enter_context(mock.patch.object(*where, fails(error)))
+                    loss = loops.optimize(model, optimizer, step)
+                    farcasting.step(1e9 * loss if lose and not farcasting.settled else loss)
+            told[case] = "no error"
+        except Exception as error:
+            told[case] = f"{type(error).__name__}: {error}"
+        rows = [[row["step"], row["outcome"], row["reason"]] for row in farcasting.history]
+        told[f"{case}, rows"] = rows
+        farcasting.close(undo=farcasting.settled)
+
+    def refresh():
+        if at_fault:
+            raise RuntimeError("no batch")
+
+    attempt("refresh", refresh=refresh)
+    attempt("the scheduler's state", scheduler=Scheduler("state_dict"))
+    attempt("the scheduler's way back", scheduler=Scheduler("load_state_dict"), lose=True)
+    memory = MemoryError("no memory")
+    attempt("memory for a state", (_store.Store, "keep"), memory, at=6, horizon="adaptive")
+    attempt("memory for sums", (_line.Line, "add"), memory, at=15)
+    attempt("memory for a snapshot", (_snapshot.Snapshot, "take"), memory)
+    gpu = RuntimeError("CUDA error: out of memory")
+    attempt("memory for a forecast", (_training.Training, "jump"), gpu)
+    attempt("memory for the movement", (_recording, "movements"), gpu, horizon="adaptive")
+    disk = OSError(28, "No space left on device")
+    attempt("disk for a state", (_line.Line, "add"), disk, at=15)
+    attempt("disk for a snapshot", (_snapshot.Snapshot, "take"), disk)
+    attempt("parameters", (_training.Training, "check_unchanged"), WfcastError("gone"), at=15)
+
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    farcasting = Farcasting(model, optimizer, **SETTINGS)
+    try:
+        for step in range(1, 61):
+            loss = loops.optimize(model, optimizer, step)
+            farcasting.step(None if at_fault and step % 2 else loss)
+    except Exception as error:
+        told["losses of some steps"] = f"{type(error).__name__}: {error}"
+    farcasting.close()
+    try:
+        Farcasting(model, optimizer, store="nowhere" if at_fault else "cpu")
+    except Exception as error:
+        told["a folder that is missing"] = f"{type(error).__name__}: {error}"
     finish(told, out)
 
 
@@ -298,6 +389,8 @@ if __name__ == "__main__":
         lightning(sys.argv[2])
     if sys.argv[1] == "moments":
         moments(sys.argv[2])
+    if sys.argv[1] == "faults":
+        faults(sys.argv[2])
     if sys.argv[1] == "trouble":
         trouble(sys.argv[2])
     main(*sys.argv[1:])

@@ -225,6 +225,24 @@ def test_the_run_gets_its_own_weights_back():
         assert loops.equal(loops.weights(model), expected)
 
 
+def test_buffers_that_a_refresh_registers_anew():
+    """By name and shape the run gets its own again, and a readout that is written its own."""
+    model = loops.mlp(norm=True)
+
+    def refresh(model):
+        model[1].register_buffer("running_mean", torch.full((16,), 7.0))
+        model[1].register_buffer("seen", torch.ones(3))
+
+    annealed = trained(20, model, refresh=refresh)
+    before = loops.weights(model)
+    with annealed.applied():
+        assert bool((model[1].running_mean == 7).all())
+    assert loops.equal(loops.weights(model), before)
+    annealed.write()
+    assert bool((model[1].running_mean == 7).all())
+    assert len(model[1].seen) == 3
+
+
 def test_choose():
     """What is chosen is what is applied; the run knows nothing of it."""
     model = loops.mlp()
@@ -261,9 +279,16 @@ def test_judges_that_fail():
         WfcastError, match="no finite number, but nan for the latest weights and nan"
     ):
         annealed.choose(lambda: math.nan)
-    for nothing in (None, "low", torch.zeros(2)):
+    for nothing in (None, "low", {"eval_loss": 1.0}, torch.zeros(2)):
         with pytest.raises(WfcastError, match=r"the judge returned .*, expected one number"):
             annealed.choose(lambda nothing=nothing: nothing)
+    for judge, message in [
+        (None, "judge is None, expected a function that returns a held-out loss"),
+        (0.5, "judge is 0.5, expected a function"),
+        (lambda model: 1.0, "judge is called without arguments, and its signature is"),
+    ]:
+        with pytest.raises(WfcastError, match=message):
+            annealed.choose(judge)
     assert annealed.chosen == 2  # a choice that failed is none
 
     def fails():
@@ -396,10 +421,12 @@ def test_states_that_do_not_fit():
     kept = copy.deepcopy(annealed.state_dict())
     good = trained(20).state_dict()
     lacking = {k: v for k, v in good.items() if k != "n_steps"}
+    averages = {**good["averages"], "2.bias": good["averages"]["2.bias"][:4]}
     for state, message in [
         (None, "no state of Annealed"),
         (lacking, "no state of Annealed"),
         ({**good, "version": 9}, "version 9, expected 1"),
+        ({**good, "averages": averages}, "4 averages of 5 profiles in the state"),
         (trained(20, loops.mlp(width=8)).state_dict(), r"'0.weight' is \[16, 64\] in the model"),
         (trained(20, loops.mlp(norm=True)).state_dict(), "holds 6 tensors that the model does not"),
     ]:
@@ -444,6 +471,7 @@ def test_bad_input(tmp_path):
         ({"store": tmp_path / "none"}, "expected one of"),
         ({"state_dtype": torch.float16}, "state_dtype is torch.float16, expected"),
         ({"refresh": 3}, "refresh is 3"),
+        ({"refresh": lambda: 0}, r"refresh is called as refresh\(model\), and its signature is"),
     ]:
         with pytest.raises(WfcastError, match=message):
             Annealed(model, **settings)

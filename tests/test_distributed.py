@@ -65,7 +65,7 @@ def test_as_in_one_process(kind, world, alone, tmp_path):
 def test_trouble_of_one_process_is_that_of_all(tmp_path):
     """One that left alone would keep the others waiting."""
     first, last = run("farcast_ranks.py", "trouble", tmp_path / "out.json", world=2)
-    assert re.match(r"rank 1 failed: .*'0\.weight': NaN", first["NaN in a shard"])
+    assert re.match(r"rank 1: .*'0\.weight': NaN", first["NaN in a shard"])
     assert [h["outcome"] for h in first["losses that differ"]] == ["rolled back", "refused"]
     for case in ("NaN in a shard", "losses that differ", "a forecast that overflows"):
         assert first[case] == last[case]  # what is decided, and why
@@ -80,6 +80,38 @@ def test_trouble_of_one_process_is_that_of_all(tmp_path):
         everywhere = case == "NaN in a gradient"  # the reduction spreads it
         named = "" if everywhere else "WfcastError: rank 1 failed: "
         assert re.match(named + message, first[case])
+
+
+@pytest.mark.slow
+def test_faults_of_one_process_end_all_or_none(tmp_path):
+    """Within the step: another process would wait until the one that failed is gone."""
+    first, last = run("farcast_ranks.py", "faults", tmp_path / "out.json", world=2)
+    errors = {
+        "refresh": "RuntimeError: no batch",
+        "the scheduler's state": "RuntimeError: no schedule",
+        "the scheduler's way back": "RuntimeError: no schedule",
+        "memory for a state": "MemoryError: no memory",
+        "memory for sums": "MemoryError: no memory",
+        "memory for a snapshot": "MemoryError: no memory",
+        "memory for a forecast": "RuntimeError: CUDA error: out of memory",
+        "memory for the movement": "RuntimeError: CUDA error: out of memory",
+        "parameters": "WfcastError: gone",
+    }
+    for case, message in errors.items():
+        assert last[case] == message
+        assert first[case] == f"WfcastError: rank 1 failed: {message}"
+    for case in ("disk for a state", "disk for a snapshot"):
+        assert first[case] == last[case] == "no error"
+    rows = {case for case in first if case.endswith(", rows")}
+    assert len(rows) == len(errors) + 2
+    for case in rows:
+        assert first[case] == last[case]
+    refused = first["disk for a state, rows"][0]
+    assert refused[:2] == [15, "refused"]
+    assert "no state could be kept at step 15: rank 1: [Errno 28]" in refused[2]
+    for told in (first, last):
+        assert "handed over [" in told["losses of some steps"]
+        assert "store is 'nowhere'" in told["a folder that is missing"]
 
 
 @pytest.mark.slow
@@ -232,6 +264,10 @@ def test_trouble_with_readouts_of_one_process_is_that_of_all(tmp_path):
     for case, message in {
         "a judge": "RuntimeError: no held-out data",
         "a judge of fit": "RuntimeError: no held-out data",
+        "a loss of fit": "RuntimeError: no held-out data",
+        "a batch of fit": "RuntimeError: no held-out data",
+        "a judge without a number": "WfcastError: the judge returned None, expected one number",
+        "memory": "RuntimeError: no held-out data",
         "a refresh": "RuntimeError: no held-out data",
         "NaN in a shard": "WfcastError: Input contains NaN or infinity: parameter '2.bias'",
     }.items():

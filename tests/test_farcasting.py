@@ -290,6 +290,8 @@ def test_a_loss_that_is_gone_after_a_jump_takes_it_back_at_once(gone, seen, valu
     assert loops.equal(loops.weights(model), kept)
     row = farcasting.history[-1]
     assert (row["outcome"], row["reason"]) == ("rolled back", "the loss is not finite")
+    assert (row["verdict"], row["judged_at"]) == ("harm", step)
+    assert not math.isfinite(row["loss_after"])
     assert row["steps_saved"] == -seen
 
 
@@ -310,7 +312,7 @@ def test_a_loss_that_was_gone_long_ago_is_forgotten():
         loss = loops.optimize(model, optimizer, step)
         changed = farcasting.step(loss if step != 7 else torch.tensor(math.inf))
     assert changed
-    ((_, stretch),) = farcasting.state_dict()["calibration"]["stretches"]
+    ((_, stretch),) = farcasting.state_dict()["judging"]["calibration"]["stretches"]
     assert [step for step, _ in stretch] == list(range(8, FIRST + 1))
 
 
@@ -382,7 +384,7 @@ def test_a_jump_makes_the_run_older():
         return (step + 60 * (step > 80)) ** -0.5
 
     farcasting = outcomes(loss_at, 130, horizon=60, spacing=5, recovery=20)
-    first, second = farcasting.state_dict()["calibration"]["stretches"]
+    first, second = farcasting.state_dict()["judging"]["calibration"]["stretches"]
     assert first[0] == 0
     assert second[0] == pytest.approx(60, rel=0.1)
 
@@ -999,9 +1001,28 @@ def refused(farcasting, state, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda state: state.pop("version"), r"another version of Farcasting \(1, expected 3\)"),
-        (lambda state: state.update(version=4), r"another version .* \(4, expected 3\)"),
-        (lambda state: state["pending"].pop("scheduler"), "without a scheduler"),
+        (lambda state: state.pop("version"), r"another version of Farcasting \(1, expected 4\)"),
+        (lambda state: state.update(version=5), r"another version .* \(5, expected 4\)"),
+        (lambda state: state["pending"].update(scheduler=None), "without a scheduler"),
+        (lambda state: state["pending"]["scheduler"].pop("gamma"), "this StepLR: it lacks 'gamma'"),
+        (lambda state: state["settings"].update(spacing=7.0), "with spacing=7, .* has spacing=5: "),
+        (lambda state: state["settings"].update(maximize=True), "maximize=True, .*maximize=False"),
+        (
+            lambda state: state["settings"].update(horizon="adaptive", start=3.0),
+            "with horizon='adaptive', start=3, .* has horizon=2, start=0: make it with",
+        ),
+        (
+            lambda state: state["recording"].update(offsets=[5, 0]),
+            r"states \[5, 0\] steps before",
+        ),
+        (lambda state: state["pending"]["stepped"][0].reverse(), "their order differs"),
+        (lambda state: state["pending"]["optimizer"]["groups"][0].pop("betas"), "Adam: .*'betas'"),
+        (
+            lambda state: state["pending"]["others"].update({"bias": torch.ones(2)}),
+            r"parameter 'bias' is \[1\], and was \[2\] when",
+        ),
+        (lambda state: state["pending"]["others"].update(w=torch.ones(2)), "'w' is gone, and"),
+        (lambda state: state["pending"]["buffers"].update({"0.b": torch.ones(2)}), "'0.b' cannot"),
         (lambda state: state["history"].clear(), "jump of step 30 under way, .*: there is none"),
         (lambda state: state["history"].pop(), "jump of step 30 under way, .*: kept at step 20"),
         (lambda state: state["pending"].update(step=19), "jump of step 19 .*: pending at step 30"),
@@ -1033,6 +1054,50 @@ def test_a_state_saved_with_another_forecaster():
     assert farcasting.state_dict()["recording"]["states"].keys() == {0, 10, 15}
     assert refused(farcasting, state, "saved with forecaster=None, expected one saved with a")
     assert refused(learning, farcasting.state_dict(), "saved with a forecaster, expected one")
+
+
+@pytest.mark.parametrize("saved_with", [False, True])
+def test_a_state_saved_with_a_scheduler_or_without(saved_with):
+    """In the middle of a jump that is half of what taking it back needs, else none of it."""
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedulers = {True: StepLR(optimizer, 7), False: None}
+    saved = {}
+    first = Farcasting(model, optimizer, scheduler=schedulers[saved_with], **FAST)
+    for step in range(1, FIRST + 2):
+        loops.run(first, model, optimizer, [step])
+        saved[step] = first.state_dict()
+    first.close()
+    again = Farcasting(model, optimizer, scheduler=schedulers[not saved_with], **FAST)
+    kind = "with" if saved_with else "without"
+    assert refused(again, saved[FIRST + 1], f"in the middle of a jump and {kind} a scheduler")
+    again.load_state_dict(saved[FIRST - 1])
+    loops.run(again, model, optimizer, range(FIRST, FIRST + 6))
+    assert again.history[0]["verdict"]
+
+
+def test_losses_of_two_kinds_are_not_compared():
+    """Held-out losses lie elsewhere than those of training."""
+    model, optimizer, farcasting = setup()
+    loops.run(farcasting, model, optimizer, range(1, 5))
+    state = farcasting.state_dict()
+    loops.optimize(model, optimizer, 5)
+    with pytest.raises(WfcastError, match=r"judged by the losses that step\(\) is given so far"):
+        farcasting.step(lambda: loops.held_out(model))
+    farcasting.close()
+    judging = Farcasting(model, optimizer, judge=lambda: loops.held_out(model), **FAST)
+    assert refused(judging, state, "saved in a run judged by the losses .* without one")
+    loops.run(judging, model, optimizer, range(5, 9), judged=True)
+    state = judging.state_dict()
+    judging.close()
+    given = Farcasting(model, optimizer, **FAST)
+    given.load_state_dict(state)
+    loops.optimize(model, optimizer, 9)
+    with pytest.raises(WfcastError, match="judged by a judge so far, and now there is the losses"):
+        given.step(1.0)
+    given.close()
+    with pytest.raises(WfcastError, match="was closed: make a new one"):
+        given.load_state_dict(state)
 
 
 # ---- bad use ------------------------------------------------------------------------------------

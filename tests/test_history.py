@@ -159,6 +159,17 @@ def test_looks_that_are_too_close_are_blamed():
     assert farcasting.history[0]["outcome"] == "kept"
 
 
+def test_looks_of_two_kinds_leave_room_between_them():
+    """A save and an evaluation soon after it are close, and the next pair is far."""
+    model, optimizer, farcasting = setup(horizon=3)
+    looks = [20, 23, 40, 43, 60, 63, 80, 83, 100]
+    for step in range(1, 100):
+        loss = loops.optimize(model, optimizer, step)
+        farcasting.step(loss, room=min(look for look in looks if look >= step) - step)
+        assert farcasting.hindrance == ""
+    assert [row["step"] for row in farcasting.history][:2] == [24, 34]
+
+
 def test_looks_that_are_too_close_are_blamed_at_the_end_too():
     model, optimizer, farcasting = setup(stop=60)
     run(farcasting, model, optimizer, range(1, 61), every=5)

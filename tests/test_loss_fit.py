@@ -192,10 +192,20 @@ def test_bad_input():
         ({"states": {1: {}, 2: {}}}, "lacks 4 of the model's 4 parameters"),
         ({"batches": []}, "batches is empty"),
         ({"batches": few}, "batches held 3, all of them taken to judge by"),
+        ({"batches": 5}, "batches is a int, expected an iterable"),
+        ({"loss_fn": None}, "loss_fn is None, expected a function of a model and a batch"),
+        ({"loss_fn": lambda batch: 0}, r"called as loss_fn\(model, batch\), and its signature"),
+        ({"loss_fn": lambda model, batch: None}, "loss_fn returned None, expected one number"),
+        (
+            {"loss_fn": lambda model, batch: loops.loss_of(model, batch).item()},
+            r"loss_fn returned \d.*, expected a tensor of one number that depends on",
+        ),
+        ({"judge": 0.5}, "judge is 0.5, expected a function"),
+        ({"judge": lambda: {"loss": 1.0}}, r"the judge returned {'loss': 1.0}, expected one num"),
         ({"loss_fn": infinite}, "the loss of the latest weights is inf"),
         (
             {"loss_fn": no_scalar, "judge": lambda: loops.held_out(model)},
-            "must return a scalar tensor",
+            r"loss_fn returned a tensor of shape \[.*\], expected a tensor of one number",
         ),
     ]:
         arguments = {

@@ -1,6 +1,7 @@
 """Loops that go on with another optimizer, layer or model than the Farcasting was made with."""
 
 import copy
+import pickle
 
 import pytest
 
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
 import loops  # noqa: E402  only with it
 
-from wfcast.torch import Farcasting, _loop  # noqa: E402
+from wfcast.torch import Annealed, Farcasting, _loop  # noqa: E402
 
 FAST = {"spacing": 5, "period": 10, "recovery": 5}
 
@@ -85,3 +86,50 @@ def test_masters_beside_parameters_that_need_none():
     masters = [p.detach().clone().float().requires_grad_() for p in model.parameters()]
     farcasting = Farcasting(model, torch.optim.Adam(masters))
     assert len(farcasting.state_dict()["names"]) == 6
+
+
+def test_the_optimizer_of_another_model_in_higher_precision_holds_no_masters():
+    model = loops.mlp().bfloat16()
+    optimizer = torch.optim.Adam(loops.mlp(seed=1).parameters())
+    with pytest.raises(WfcastError, match=r"place of '0\.weight' has other values, so it is no ma"):
+        Farcasting(model, optimizer)
+
+
+def test_masters_of_some_parameters_alone():
+    """The others would jump without them."""
+    model = loops.mlp().bfloat16()
+    model[2].float()
+    masters = [p.detach().clone().float().requires_grad_() for p in model[0].parameters()]
+    optimizer = torch.optim.Adam([*masters, *model[2].parameters()], lr=1e-3)
+    with pytest.raises(WfcastError, match=r"copies of others, it seems, of '0\.weight' first"):
+        Farcasting(model, optimizer)
+    farcasting = Farcasting(model, optimizer, exclude="0.*")
+    assert farcasting.state_dict()["names"] == ["2.weight", "2.bias"]
+
+
+# ---- copies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_goes_with_a_live_model_is_not_copied(copied):
+    model, optimizer, farcasting = setup()
+    for one in (farcasting, Annealed(model)):
+        with pytest.raises(WfcastError, match=r"cannot be copied or pickled, .* state_dict\(\)"):
+            copied(one)
+    with pytest.raises(WfcastError, match="Farcasting cannot be copied"):
+        copy.deepcopy({"model": model, "optimizer": optimizer, "jumps": farcasting})
+
+
+def test_the_model_and_the_optimizer_can_be_copied():
+    """In the middle of a jump, too; the copies train by themselves, and are counted by nobody."""
+    model, optimizer, farcasting = setup()
+    loops.run(farcasting, model, optimizer, range(1, 23))
+    assert not farcasting.settled
+    for duplicate in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+        twin, other = duplicate((model, optimizer))
+        assert loops.equal(loops.weights(twin), loops.weights(model))
+        for step in (23, 24):
+            loops.optimize(twin, other, step)
+        Farcasting(twin, other).close()
+    loops.run(farcasting, model, optimizer, range(23, 26))
+    assert farcasting.settled

@@ -349,6 +349,151 @@ def test_parameters_that_came_in_a_window_are_named_when_it_is_closed():
     Farcasting(model, optimizer)
 
 
+# ---- what a rollback puts back ------------------------------------------------------------------
+
+
+class Positions(torch.nn.Module):
+    """A layer that may change its buffers in its forward pass, as caches of positions do."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.layer = change, torch.nn.Linear(4, 1)
+        self.register_buffer("table", torch.zeros(1 if change == "grows from 1" else 8))
+        self.register_buffer("mask", None, persistent=False)
+        self.register_buffer("late", torch.full((8,), 5.0))
+
+    def forward(self, x, under_way):
+        if under_way:
+            if self.change.startswith("grows"):
+                self.register_buffer("table", torch.arange(16.0), persistent=False)
+            elif self.change == "again":
+                del self.table
+                self.register_buffer("table", torch.full((8,), 7.0))
+            elif self.change == "gone":
+                del self.late
+            elif self.change == "filled":
+                self.mask = torch.ones(8)
+            elif not hasattr(self, "extra"):
+                self.register_buffer("extra", torch.ones(8))
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    "change", ["again", "grows from 1", "grows from 8", "gone", "filled", "new"]
+)
+def test_buffers_that_change_in_a_window_are_put_back_by_name(change, loaded):
+    torch.manual_seed(0)
+    model = Positions(change)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    farcasting = Farcasting(model, optimizer, horizon=3, **FAST)
+
+    def train(farcasting, under_way):
+        x = torch.randn(16, 4)
+        loss = (model(x, under_way) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        farcasting.step(loss)
+
+    while farcasting.settled:
+        kept = loops.weights(model)
+        train(farcasting, under_way=False)
+        before = {name: w for name, w in loops.weights(model).items() if "layer" not in name}
+    assert loops.equal(before, {name: kept[name] for name in ("table", "late")})
+    train(farcasting, under_way=not loaded)
+    if loaded:
+        state = farcasting.state_dict()
+        farcasting.close(undo=False)
+        farcasting = Farcasting(model, optimizer, horizon=3, **FAST)
+        farcasting.load_state_dict(state)
+        train(farcasting, under_way=True)
+    assert farcasting.settle()
+    after = {name: w for name, w in loops.weights(model).items() if "layer" not in name}
+    assert loops.equal(dict(sorted(after.items())), dict(sorted(before.items())))
+    assert model.mask is None
+    assert not hasattr(model, "extra")
+
+
+def test_what_is_frozen_in_a_window_is_put_back_by_name():
+    """Else its values would come to the one after it."""
+    model = loops.mlp()
+    model.append(torch.nn.Linear(10, 10)).append(torch.nn.Linear(10, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    farcasting = Farcasting(model, optimizer, horizon=3, exclude=["3.*", "4.*"], **FAST)
+    loops.run(farcasting, model, optimizer, range(1, FIRST))
+    loss = loops.optimize(model, optimizer, FIRST)
+    before = loops.weights(model)
+    assert farcasting.step(loss)
+    model[3].requires_grad_(False)
+    loops.run(farcasting, model, optimizer, range(FIRST + 1, FIRST + 3))
+    assert farcasting.settle()
+    assert loops.equal(loops.weights(model), before)
+
+
+def in_a_window_with(scheduler):
+    model = loops.mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    farcasting = Farcasting(model, optimizer, horizon=3, scheduler=scheduler, **FAST)
+    loops.run(farcasting, model, optimizer, range(1, FIRST + 3))
+    assert not farcasting.settled
+    return model, optimizer, farcasting
+
+
+class Broken:
+    """A scheduler that cannot go back."""
+
+    def __init__(self):
+        self.value, self.breaks = 0, True
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+        if self.breaks:
+            self.breaks = False
+            raise RuntimeError("no way back")
+
+
+@pytest.mark.parametrize("fault", ["scheduler", "buffer", "groups", "parameter"])
+def test_a_rollback_that_fails_changes_nothing(fault):
+    """What cannot be put back is found before anything is written, and what is mended can be."""
+    scheduler = Broken()
+    model, optimizer, farcasting = in_a_window_with(scheduler)
+    scheduler.value = 9
+    if fault == "buffer":
+        model.register_buffer("table", torch.ones(2))
+        loops.run(farcasting, model, optimizer, range(FIRST + 3, 2 * FIRST))
+        while farcasting.settled:
+            loops.run(farcasting, model, optimizer, [2 * FIRST])
+        del model.table
+        model.table = "a text"
+        message = "buffer 'table' cannot be put back: "
+    elif fault == "groups":
+        group = dict(optimizer.param_groups[0])
+        optimizer.param_groups[0]["params"] = group["params"][:2]
+        optimizer.add_param_group({**group, "params": group["params"][2:]})
+        message = "has other parameter groups than before the jump"
+    elif fault == "parameter":
+        model[0].bias.data = torch.zeros(7)
+        message = r"parameter '0\.bias' is \[7\] now and was \[16\]"
+    else:
+        message = "no way back"
+    weights = loops.weights(model)
+    moments = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises((WfcastError, RuntimeError), match=message):
+        farcasting.settle()
+    assert loops.equal(loops.weights(model), weights)
+    assert loops.equal(optimizer.state_dict(), moments)
+    assert scheduler.value == 9
+    assert farcasting.history[-1]["outcome"] == "pending"
+    if fault == "scheduler":
+        assert farcasting.settle()
+        assert scheduler.value == 0
+    farcasting.close(undo=False)
+
+
 # ---- a disk that is full ------------------------------------------------------------------------
 
 

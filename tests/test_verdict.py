@@ -275,6 +275,7 @@ def test_no_jump_saves_more_than_its_horizon():
         verdicts = jump_often(losses(lambda t: np.exp(-t / 300), noise=0.01), gain=100, cap=cap)
         assert max(v.steps_saved for v in verdicts) == cap
         assert all(-cap <= v.steps_low <= v.steps_saved <= v.steps_high <= cap for v in verdicts)
+        assert all(v.steps_low < v.steps_high for v in verdicts)  # at the cap, too
         saved, low, high = total(verdicts)
         assert saved == sum(v.steps_saved for v in verdicts)
         assert 0 < low <= saved <= cap * len(verdicts)

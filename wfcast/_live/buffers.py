@@ -14,48 +14,59 @@ Buffers = Mapping[str, torch.Tensor | None]
 """By bare name; None for one that is registered without a value."""
 
 
-def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    return {bare(f"{name}."): module for name, module in model.named_modules()}
+Place = tuple[torch.nn.Module, str]
+"""A module, and the name of a buffer there."""
 
 
-def buffers(model: torch.nn.Module) -> dict[str, torch.Tensor | None]:
-    """What it has now."""
+def _places(model: torch.nn.Module) -> dict[str, Place]:
+    """Where its buffers are, those without a value included."""
     return {
-        prefix + key: buffer
-        for prefix, module in _modules(model).items()
-        for key, buffer in module._buffers.items()
+        bare(f"{name}.{key}" if name else key): (module, key)
+        for name, module in model.named_modules()
+        for key in module._buffers.keys()  # noqa: SIM118  torch.jit's have nothing else
     }
 
 
-def persistent(model: torch.nn.Module) -> set[str]:
+def _place(model: torch.nn.Module, name: str) -> Place | None:
+    """Where a buffer is, or would be; None where there is no such module."""
+    parent, _, key = name.rpartition(".")
+    modules = {bare(f"{path}.")[:-1]: module for path, module in model.named_modules() if path}
+    module = modules.get(parent, None if parent else model)
+    return _places(model).get(name) or (None if module is None else (module, key))
+
+
+def buffers_of(model: torch.nn.Module) -> dict[str, torch.Tensor | None]:
+    """What it has now."""
+    return {name: module._buffers[key] for name, (module, key) in _places(model).items()}
+
+
+def persistent_buffers(model: torch.nn.Module) -> set[str]:
     """Those that a state dict of the model holds."""
     return {
-        prefix + key
-        for prefix, module in _modules(model).items()
-        for key in module._buffers.keys() - module._non_persistent_buffers_set
+        name
+        for name, (module, key) in _places(model).items()
+        if key not in module._non_persistent_buffers_set
     }
 
 
-def check(model: torch.nn.Module, then: Buffers) -> None:
-    """Raise WfcastError where `put_back` could not give the model these buffers again."""
-    modules = _modules(model)
+def check_buffers(model: torch.nn.Module, then: Buffers) -> None:
+    """Raise WfcastError where `put_buffers` could not give the model these buffers again."""
     for name, values in then.items():
-        prefix, key = _split(name)
-        module = modules.get(prefix)
+        module, key = _place(model, name) or (None, "")
         if module is None or (key not in module._buffers and hasattr(module, key)):
             raise WfcastError(
-                f"buffer {name!r} cannot be put back: the model has no such module any more, or "
-                "something else by that name"
+                f"buffer {name!r} cannot be put back: its module is gone, or something else has "
+                "its name"
             )
         now = module._buffers.get(key)
-        if hasattr(now, "to_local") and not _fits(now, values):
+        if now is not None and hasattr(now, "to_local") and not _fits(now, values):
             raise WfcastError(
-                f"buffer {name!r} is spread over processes and has another shape now, so it cannot "
-                "be put back"
+                f"buffer {name!r} is spread over processes and has another shape than before, so "
+                "it cannot be put back"
             )
 
 
-def put_back(model: torch.nn.Module, then: Buffers, lasting: Container[str]) -> None:
+def put_buffers(model: torch.nn.Module, then: Buffers, lasting: Container[str]) -> None:
     """Give the model these buffers again, and no others.
 
     Parameters
@@ -67,39 +78,33 @@ def put_back(model: torch.nn.Module, then: Buffers, lasting: Container[str]) -> 
     lasting : container of str
         Those that are persistent.
     """
-    modules = _modules(model)
-    for name in buffers(model).keys() - then.keys():
-        prefix, key = _split(name)
-        delattr(modules[prefix], key)
+    present = _places(model)
+    for name in present.keys() - then.keys():
+        delattr(*present[name])
     device = next((local(p).device for p in model.parameters()), None)
     for name, values in then.items():
-        prefix, key = _split(name)
-        module = modules[prefix]
+        place = present.get(name) or _place(model, name)
+        assert place is not None
+        module, key = place
         now = module._buffers.get(key)
         if now is not None and values is not None and _fits(now, values):
             with torch.no_grad():
                 local(now).copy_(values)
         elif now is not None or values is not None:
-            place = device if now is None else now.device
-            fresh = None if values is None else values.to(place, copy=True)
+            at = device if now is None else now.device
+            fresh = None if values is None else values.to(at, copy=True)
             module.register_buffer(key, fresh, persistent=name in lasting)
 
 
 @contextmanager
-def restored(model: torch.nn.Module) -> Iterator[None]:
+def buffers_restored(model: torch.nn.Module) -> Iterator[None]:
     """The buffers afterwards are those before, whatever becomes of them."""
-    lasting = persistent(model)
-    then = {name: None if b is None else local(b).clone() for name, b in buffers(model).items()}
+    lasting = persistent_buffers(model)
+    then = {name: None if b is None else local(b).clone() for name, b in buffers_of(model).items()}
     try:
         yield
     finally:
-        put_back(model, then, lasting)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The module, with a dot behind it, and the buffer's name there."""
-    prefix, dot, key = name.rpartition(".")
-    return prefix + dot, key
+        put_buffers(model, then, lasting)
 
 
 def _fits(now: torch.Tensor | None, values: torch.Tensor | None) -> bool:

@@ -119,6 +119,8 @@ def select(
     ids = {id(p) for p in stepped}
     if any(id(p) in ids for p in named.values()):
         slots = [Slot(n, p) for n, p in named.items() if id(p) in ids]
+        still = {n: p for n, p in named.items() if id(p) not in ids and n in allowed}
+        _check_no_masters(model, still, stepped)
     else:
         slots = _masters(named, stepped)
     left = [s for s in slots if s.name in allowed]
@@ -147,7 +149,38 @@ def _masters(named: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]) -> 
             "the optimizer steps other tensors than the model's, of the same shapes and no more "
             "precise: make it from the parameters of this model, not of a copy"
         )
+    for slot in slots:
+        with torch.no_grad():
+            rounded = local(slot.parameter).to(local(slot.copies[0]))
+            if not rounded.equal(local(slot.copies[0])):
+                raise WfcastError(
+                    f"the optimizer steps other tensors than the model's, and that in the place of "
+                    f"{slot.name!r} has other values, so it is no master copy of it: make it from "
+                    "the parameters of this model"
+                )
     return slots
+
+
+def _check_no_masters(
+    model: torch.nn.Module, still: Mapping[str, torch.Tensor], stepped: list[torch.Tensor]
+) -> None:
+    """Raise WfcastError where parameters that are not stepped seem to have master copies that are.
+
+    They would stand still while the others jump.
+    """
+    own = {id(p) for p in model.parameters()}
+    foreign = [p for p in stepped if id(p) not in own]
+    found = [
+        name
+        for name, p in still.items()
+        if any(m.shape == p.shape and m.itemsize > p.itemsize for m in foreign)
+    ]
+    if found:
+        raise WfcastError(
+            f"the optimizer steps some parameters of the model and master copies of others, it "
+            f"seems, of {found[0]!r} first: make it with master copies of all, or exclude the "
+            f"{len(found)} that have them, which then do not jump"
+        )
 
 
 def check_slot(slot: Slot) -> None:

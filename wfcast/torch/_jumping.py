@@ -63,7 +63,7 @@ class Jumper:
         try:
             self._replace(clock, jump.horizon)
             if self._refresh is not None:
-                with aside(self._training.model):
+                with distributed.together(), aside(self._training.model):
                     self._refresh()
         except BaseException:  # Ctrl-C, too: weights of which some have jumped are no weights
             pending.snapshot.put_back(self._training)
@@ -73,23 +73,23 @@ class Jumper:
 
     def _snapshot(self) -> Snapshot:
         """Keep all that a rollback needs."""
-        snapshot, problem = None, ""
+        snapshot = None
         try:
-            snapshot = Snapshot.take(self._training, self._store, whole=self._judged)
-        except OSError as error:
-            problem = str(error)
-        problem = distributed.first_problem(problem)
-        if problem and snapshot is not None:
-            snapshot.release(self._store)
-        if problem or snapshot is None:
-            raise NoJump(problem)
+            with distributed.together(OSError) as came_to:
+                snapshot = Snapshot.take(self._training, self._store, whole=self._judged)
+            if came_to.problem:
+                raise NoJump(came_to.problem)
+        except BaseException:
+            if snapshot is not None:
+                snapshot.release(self._store)
+            raise
+        assert snapshot is not None
         return snapshot
 
     def _replace(self, clock: int, horizon: float) -> None:
         """Replace the weights by those forecast `horizon` steps ahead."""
-        problem = ""
         source = self._recording.source
-        try:
+        with distributed.together(WfcastError, OSError) as came_to:
             before = self._recording.before(clock)
             products = [
                 (pair, *self._recording.product(pair, clock, horizon))
@@ -98,8 +98,5 @@ class Jumper:
             self._training.jump(before, lambda name: source.coefficients(name, horizon))
             for made in products:
                 self._training.jump_product(*made)
-        except (WfcastError, OSError) as error:
-            problem = str(error)
-        problem = distributed.first_problem(problem)
-        if problem:
-            raise NoForecast(problem)
+        if came_to.problem:
+            raise NoForecast(came_to.problem)

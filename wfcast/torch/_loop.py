@@ -139,10 +139,31 @@ def judged(judge: Callable[[], Any]) -> float:
     WfcastError
         It returned something else, such as None.
     """
-    found = judge()
+    return returned(judge(), "the judge")
+
+
+def returned(found: Any, what: str) -> float:
+    """The number that a function of the user's returned.
+
+    Raises
+    ------
+    WfcastError
+        It is none.
+    """
     try:
         return number(found)
     except ValueError as reason:
         raise WfcastError(
-            f"the judge returned {found!r:.80}, expected one number, such as a held-out loss"
+            f"{what} returned {found!r:.80}, expected one number, such as a held-out loss"
         ) from reason
+
+
+class Bound:
+    """What goes with one live model, and is no use in a copy."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        name = type(self).__name__
+        raise WfcastError(
+            f"{name} cannot be copied or pickled, as it goes with a live model: keep its "
+            f"state_dict(), and load_state_dict() that into a new {name} of the other model"
+        )

@@ -17,6 +17,7 @@ from ._verdict import LONGEST, Point
 
 PARTS = 4  # held-out losses in a window
 CURVE = 500  # losses that are kept of a whole run, to be drawn
+JUDGED, GIVEN = "a judge", "the losses that step() is given"
 NOTHING = (
     "there are too few losses to judge a jump by: call step(loss) more often, give Farcasting a "
     "judge, or pass recovery=0 to keep every jump unseen"
@@ -49,6 +50,7 @@ class Losses:
         self._points: list[tuple[int, float | torch.Tensor]] = []
         self._curve: list[tuple[int, float | torch.Tensor]] = []
         self._apart = 1  # steps between losses of the curve at least
+        self._kind = None if judge is None else JUDGED  # what all of the losses are
         self.warned = False
         self._shared = -1  # up to this clock they are means over the processes already
 
@@ -72,7 +74,7 @@ class Losses:
         Raises
         ------
         WfcastError
-            The loss is no single number.
+            The loss is no single number, or losses of another kind came before it.
 
         Warns
         -----
@@ -82,16 +84,27 @@ class Losses:
         if callable(loss) and not isinstance(loss, torch.Tensor):
             if self._judge is None:
                 check_function("loss", loss)
+                self._be(JUDGED)
                 self._judge = loss
         elif loss is not None:
             value = _taken(loss)
             if self._judge is None:
+                self._be(GIVEN)
                 self._points.append((clock, self._sign * value))
                 self._draw(step, self._sign * value)
                 del self._points[: -LONGEST * self._window - 1]
         elif self._judge is None and not self._points and step == self._window:
             self.warned = True
             warnings.warn(NOTHING, stacklevel=3)
+
+    def _be(self, kind: str) -> None:
+        """Raise WfcastError where losses of another kind are there already."""
+        self._kind = self._kind or kind
+        if self._kind != kind:
+            raise WfcastError(
+                f"jumps are judged by {self._kind} so far, and now there is {kind}, which do not "
+                "compare: go on with the former, or make a new Farcasting"
+            )
 
     def measure(self, clock: int, step: int) -> None:
         """Take the held-out loss now, where there is a judge and something to judge."""
@@ -131,13 +144,26 @@ class Losses:
         return self._sign * distributed.mean([value])[0]
 
     def between(self, first: int, last: int) -> list[Point]:
-        """Losses with ``first <= clock <= last``, the means over the processes."""
+        """Losses with ``first <= clock <= last``, the means over the processes.
+
+        Raises
+        ------
+        WfcastError
+            Some processes handed over more of them than others.
+        """
         chosen = [(c, v) for c, v in self._points if first <= c <= last]
-        tensors = [v.float().reshape(()) for _, v in chosen if isinstance(v, torch.Tensor)]
-        moved = iter(torch.stack(tensors).tolist() if tensors else [])
-        values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
+        with distributed.together():
+            tensors = [v.float().reshape(()) for _, v in chosen if isinstance(v, torch.Tensor)]
+            moved = iter(torch.stack(tensors).tolist() if tensors else [])
+            values = [next(moved) if isinstance(v, torch.Tensor) else v for _, v in chosen]
         if self._judge is None:
             known = sum(c <= self._shared for c, _ in chosen)
+            counts = distributed.by_rank(len(values) - known)
+            if len(set(counts)) > 1:
+                raise WfcastError(
+                    f"the processes handed over {counts} losses, by rank, expected the same number "
+                    "from each: call step(loss) alike in all of them"
+                )
             values[known:] = distributed.mean(values[known:])
         return [(c, v) for (c, _), v in zip(chosen, values, strict=True)]
 
@@ -159,13 +185,23 @@ class Losses:
             "curve": [(s, float(v)) for s, v in self._curve],
             "apart": self._apart,
             "shared": self._shared,
+            "kind": self._kind,
         }
+
+    def check_saved(self, state: dict[str, Any]) -> None:
+        """Raise WfcastError where a state was saved with losses of another kind."""
+        if self._judge is not None and state["kind"] == GIVEN:
+            raise WfcastError(
+                f"the state was saved in a run judged by {GIVEN}, and this Farcasting has a judge: "
+                "make it without one, or begin a new one at this step"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._points = [(c, v) for c, v in state["points"]]
         self._curve = [(s, v) for s, v in state["curve"]]
         self._apart, self._shared = state["apart"], state["shared"]
+        self._kind = JUDGED if self._judge is not None else state["kind"]
 
 
 def _taken(loss: Any) -> float | torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from .._errors import WfcastError
 from .._live.tensors import Slot, local
 from ._store import Kept, Store
 
@@ -71,6 +72,11 @@ def _places_of(
     return {key: _map(value, partial(place, key)) for key, value in state.items()}
 
 
+def _settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Of the parameter groups."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
 class OptimizerSnapshot:
     """A copy of an optimizer's state and settings, whatever the layout of the state.
 
@@ -83,8 +89,14 @@ class OptimizerSnapshot:
     """
 
     def __init__(
-        self, state: list[Any], places: list[Any], groups: list[dict[str, Any]], store: Store
+        self,
+        parameters: list[list[torch.Tensor]],
+        state: list[Any],
+        places: list[Any],
+        groups: list[dict[str, Any]],
+        store: Store,
     ) -> None:
+        self._parameters = parameters
         self._kept: Kept = store.keep(tensors_in(state))
         self._places = places  # as `state`, with a `Placing` for every tensor
         self.state: list[Any] = _replace(state, self._kept.tensors)
@@ -93,31 +105,53 @@ class OptimizerSnapshot:
     @classmethod
     def take(cls, optimizer: Any, store: Store) -> OptimizerSnapshot:
         """Copy it."""
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
         state = [
             dict(optimizer.state[p]) if p in optimizer.state else None
             for p in parameters_of(optimizer)
         ]
-        groups = [
-            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-        ]
-        return cls(state, _map(state, _beside), groups, store)
+        return cls(parameters, state, _map(state, _beside), _settings(optimizer), store)
 
-    def restore(self, optimizer: Any, *, settings: bool) -> None:
-        """Write it back, in place wherever a tensor is still there; `settings` of groups, too."""
+    def check(self, optimizer: Any) -> None:
+        """Raise WfcastError where it has other parameter groups by now."""
+        now = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        if now != [[id(p) for p in group] for group in self._parameters]:
+            raise WfcastError(
+                "the optimizer has other parameter groups than before the jump that is under way, "
+                "which cannot be taken back: change them where `settled` is True"
+            )
+
+    def restoring(self, optimizer: Any, *, settings: bool) -> Callable[[], None]:
+        """What writes it back, in place wherever a tensor is there; `settings` of groups, too.
+
+        All that may fail, as memory does, has been done by then, and nothing was written.
+        """
         self._kept.settled()
+        copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         parameters = parameters_of(optimizer)
+        states: list[dict[str, Any] | None] = []
         for parameter, then, places in zip(parameters, self.state, self._places, strict=True):
-            if then is None:
-                optimizer.state.pop(parameter, None)
-                continue
-            now = optimizer.state[parameter]
-            for key in now.keys() - then.keys():
-                del now[key]
-            for key, value in then.items():
-                now[key] = _restored(now.get(key), value, places[key])
-        for group, then in zip(optimizer.param_groups, self.groups, strict=True):
-            for key, value in then.items() if settings else ():
-                group[key] = _restored(group.get(key), value, _map(value, _beside))
+            now = optimizer.state.get(parameter, {})
+            states.append(None if then is None else _restored(now, then, places, copies))
+        groups: list[dict[str, Any]] = [
+            _restored(group, then, _map(then, _beside), copies) if settings else {}
+            for group, then in zip(optimizer.param_groups, self.groups, strict=True)
+        ]
+
+        def write() -> None:
+            with torch.no_grad():
+                for tensor, values in copies:
+                    tensor.copy_(values)
+            for parameter, state in zip(parameters, states, strict=True):
+                if state is None:
+                    optimizer.state.pop(parameter, None)
+                    continue
+                optimizer.state[parameter].clear()
+                optimizer.state[parameter].update(state)
+            for group, then in zip(optimizer.param_groups, groups, strict=True):
+                group.update(then)
+
+        return write
 
     def release(self, store: Store) -> None:
         """Give the memory back."""
@@ -128,6 +162,25 @@ class OptimizerSnapshot:
         self._kept.settled()
         return {"state": _map(self.state, torch.clone), "groups": _map(self.groups, torch.clone)}
 
+    @staticmethod
+    def check_saved(state: dict[str, Any], optimizer: Any) -> None:
+        """Raise WfcastError where what `state_dict` gave is of another kind of optimizer."""
+        saved, own = len(state["state"]), len(parameters_of(optimizer))
+        if saved != own:
+            raise WfcastError(
+                f"the optimizer of the saved state steps {saved} parameters, expected {own}"
+            )
+        odd = {
+            key
+            for then, now in zip(state["groups"], _settings(optimizer), strict=True)
+            for key in then.keys() ^ now.keys()
+        }
+        if odd:
+            raise WfcastError(
+                f"the state was saved with another kind of optimizer than this "
+                f"{type(optimizer).__name__}: only one of both has {min(odd)!r}"
+            )
+
     @classmethod
     def load(cls, state: dict[str, Any], optimizer: Any, store: Store) -> OptimizerSnapshot:
         """From what `state_dict` gave, for an optimizer of as many parameters."""
@@ -136,23 +189,27 @@ class OptimizerSnapshot:
             None if of_one is None else _places_of(of_one, *owner)
             for of_one, owner in zip(state["state"], owners, strict=True)
         ]
-        return cls(state["state"], places, state["groups"], store)
+        parameters = [list(group["params"]) for group in optimizer.param_groups]
+        return cls(parameters, state["state"], places, state["groups"], store)
 
 
-def _restored(now: Any, then: Any, place: Any) -> Any:
-    """`then`, written into the tensors of `now` where they fit, or placed as `place` has it."""
+def _restored(
+    now: Any, then: Any, place: Any, copies: list[tuple[torch.Tensor, torch.Tensor]]
+) -> Any:
+    """`then` in the tensors of `now` where they fit, to be copied yet, or placed by `place`."""
     if isinstance(then, torch.Tensor):
         if isinstance(now, torch.Tensor) and local(now).shape == then.shape:
-            local(now).copy_(then)
+            copies.append((local(now), then))
             return now
         return place(then)
     if isinstance(then, dict):
         old = now if isinstance(now, dict) else {}
-        return {k: _restored(old.get(k), v, place[k]) for k, v in then.items()}
+        return {k: _restored(old.get(k), v, place[k], copies) for k, v in then.items()}
     if isinstance(then, list | tuple):
         fits = isinstance(now, list | tuple) and len(now) == len(then)
         before = now if fits else [None] * len(then)
-        return type(then)(map(_restored, before, then, place))
+        parts = zip(before, then, place, strict=True)
+        return type(then)(_restored(*part, copies) for part in parts)
     return then
 
 

@@ -18,6 +18,10 @@ from ._store import Kept, Store
 from ._training import Training
 
 
+class NoMovement(Exception):
+    """What is in the way of telling how a run moved, the same in all processes."""
+
+
 class Recording:
     """States of a run by clock, the steps of its trajectory.
 
@@ -107,55 +111,62 @@ class Recording:
         WfcastError
             Parameters of the model or the optimizer came, went, were replaced or changed shapes.
         """
-        problem = ""
         try:
-            self._training.check_unchanged()
-            if clock in self._states(jump) and clock not in self.kept:
-                # the first state of a line is exact, as all others differ from it
-                exact = self._line is not None and clock == self.since
-                self.kept[clock] = self._store.keep(
-                    self._training.parameters, None if exact else self._dtype
-                )
-            if self._line is not None and self._adds(clock, jump) and clock > self.since:
-                passed = float(clock - self.since)
-                if passed != self._line.last:
-                    self._line.add(self.kept[self.since], self._training.weights, passed)
-            if self._factors is not None and self._adds(clock, jump):
-                passed = float(clock - self.since)
-                self._factors.add(self._training.weights, passed, clock >= jump)
-        except OSError as error:
-            problem = f"no state could be kept at step {step}: {error}"
-        problem = distributed.first_problem(problem)
-        if problem:
+            with distributed.together(OSError) as came_to:
+                self._keep(clock, jump)
+        except BaseException:  # sums may be half of the old ones
+            self.begin(clock + 1)
+            raise
+        if came_to.problem:
             self._drop(clock)
-        elif (
+            return f"no state could be kept at step {step}: {came_to.problem}"
+        if (
             self._moves
             and clock in self.kept.keys() - {self.since}
             and (self._middle is None or clock == self._half(jump))
         ):
             self._middle = clock
-        return problem
+        return ""
+
+    def _keep(self, clock: int, jump: int) -> None:
+        """Keep it."""
+        self._training.check_unchanged()
+        if clock in self._states(jump) and clock not in self.kept:
+            # the first state of a line is exact, as all others differ from it
+            exact = self._line is not None and clock == self.since
+            self.kept[clock] = self._store.keep(
+                self._training.parameters, None if exact else self._dtype
+            )
+        if self._line is not None and self._adds(clock, jump) and clock > self.since:
+            passed = float(clock - self.since)
+            if passed != self._line.last:
+                self._line.add(self.kept[self.since], self._training.weights, passed)
+        if self._factors is not None and self._adds(clock, jump):
+            passed = float(clock - self.since)
+            self._factors.add(self._training.weights, passed, clock >= jump)
 
     def movement(self, clock: int) -> Movement | None:
         """How the run moved since the history began; None where nobody asks.
 
         Raises
         ------
-        ValueError
-            NaN or infinity in a parameter or a state.
+        NoMovement
+            NaN or infinity in a parameter or a state, in any process.
         """
         if not self._moves:
             return None
         assert self._middle is not None
         slots, now = self._training.slots, self._training.weights
-        first, middle = self.kept[self.since].settled(), self.kept[self._middle].settled()
         names = [f"parameter {slot.name!r}" for slot in slots]
-        with distributed.together():
+        with distributed.together(ValueError) as came_to:
+            first, middle = self.kept[self.since].settled(), self.kept[self._middle].settled()
             sums = movements(
                 (name, [a, b, b, c])
                 for name, a, b, c in zip(names, first, middle, now, strict=True)
             )
             norms = products((name, [w], None) for name, w in zip(names, now, strict=True))
+        if came_to.problem:
+            raise NoMovement(came_to.problem)
         shares = np.array([share(slot.parameter) for slot in slots])
         found = np.concatenate([sums.reshape(-1, 4), norms.reshape(-1, 1)], 1) * shares[:, None]
         found = distributed.add_up(found.ravel()).reshape(found.shape)
@@ -231,6 +242,7 @@ class Recording:
         """Everything that changes, in plain containers."""
         first = self.kept.get(self.since)
         return {
+            "offsets": list(self.source.offsets),
             "since": self.since,
             "middle": self._middle,
             "states": {c: [t.clone() for t in k.settled()] for c, k in self.kept.items()},
@@ -246,6 +258,11 @@ class Recording:
             raise WfcastError(
                 f"the state was saved {kinds[not here]}, expected one saved {kinds[here]}, as this "
                 "Farcasting has"
+            )
+        if list(state["offsets"]) != list(self.source.offsets):
+            raise WfcastError(
+                f"the state was saved with a forecaster of states {list(state['offsets'])} steps "
+                f"before a jump, and this one needs those {list(self.source.offsets)} before it"
             )
         if (state["factors"] is None) != (self._factors is None):
             raise WfcastError(

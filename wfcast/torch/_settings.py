@@ -16,6 +16,7 @@ from ._rule import Rule
 
 OPTIMIZER_STATES = ("keep", "reset", "scale")
 LEAST = {"spacing": 1, "n_states": 2, "period": 1, "recovery": 0, "start": 0}
+LASTING = ("spacing", "n_states", "period", "horizon", "recovery", "maximize", "start")
 FIRST = 10  # no jump in the first such part of a run of known length
 CALIBRATED = 4  # windows without a jump before the first one that is judged,
 LATEST = 3  # but no more than such a part of a run of known length
@@ -88,6 +89,29 @@ class Settings:
             quiet = max(length // FIRST, min(quiet, length // LATEST))
         return self.start + max(self.apart, quiet)
 
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """Those that a saved state is bound to, in plain numbers and text."""
+        return {
+            name: value if isinstance(value, str | bool) else float(value)
+            for name in LASTING
+            for value in [getattr(self, name)]
+        }
+
+    def check_saved(self, saved: dict[str, Any]) -> None:
+        """Raise WfcastError where a state was saved with others of those."""
+        own = self.lasting
+        odd = [name for name in LASTING if saved.get(name) != own[name]]
+        if odd:
+            then, now = (
+                ", ".join(f"{name}={_shown(values.get(name))}" for name in odd)
+                for values in (saved, own)
+            )
+            raise WfcastError(
+                f"the state was saved with {then}, and this Farcasting has {now}: make it with the "
+                "saved ones, or begin a new one at this step"
+            )
+
     def rule(self, longest: float) -> Rule:
         """What gives the horizons; the forecaster's are at most `longest`."""
         fixed = None if self.adaptive else float(self.horizon)
@@ -115,8 +139,8 @@ def check_kinds(model: Any, optimizer: Any, scheduler: Any, state_dtype: Any) ->
         raise WfcastError(f"state_dtype is {state_dtype!r}, expected one of {expected}, or None")
 
 
-def check_function(name: str, function: Callable[[], Any] | None) -> None:
-    """Raise WfcastError for what is neither None nor can be called without arguments."""
+def check_function(name: str, function: Callable[..., Any] | None, *given: str) -> None:
+    """Raise WfcastError for what is neither None nor can be called with so many arguments."""
     if function is None:
         return
     if not callable(function):
@@ -126,11 +150,12 @@ def check_function(name: str, function: Callable[[], Any] | None) -> None:
     except (TypeError, ValueError):  # some written in C do not tell
         return
     try:
-        signature.bind()
+        signature.bind(*given)
     except TypeError as reason:
+        arguments = f"as {name}({', '.join(given)})" if given else "without arguments"
         raise WfcastError(
-            f"{name} is called without arguments, and its signature is {signature}: wrap it, as in "
-            f"{name}=lambda: f(model)"
+            f"{name} is called {arguments}, and its signature is {signature}: wrap it, as in "
+            f"{name}=lambda{' ' * bool(given)}{', '.join(given)}: f({', '.join(given) or 'model'})"
         ) from reason
 
 
@@ -142,6 +167,10 @@ def check_room(room: Any) -> None:
         f"room is {room!r}, expected None or the steps that are left until the weights are looked "
         "at, an integer not below 0"
     )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _is_integer(value: Any) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .._errors import WfcastError
-from .._live.tensors import Slot, Vector, combine, local, reshard
+from .._live.tensors import Slot, Vector, bare, combine, local, reshard
 from ._adapters import product
 from ._optimizer import parameters_of
 
@@ -50,12 +50,42 @@ class Training:
         return [slot.local for slot in self.slots]
 
     @property
-    def others(self) -> list[torch.Tensor]:
+    def named(self) -> dict[str, torch.Tensor]:
+        """All parameters of the model, and what else the optimizer steps, by name."""
+        found = {bare(name): p for name, p in self.model.named_parameters()}
+        known = {id(p) for p in found.values()}
+        stepped = enumerate(parameters_of(self.optimizer))
+        return found | {f"the optimizer's tensor {i}": p for i, p in stepped if id(p) not in known}
+
+    @property
+    def stepped(self) -> list[list[str]]:
+        """The names of what the optimizer steps, by parameter group."""
+        names = {id(p): name for name, p in self.named.items()}
+        return [[names[id(p)] for p in group["params"]] for group in self.optimizer.param_groups]
+
+    @property
+    def others(self) -> list[str]:
         """What else is trained, and does not jump: a jump that is taken back takes it back, too."""
         own = {id(t) for slot in self.slots for t in (slot.parameter, *slot.copies)}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        every = {id(p): p for p in [*trained, *parameters_of(self.optimizer)]}
-        return [local(p) for key, p in every.items() if key not in own]
+        stepped = {id(p) for p in parameters_of(self.optimizer)}
+        return [
+            name
+            for name, p in self.named.items()
+            if id(p) not in own and (p.requires_grad or id(p) in stepped)
+        ]
+
+    def check_named(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Raise WfcastError where these are values of other parameters, by name or shape."""
+        named = self.named
+        for name, values in saved.items():
+            if name not in named:
+                raise WfcastError(f"parameter {name!r} is gone, and its values cannot be put back")
+            shape = local(named[name]).shape
+            if values.shape != shape:
+                raise WfcastError(
+                    f"parameter {name!r} is {list(shape)}, and was {list(values.shape)} when its "
+                    "values were kept"
+                )
 
     def check_unchanged(self) -> None:
         """Raise WfcastError where parameters came, went, were replaced or changed their shapes."""
@@ -69,8 +99,9 @@ class Training:
             )
         if fresh:
             raise WfcastError(
-                f"{fresh} parameters that were not there came to the optimizer: make a new "
-                "Farcasting after adding them"
+                f"{fresh} parameters that were not there came to the optimizer: close() this "
+                "Farcasting before add_param_group, and make a new one after it; now close() by "
+                "close(undo=False)"
             )
         replaced = self._replaced()
         if replaced:

@@ -436,7 +436,10 @@ def _steps(
     chance = wide * math.hypot(past.chance, x * slope_error) / -slope
     common = wide * past.common / -slope
     error = math.hypot(chance, common)
-    bounds = (x - SURE * error, x, x + SURE * error)
+    # What is cut at the cap keeps its error as a share of it: an interval without width would lie.
+    least, most = (math.log1p(max(bound / age, -1 + 1e-12)) for bound in (-cap, cap))
+    part = min(max(x, least), most) / x if x else 1.0
+    bounds = (part * (x - SURE * error), x, part * (x + SURE * error))
     low, steps, high = (_within(cap, age * math.expm1(min(v, MOST))) for v in bounds)
     deviation = (high - low) / (2 * SURE)
     return steps, low, high, (deviation * chance / error) ** 2, deviation * common / error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ import torch
 
 from .._errors import CheckpointError, WfcastError, warn
 from .._live import distributed
+from .._live.buffers import buffers_of, buffers_restored, persistent_buffers, put_buffers
 from .._live.span import States, restored, write
 from .._live.tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 from .._operator import Operator
 from .._parameters import ALL
 from ._averages import Averages, Sums
-from ._loop import evaluating, judged, modes_kept
+from ._loop import Bound, evaluating, judged, modes_kept
 from ._profiles import checked, coefficients, error, nearest
-from .loss_fit import Feed, check_counts, search
+from ._settings import check_function
+from .loss_fit import Feed, check_counts, check_judge, check_loss_fn, search
 
 __all__ = ["Annealed"]
 
@@ -29,7 +31,7 @@ LARGEST = 1e30  # of a buffer's numbers: masks hold infinity, or the least numbe
 Profile = float | str | Operator
 
 
-class Annealed:
+class Annealed(Bound):
     r"""Power averages of a run, which they never touch: what it would be if training ended now.
 
     For each profile :math:`\gamma` an average whose weights grow as a power of the step,
@@ -134,8 +136,7 @@ class Annealed:
             raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
         if type(every) is not int or every < 1:
             raise WfcastError(f"every is {every!r}, expected an integer not below 1")
-        if refresh is not None and not callable(refresh):
-            raise WfcastError(f"refresh is {refresh!r}, expected a function or None")
+        check_function("refresh", refresh, "model")
         self.model, self.every, self.refresh = model, every, refresh
         self.profiles = checked(profiles)
         self.chosen: float | str | None = None
@@ -160,15 +161,18 @@ class Annealed:
         shown = ", ".join(f"{gamma:g}" for gamma in self.profiles)
         return f"Annealed(profiles=({shown}), n_steps={self.n_steps}, chosen={chosen})"
 
-    def _slots(self, kept: Container[str] | None = None) -> list[Slot]:
-        """What is averaged, as the model holds it now; `kept` are the names of what was so far."""
-        model = self.model
+    def _parameters(self, kept: Container[str] | None = None) -> list[Slot]:
+        """Those that are averaged; `kept` are the names of what was so far."""
         kept = self._averages.names if kept is None else kept
-        found = [
+        return [
             Slot(bare(name), p)
-            for name, p in model.named_parameters()
+            for name, p in self.model.named_parameters()
             if p.requires_grad or bare(name) in kept
         ]
+
+    def _slots(self, kept: Container[str] | None = None) -> list[Slot]:
+        """What is averaged, as the model holds it now; `kept` are the names of what was so far."""
+        model, found = self.model, self._parameters(kept)
         persistent = model.state_dict(keep_vars=True).keys()
         found += [
             Slot(bare(name), b)
@@ -263,6 +267,7 @@ class Annealed:
         WfcastError
             No average yet, not one finite number, or a judge that returned no number.
         """
+        check_judge(judge)
         losses: dict[float | str, float] = {}
         candidates: list[float | str] = [LATEST, *self.profiles]
         for name in candidates:
@@ -305,8 +310,8 @@ class Annealed:
         coef = self._coefficients(profile)
         with self._inside("applied") as slots:
             if coef is not None:
-                averages = self._averages.tensors()
                 with distributed.together():
+                    averages = self._averages.tensors()
                     reshard(self.model)
                     with torch.no_grad():
                         combine(
@@ -334,13 +339,15 @@ class Annealed:
         WfcastError
             As in `applied`; then the model is as it was.
         """
-        with self.applied(profile), torch.no_grad():
-            changed = [*(s.parameter for s in self._slots()), *self.model.buffers()]
-            readout = [(t, local(t).clone()) for t in changed]
+        with self.applied(profile), distributed.together():
+            parameters = [(s.parameter, s.local.clone()) for s in self._parameters()]
+            lasting, found = persistent_buffers(self.model), buffers_of(self.model)
+            buffers = {n: None if b is None else local(b).clone() for n, b in found.items()}
         reshard(self.model)
         with torch.no_grad():
-            for tensor, values in readout:
+            for tensor, values in parameters:
                 local(tensor).copy_(values)
+        put_buffers(self.model, buffers, lasting)
 
     @contextmanager
     def _inside(self, what: str) -> Iterator[list[Slot]]:
@@ -352,10 +359,10 @@ class Annealed:
                 f"called {self.n_steps} times"
             )
         slots = [s for s in self._slots() if s.name in self._averages.names]
-        buffers = [Slot(bare(name), b) for name, b in self.model.named_buffers()]
-        of_slots = {id(s.parameter) for s in slots}
-        others = [s for s in buffers if id(s.parameter) not in of_slots]
-        with restored(self.model, [*slots, *others]):
+        with ExitStack() as back:
+            with distributed.together():
+                back.enter_context(restored(self.model, self._parameters()))
+                back.enter_context(buffers_restored(self.model))
             self._swapped = True
             try:
                 yield slots
@@ -440,7 +447,10 @@ class Annealed:
             No average yet, no batches, a loss that is no finite scalar.
         """
         check_counts(n_evals=n_evals, n_judge=n_judge)
-        feed = Feed(batches, 0 if judge is not None else n_judge)
+        check_loss_fn(loss_fn)
+        check_function("judge", judge)
+        with distributed.together():
+            feed = Feed(batches, 0 if judge is not None else n_judge)
         model, k = self.model, len(self.profiles)
         ask = feed.judged(model, loss_fn, judge)
         with self._inside("fit") as slots, modes_kept(model):
@@ -527,10 +537,12 @@ class Annealed:
                 f"{min(missing)!r} first"
             )
         for slot in slots:
-            if saved[slot.name][0].shape != slot.local.shape:
+            shapes = [list(average.shape) for average in saved[slot.name]]
+            if shapes != [list(slot.local.shape)] * len(kept):
+                odd = next((s for s in shapes if s != list(slot.local.shape)), None)
+                what = f"{len(shapes)} averages of {len(kept)} profiles" if odd is None else odd
                 raise CheckpointError(
-                    f"{slot.name!r} is {list(slot.local.shape)} in the model, "
-                    f"{list(saved[slot.name][0].shape)} in the state"
+                    f"{slot.name!r} is {list(slot.local.shape)} in the model, {what} in the state"
                 )
         raw = kept == self.profiles and narrow == self._averages.narrow
         if narrow and not raw:

@@ -8,8 +8,8 @@ import os
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from itertools import pairwise
+from contextlib import nullcontext
+from dataclasses import asdict
 from numbers import Real
 from typing import Any
 
@@ -22,30 +22,32 @@ from .._patterns import Patterns
 from . import _coefficients
 from ._factors import places_of
 from ._history import FarcastingReport, Jump, last_made, numbers
+from ._judging import Judging, Ruling
 from ._jumping import Jumper, NoForecast, NoJump
-from ._loop import StepCounter
+from ._loop import Bound, StepCounter
 from ._losses import NOTHING, Losses
 from ._onlookers import Onlookers
 from ._optimizer import soften
-from ._recording import Recording
+from ._recording import NoMovement, Recording
 from ._rule import rates_of
 from ._settings import Settings, check_function, check_kinds, check_room
 from ._snapshot import Pending
 from ._store import Store, where_to_keep
 from ._training import Training
-from ._verdict import HARM, UNKNOWN, WORSE, Calibration, Point, Verdict, blew_up, total
+from ._verdict import Point, total
 
 __all__ = ["Farcasting"]
 
 logger = logging.getLogger("wfcast")
 
 ADAPTERS = ("product", "factors")
-VERSION = 3  # of what `state_dict` gives
+LOOKS = 8  # between which a jump must not have fitted, for them to be blamed
+VERSION = 4  # of what `state_dict` gives
 
 _controllers: weakref.WeakSet[Farcasting] = weakref.WeakSet()
 
 
-class Farcasting:
+class Farcasting(Bound):
     """Jump ahead where a run drifts, train on from there, and take clear harm back.
 
     Every `period` steps the weights are replaced by a forecast of what they will be `horizon` steps
@@ -176,7 +178,11 @@ class Farcasting:
     Notes
     -----
     Under torch.distributed every process calls `step`, and all decide alike: losses and statistics
-    are added up over the processes, each forecasts its own shards.
+    are added up over the processes, each forecasts its own shards. Whatever fails in one of them, a
+    judge or for want of memory, is an error of all.
+
+    Buffers that change their shapes, come or go while a jump is under way are those before it where
+    it is taken back.
 
     Examples
     --------
@@ -218,60 +224,62 @@ class Farcasting:
         refresh: Callable[[], Any] | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_kinds(model, optimizer, scheduler, state_dtype)
-        check_function("judge", judge)
-        check_function("refresh", refresh)
-        _check_alone(model)
-        self._settings = settings = Settings(
-            spacing=spacing,
-            n_states=n_states,
-            period=period,
-            horizon=horizon,
-            recovery=recovery,
-            maximize=maximize,
-            optimizer_state=optimizer_state,
-            start=start,
-            stop=stop,
-        )
-        slots = select(model, optimizer, include, exclude)
-        source = _coefficients.source(forecaster, spacing, n_states, slots)
-        if adapters not in ADAPTERS:
-            raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
-        pairs = places_of(slots) if adapters == "product" else []
-        self._training = Training(model, optimizer, scheduler, slots, pairs)
-        n_kept = len(source.offsets) + 3  # the first and the middle one, or sums; before the jump
-        self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
-        self._recording = Recording(
-            self._training,
-            source,
-            self._store,
-            spacing=spacing,
-            since=start,
-            dtype=state_dtype,
-            moves=settings.adaptive,
-        )
-        self._losses = Losses(model, judge, settings.window, maximize)
-        self._calibration = Calibration(settings.window)
-        self._rule = settings.rule(source.longest)
-        self._rule.watch(rates_of(optimizer))
-        self._jumper = Jumper(
-            self._training, self._recording, self._store, refresh, settings.window > 0
-        )
+        with distributed.together():
+            check_kinds(model, optimizer, scheduler, state_dtype)
+            check_function("judge", judge)
+            check_function("refresh", refresh)
+            _check_alone(model)
+            self._settings = settings = Settings(
+                spacing=spacing,
+                n_states=n_states,
+                period=period,
+                horizon=horizon,
+                recovery=recovery,
+                maximize=maximize,
+                optimizer_state=optimizer_state,
+                start=start,
+                stop=stop,
+            )
+            slots = select(model, optimizer, include, exclude)
+            source = _coefficients.source(forecaster, spacing, n_states, slots)
+            if adapters not in ADAPTERS:
+                raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
+            pairs = places_of(slots) if adapters == "product" else []
+            self._training = Training(model, optimizer, scheduler, slots, pairs)
+            n_kept = (
+                len(source.offsets) + 3
+            )  # the first and the middle one, or sums; before the jump
+            self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
+            self._recording = Recording(
+                self._training,
+                source,
+                self._store,
+                spacing=spacing,
+                since=start,
+                dtype=state_dtype,
+                moves=settings.adaptive,
+            )
+            self._losses = Losses(model, judge, settings.window, maximize)
+            self._judging = Judging(self._losses, settings.window)
+            self._rule = settings.rule(source.longest)
+            self._rule.watch(rates_of(optimizer))
+            self._jumper = Jumper(
+                self._training, self._recording, self._store, refresh, settings.window > 0
+            )
         self.seconds = 0.0
         self.hindrance = ""
         self.cosines: dict[str, float] = {}
         self._jumps: list[Jump] = []
-        self._verdicts: list[Verdict] = []  # on the jumps that were kept
         self._step = 0  # calls of step()
         self._clock = 0  # steps of the trajectory: those that were rolled back do not count
         self._pending: Pending | None = None
-        # the clock of a jump that was kept, and the losses before it, until it is looked at again
-        self._recovering: tuple[int, list[Point]] | None = None
-        self._look = self._apart = 0  # the next step at which the weights are looked at, as told
+        self._look = 0  # the next step at which the weights are looked at, as told
+        self._gaps: list[int] = []  # steps between the last looks
         self._onlookers = Onlookers(model)
         self._next = self._recording.earliest(settings.first_jump)
         self._said = ""
-        self._ended: int | None = None  # the stop that ended the jumps, 0 for close()
+        self._ending = ""  # why the run leaves no room for more jumps, whatever the rule says
+        self._ended: int | None = None  # the stop that ended them, 0 for close()
         self._closed = False
         self._steps = StepCounter(optimizer)
         _controllers.add(self)
@@ -302,8 +310,9 @@ class Farcasting:
         ------
         WfcastError
             The optimizer took several steps; the loss, or what the judge returned, is no single
-            number; or the parameters of the model or the optimizer are others than before, or have
-            other shapes, which is found when a state is recorded, at the next jump at the latest.
+            number, or comes after losses of another kind; another process failed; or the parameters
+            of the model or the optimizer are others than before, or have other shapes, which is
+            found when a state is recorded, at the next jump at the latest.
 
         Warns
         -----
@@ -336,10 +345,12 @@ class Farcasting:
         pending = self._pending
         if pending is None or not isinstance(loss, torch.Tensor | Real):
             return False
-        if math.isfinite(distributed.mean([float(loss)])[0]):
+        value = distributed.mean([float(loss)])[0]
+        if math.isfinite(value):
             return False
         with self._onlookers.own():
-            return self._roll_back(pending, "the loss is not finite")
+            blown = self._losses.shown(value)
+            return self._roll_back(pending, Ruling("the loss is not finite", blown=blown))
 
     def _advance(self, room: int | None) -> bool:
         """Watch the jump that is under way; record, and jump where that is due."""
@@ -348,10 +359,8 @@ class Farcasting:
             changed = self._watch(self._pending)
             if changed or self._pending is not None:
                 return changed
-        if self._recovering is not None:
-            due = self._recovering[0] + 2 * settings.window
-            if clock >= min(due, self._next):  # the next jump may be nearer after a resume
-                self._look_again(*self._recovering)
+        if self._judging.due(clock, self._next):
+            self._look_again()
         if self._over():
             self._recording.forget()
             return False
@@ -373,13 +382,14 @@ class Farcasting:
         """
         look = self._step + room
         if look != self._look:
-            self._apart, self._look = max(1, look - self._look), look
-        ahead, window = self._clock + room, self._settings.window
-        if self._apart > window:
+            self._gaps = [*self._gaps, max(1, look - self._look)][-LOOKS:]
+            self._look = look
+        ahead, window, widest = self._clock + room, self._settings.window, max(self._gaps)
+        if widest > window:
             self.hindrance = ""
         if self._next <= ahead < self._next + window:
-            if self._apart <= window and not self.hindrance:
-                often = "step" if self._apart == 1 else f"{self._apart} steps"
+            if widest <= window and not self.hindrance:
+                often = "step" if widest == 1 else f"{widest} steps"
                 self.hindrance = (
                     f"no jump is possible: the weights are looked at every {often}, as room tells, "
                     f"which counts down to the next look, and its verdict takes {window} steps: "
@@ -387,7 +397,7 @@ class Farcasting:
                 )
             wanted = self._recording.earliest(ahead + 1)
             while not self._obtainable(wanted):
-                wanted += self._apart
+                wanted += self._gaps[-1]
             self._next = wanted
 
     def _obtainable(self, jump: int) -> bool:
@@ -405,7 +415,7 @@ class Farcasting:
                 which = "next" if self._made else "first"
                 remedy = "" if self._jumps else "; lower period, spacing or recovery"
                 self._ended = int(stop)
-                self._rule.stopped = self.hindrance or (
+                self._ending = self.hindrance or (
                     f"too few steps are left before step {stop}, where jumps end: the {which} one "
                     f"could come at step {due}{later}{remedy}"
                 )
@@ -439,15 +449,15 @@ class Farcasting:
             lacking = self._lacking(before, gone)
             if lacking:
                 return self._refuse(lacking)
-            self._calibration.learn(before, sum(v.steps_saved for v in self._verdicts))
+            self._judging.learn(before)
         if not self._recording.complete(clock):
             self._begin_again()  # a state could not be kept
             return False
         rates = rates_of(self._training.optimizer)
         try:
             movement = self._recording.movement(clock)
-        except ValueError as problem:  # in all processes, in words of its own in each
-            return self._refuse(distributed.first_problem(str(problem)), anew=True)
+        except NoMovement as problem:
+            return self._refuse(str(problem), anew=True)
         horizon, reason = self._rule.horizon(self._step, rates, movement)
         longest = self._recording.source.longest
         if horizon == longest != self._settings.horizon:
@@ -492,16 +502,7 @@ class Farcasting:
         clock, window = self._clock, self._settings.window
         if gone and gone[-1][0] >= clock - 2 * window:
             return self._lost(*gone[0])
-        if len(before) < 2:
-            return NOTHING
-        latest = [*(c for c, _ in before[-3:]), clock]
-        apart = max(b - a for a, b in pairwise(latest))
-        if apart > window:
-            return (
-                f"losses come {apart} steps apart, and one is needed within the {window} to a "
-                "verdict: hand them over more often, or raise recovery"
-            )
-        return ""
+        return self._judging.lacking(before, clock)
 
     def _lost(self, clock: int, loss: float) -> str:
         """What to say of a loss that is not finite: for later ones the same as for the first."""
@@ -558,90 +559,46 @@ class Farcasting:
     # ---- judging ------------------------------------------------------------------------------
 
     def _watch(self, pending: Pending) -> bool:
-        """A jump is under way: look whether it blew up, and judge it at the end of its window."""
-        clock, window = self._clock, self._settings.window
-        passed = clock - pending.clock
-        if passed % self._losses.every and passed < window and passed > 1:
+        """A jump is under way: keep it, take it back, or wait."""
+        ruling = self._judging.rule(pending, self._clock, self._step)
+        if ruling.reason:
+            return self._roll_back(pending, ruling)
+        if ruling.verdict is None:
             self._record()
             return False
-        self._losses.measure(clock, self._step)
-        recent = self._losses.between(clock, clock)
-        if recent and pending.jump.loss_right_after is None:
-            pending.jump.loss_right_after = self._losses.shown(recent[0][1])
-        if recent and not math.isfinite(recent[0][1]):
-            return self._roll_back(pending, "the loss is not finite")
-        if passed >= window:
-            return self._decide(pending)
-        if recent and 2 * passed >= window and blew_up(pending.before, recent[0][1]):
-            return self._roll_back(pending, "the loss is far beyond any before the jump")
-        self._record()
-        return False
-
-    def _decide(self, pending: Pending) -> bool:
-        """Keep the jump that is under way, or take it back."""
-        jump, window = pending.jump, self._settings.window
-        after = self._losses.between(self._clock - window // 2, self._clock)
-        after = after or self._losses.between(pending.clock + 1, self._clock)
-        if not after:
-            return self._take_back(pending, "no loss was handed over in the steps to its verdict")
-        verdict = self._calibration.verdict(pending.before, after, cap=jump.horizon)
-        self._tell(jump, verdict)
-        if verdict.kind == HARM:
-            self._rule.learn(verdict)
-            return self._roll_back(pending, "the loss is beyond what chance explains")
-        jump.outcome = "kept"
-        self._verdicts.append(verdict)
-        self._recovering = (pending.clock, pending.before)
+        self._judging.tell(pending.jump, ruling.verdict, self._step)
+        self._judging.keep(pending, ruling.verdict)
+        pending.jump.outcome = "kept"
         self._settle(pending)
         return False
 
-    def _look_again(self, then: int, before: list[Point]) -> None:
-        """What the last jump saved, after a second window: recovery may take longer than one."""
-        clock, self._recovering = self._clock, None
-        self._losses.measure(clock, self._step)
-        after = self._losses.between(max(clock - self._settings.window // 2, then + 1), clock)
-        if after and all(math.isfinite(loss) for _, loss in after):
-            jump = last_made(self._jumps)
-            assert jump is not None
-            verdict = self._calibration.verdict(before, after, cap=jump.horizon)
-            if verdict.kind == HARM:  # it is too late to take it back
-                verdict = replace(verdict, kind=WORSE)
-            if verdict.kind != UNKNOWN:  # else the first look said more
-                self._verdicts[-1] = verdict
-                self._tell(jump, verdict)
-        self._rule.learn(self._verdicts[-1])
+    def _look_again(self) -> None:
+        """What the last jump saved, as it shows later."""
+        jump = last_made(self._jumps)
+        assert jump is not None
+        self._rule.learn(self._judging.again(jump, self._clock, self._step))
         self._say_stop()
 
-    def _tell(self, jump: Jump, verdict: Verdict) -> None:
-        """In its row."""
-        jump.verdict, jump.judged_at = verdict.kind, self._step
-        jump.steps_saved = verdict.steps_saved
-        jump.steps_low, jump.steps_high = verdict.steps_low, verdict.steps_high
-        jump.loss_after = self._losses.shown(verdict.after)
-        jump.loss_expected = self._losses.shown(verdict.expected)
-
-    def _roll_back(self, pending: Pending, reason: str) -> bool:
-        """Take the jump that is under way back, for it did harm."""
-        if pending.jump.verdict is None:  # else the verdict has told
+    def _roll_back(self, pending: Pending, ruling: Ruling) -> bool:
+        """Take the jump that is under way back, and learn of it where it did harm."""
+        self._put_back(pending, ruling.reason, distributed.together)
+        if ruling.verdict is not None:
+            self._rule.learn(ruling.verdict)
+        elif ruling.blown is not None:
             self._rule.blame()
-        self._take_back(pending, reason)
+        if ruling.verdict is not None or ruling.blown is not None:
+            self._judging.tell_harm(pending.jump, ruling, self._step)
+        self._begin_again()
         self._say_stop()
         return True
 
-    def _take_back(self, pending: Pending, reason: str) -> bool:
-        """Go on from before the jump that is under way, whatever it did."""
-        self._put_back(pending, reason)
-        self._begin_again()
-        return True
-
-    def _put_back(self, pending: Pending, reason: str) -> None:
+    def _put_back(self, pending: Pending, reason: str, together: Any = nullcontext) -> None:
         """The run is as it was before the jump, and the jump's row says why."""
-        self._training.check_unchanged()
+        pending.snapshot.restore(self._training, together)
         jump = pending.jump
         jump.outcome, jump.reason = "rolled back", reason
         jump.steps_saved = -float(self._clock - pending.clock)
         jump.steps_low = jump.steps_high = jump.steps_saved
-        pending.snapshot.restore(self._training)
         self._rule.taken_back()
         self._clock = pending.clock
         self._losses.cut(last=self._clock)
@@ -677,12 +634,12 @@ class Farcasting:
     @property
     def stopped(self) -> str:
         """Why there are no more jumps; empty while there may be."""
-        return self._rule.stopped
+        return self._ending or self._rule.stopped
 
     @property
     def steps_saved(self) -> tuple[float, float, float]:
         """Steps that the jumps saved, less those lost, and their 95 % interval: 0 where unknown."""
-        return total(self._verdicts, self.steps_lost)
+        return total(self._judging.verdicts, self.steps_lost)
 
     @property
     def steps_lost(self) -> float:
@@ -732,7 +689,7 @@ class Farcasting:
         pending = self._pending
         if pending is None:
             return False
-        return self._take_back(pending, "the weights were looked at before its verdict")
+        return self._roll_back(pending, Ruling("the weights were looked at before its verdict"))
 
     def close(self, *, undo: bool = True) -> None:
         """End: the memory and files are given back, the model may get another Farcasting.
@@ -752,7 +709,7 @@ class Farcasting:
             pending.jump.outcome, pending.jump.reason = "kept", reason
             self._settle(pending)
         if not self.stopped:
-            self._rule.stopped = self._steps.problem or self.hindrance or "it was closed"
+            self._ending = self._steps.problem or self.hindrance or "it was closed"
             self._ended = 0
         self._recording.forget()
         self._closed = True
@@ -767,23 +724,23 @@ class Farcasting:
         """
         return {
             "version": VERSION,
+            "settings": self._settings.lasting,
             "names": [s.name for s in self._training.slots],
             "step": self._step,
             "clock": self._clock,
             "next": self._next,
-            "look": [self._look, self._apart],
+            "look": [self._look, *self._gaps],
             "said": self._said,
+            "ending": self._ending,
             "ended": self._ended,
             "seconds": self.seconds,
             "recording": self._recording.state_dict(),
             "losses": self._losses.state_dict(),
-            "calibration": self._calibration.state_dict(),
+            "judging": self._judging.state_dict(),
             "history": self.history,
-            "verdicts": [asdict(verdict) for verdict in self._verdicts],
             "cosines": dict(self.cosines),
             "rule": self._rule.state_dict(),
-            "pending": None if self._pending is None else self._pending.state_dict(),
-            "recovering": self._recovering,
+            "pending": None if self._pending is None else self._pending.state_dict(self._training),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -792,8 +749,9 @@ class Farcasting:
         Raises
         ------
         WfcastError
-            The state of other parameters or another kind of forecaster, one that lacks what taking
-            back its jump needs, or one of an older version; nothing has changed then.
+            The state of other parameters, settings (all but `stop`, `optimizer_state` and where
+            states are kept) or another kind of forecaster or judge, one that lacks what taking back
+            its jump needs, or one of an older version; nothing has changed then.
         """
         if not isinstance(state, dict) or "clock" not in state:
             raise WfcastError("the state is none that state_dict() of a Farcasting gave")
@@ -802,7 +760,11 @@ class Farcasting:
                 f"the state was saved by another version of Farcasting ({state.get('version', 1)}, "
                 f"expected {VERSION}): begin a new one at this step"
             )
+        if self._closed:
+            raise WfcastError("this Farcasting was closed: make a new one to load a state into")
         then = state["pending"]
+        self._settings.check_saved(state["settings"])
+        self._losses.check_saved(state["losses"])
         states = state["recording"]["states"].values()
         self._training.check_saved(state["names"], [*states, *([then["weights"]] if then else [])])
         self._recording.check_saved(state["recording"])
@@ -814,16 +776,14 @@ class Farcasting:
             self._settle(self._pending)
         self._recording.load_state_dict(state["recording"])
         self._losses.load_state_dict(state["losses"])
-        self._calibration.load_state_dict(state["calibration"])
+        self._judging.load_state_dict(state["judging"])
         self._rule.load_state_dict(state["rule"])
         self._step, self._clock, self._next = state["step"], state["clock"], state["next"]
-        self._look, self._apart = state["look"]
+        self._look, *self._gaps = state["look"]
         self._said, self.seconds = state["said"], state["seconds"]
-        self._ended = state["ended"]
+        self._ending, self._ended = state["ending"], state["ended"]
         if self._ended not in (None, self._settings.stop):  # this run goes further than that one
-            self._ended, self._said, self._rule.stopped = None, "", ""
-        self._verdicts = [Verdict(**row) for row in state["verdicts"]]
-        self._recovering = state["recovering"]
+            self._ending, self._ended, self._said = "", None, ""
         self.cosines = dict(state["cosines"])
         self._jumps = jumps
         if then is not None and last is not None:

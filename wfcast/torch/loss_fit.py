@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,9 +18,18 @@ from .._live.span import States, parameters, restored, write
 from .._live.tensors import Slot, Vector, local, products, share
 from .._operator import Operator
 from .._runs import check_run
-from ._loop import judged, modes_kept
+from ._loop import judged, modes_kept, returned
+from ._settings import check_function
 
-__all__ = ["Feed", "Found", "check_counts", "fit_to_loss", "search"]
+__all__ = [
+    "Feed",
+    "Found",
+    "check_counts",
+    "check_judge",
+    "check_loss_fn",
+    "fit_to_loss",
+    "search",
+]
 
 RATE = 0.2  # of Adam, in units of the root mean square movement between states, decayed linearly
 BETAS = (0.9, 0.95)
@@ -118,6 +128,8 @@ def fit_to_loss(
     if not isinstance(model, torch.nn.Module):
         raise WfcastError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
     check_counts(rank=rank, n_evals=n_evals, n_judge=n_judge)
+    check_loss_fn(loss_fn)
+    check_function("judge", judge)
     steps = tuple(check_run(states, (), "states"))
     if len(steps) < 2:
         raise WfcastError(f"states holds {len(steps)} steps, expected at least two")
@@ -126,7 +138,7 @@ def fit_to_loss(
         raise WfcastError("the model has no trainable parameters")
     with together():
         opened = States(states, steps, slots)
-    feed = Feed(batches, 0 if judge is not None else n_judge)
+        feed = Feed(batches, 0 if judge is not None else n_judge)
 
     def put(coef: Vector) -> None:
         with together():
@@ -134,7 +146,9 @@ def fit_to_loss(
 
     k = len(steps)
     means = [np.where(np.arange(k) < k - n, 0.0, 1 / n) for n in sorted({2, 4, 8, k}) if n <= k]
-    with modes_kept(model), restored(model, slots):
+    with modes_kept(model), ExitStack() as back:
+        with together():
+            back.enter_context(restored(model, slots))
         model.eval()
         found = search(
             model,
@@ -235,8 +249,10 @@ def search(
     z = np.zeros(basis.shape[1])
     first, second = np.zeros_like(z), np.zeros_like(z)
     for t in range(1, n_evals + 1):
+        with together():  # by itself: a sharded model meets the others in its forward pass
+            batch = next(feed)
         with together():
-            rows = _derivatives(model, slots, states, loss_fn, next(feed))
+            rows = _derivatives(model, slots, states, loss_fn, batch)
         gradient = basis.T @ _sum(*rows)[0]
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
@@ -283,8 +299,13 @@ def _derivatives(
     try:
         with torch.enable_grad():
             loss = loss_fn(model, batch)
-            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-                raise WfcastError("loss_fn must return a scalar tensor that depends on the model")
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                many = isinstance(loss, torch.Tensor) and loss.numel() != 1
+                found = f"a tensor of shape {list(loss.shape)}" if many else f"{loss!r:.80}"
+                raise WfcastError(
+                    f"loss_fn returned {found}, expected a tensor of one number that depends on "
+                    "the parameters of the model"
+                )
             loss.backward()
         slots = [slot for slot in slots if slot.parameter.grad is not None]
         if not slots:
@@ -323,6 +344,10 @@ class Feed(Iterator[Any]):
     """
 
     def __init__(self, batches: Iterable[Any], n_held: int) -> None:
+        if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+            raise WfcastError(
+                f"batches is a {type(batches).__name__}, expected an iterable, such as a DataLoader"
+            )
         stream = iter(batches)
         self.held = list(islice(stream, n_held))
         if n_held and not self.held:
@@ -358,7 +383,8 @@ class Feed(Iterator[Any]):
                 if judge is not None:
                     value = judged(judge)
                 else:
-                    value = float(np.mean([float(loss_fn(model, batch)) for batch in self.held]))
+                    losses = (loss_fn(model, batch) for batch in self.held)
+                    value = float(np.mean([returned(loss, "loss_fn") for loss in losses]))
             return mean([value])[0]
 
         return measure
@@ -369,3 +395,17 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise WfcastError(f"{name} is {value!r}, expected an integer not below 1")
+
+
+def check_judge(judge: Any) -> None:
+    """Raise WfcastError for what is no judge."""
+    if judge is None:
+        raise WfcastError("judge is None, expected a function that returns a held-out loss")
+    check_function("judge", judge)
+
+
+def check_loss_fn(loss_fn: Any) -> None:
+    """Raise WfcastError for what cannot be called with a model and a batch."""
+    if loss_fn is None:
+        raise WfcastError("loss_fn is None, expected a function of a model and a batch")
+    check_function("loss_fn", loss_fn, "model", "batch")
