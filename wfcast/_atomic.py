@@ -182,7 +182,7 @@ def _temporary(target: Path, create: Callable[[Path], int | None]) -> Iterator[t
     that Ctrl-C finds no moment at which nobody would remove it.
     """
     stem = f".{_short(target)}."
-    _sweep(target.parent, stem)
+    _sweep(target.parent)
     done = False
     while not done:
         path = target.parent / f"{stem}{os.urandom(6).hex()}.tmp"
@@ -224,13 +224,17 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sweep(folder: Path, stem: str) -> None:
-    pattern = re.compile(re.escape(stem) + r"[0-9a-f]{12}\.tmp")
+_LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.tmp", re.DOTALL)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a folder, whatever they were writing there."""
     with os.scandir(folder) as entries:
-        left = [Path(e.path) for e in entries if pattern.fullmatch(e.name) and not e.is_symlink()]
+        left = [Path(e.path) for e in entries if _LEFT.fullmatch(e.name) and _is_plain(e)]
     for path in left:
         with suppress(OSError):  # gone, or not ours to remove
-            descriptor = os.open(path, os.O_RDONLY)
+            # a pipe may have come in its place: it is not waited for
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 if _lock(descriptor) is True and _is_at(descriptor, path):
                     if path.is_dir():
@@ -239,6 +243,10 @@ def _sweep(folder: Path, stem: str) -> None:
                         os.unlink(path)
             finally:
                 os.close(descriptor)
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
 
 
 def _lock(descriptor: int) -> bool | None:

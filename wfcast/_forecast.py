@@ -34,6 +34,8 @@ from .checkpoint import (
     Layout,
     create_checkpoint,
     is_forecast,
+    of_training,
+    open_checkpoint,
     output_layout,
     said_of,
 )
@@ -232,8 +234,9 @@ def forecast_checkpoint(
         Write a folder of shards of at most so many bytes: safetensors files, unless `format` says
         "torch".
     overwrite : bool, default=False
-        Whether a folder that is there, and not empty, is replaced and everything in it removed. A
-        file is replaced anyway.
+        Whether a folder that is there, and not empty, is replaced and everything in it removed; of
+        files, whether an input is, or one with the state of an optimizer. Other files are replaced
+        anyway.
     progress : callable, optional
         Called as ``progress(name, rows)`` after each block.
 
@@ -406,6 +409,9 @@ def write(
                     moves[k][name] = moved
             elif progress is not None:
                 progress(name, latest.tensors[name].size)
+        for checkpoint in jobs[0].plan.inputs.values():
+            if isinstance(checkpoint, FileCheckpoint):
+                checkpoint.check_same()  # before anything that was made of it has its name
     return [_report(*one) for one in zip(jobs, moves, rank_cut, strict=True)]
 
 
@@ -481,6 +487,8 @@ def _warn_of_less(latest: Checkpoint, copied: Container[str], skipped: Sequence[
 
 
 def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> None:
+    if not layout.folder and target.is_file():
+        _check_file(target, overwrite, plan)
     try:
         there = list(target.iterdir()) if layout.folder else []
     except (FileNotFoundError, NotADirectoryError):
@@ -505,6 +513,31 @@ def _check_target(target: Path, layout: Layout, overwrite: bool, plan: Plan) -> 
         raise CheckpointError(f"cannot replace {str(target)!r} and all that is in it: {reason}")
 
 
+def _check_file(target: Path, overwrite: bool, plan: Plan) -> None:
+    """Refuse to replace part of an input, and, unless asked to, what cannot be made again."""
+    inputs = [c for c in plan.inputs.values() if isinstance(c, FileCheckpoint)]
+    own = target.resolve()
+    for one in inputs:
+        if one.layout.folder and own.parent == one.path.resolve().parent:
+            raise CheckpointError(f"cannot write {str(target)!r}: it is part of {one.what}")
+    if overwrite:
+        return
+    reason = ""
+    for one in inputs:
+        if one.path.is_file() and target.samefile(one.path):
+            reason = f"it is {one.what}"
+    try:
+        left = open_checkpoint(target).layout.left if not reason else ()
+    except CheckpointError:
+        left = ()  # no checkpoint, or one that nothing can be made of
+    if kept := [name for name in left if of_training(name)]:
+        reason = f"it holds what trains the model, {kept[0]}, which the forecast does not"
+    if reason:
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: {reason}; overwrite=True (--overwrite) replaces it"
+        )
+
+
 def _is_step(name: str) -> bool:
     said = said_of(Path(name))
     return said is not None and said.kind != ""
@@ -517,7 +550,9 @@ def _metadata(job: Job) -> dict[str, str]:
     if layout.format == "safetensors" and not as_it_was:
         # what safetensors.torch writes: who made it, and tied names by the name that is kept
         tied = {layout.prefix + alias: layout.prefix + name for alias, name in latest.tied.items()}
-        metadata = {"format": "pt", **tied, **metadata}
+        metadata = {**tied, **metadata}
+    if layout.format == "safetensors":
+        metadata.setdefault("format", "pt")  # without which Accelerate and others refuse a file
     return metadata
 
 

@@ -24,6 +24,7 @@ from ._folder import holds_run, steps_in
 from ._names import said_of, step_named
 from ._open import open_checkpoint
 from ._safetensors import SafetensorsCheckpoint, SafetensorsWriter
+from ._sets import of_training
 from ._sharded import ShardedCheckpoint
 from ._torch import TorchCheckpoint
 
@@ -43,6 +44,7 @@ __all__ = [
     "create_checkpoint",
     "holds_run",
     "is_forecast",
+    "of_training",
     "open_checkpoint",
     "output_layout",
     "said_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -306,6 +307,15 @@ def is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
 
 
+Identity = tuple[int, int, int, int]
+"""What tells a file from another one, and from itself when it was written to."""
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The device, the inode, the size and the time of the last change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class FileCheckpoint(Checkpoint):
     """A checkpoint on disk, opened as ``Reader(path, what)``.
 
@@ -319,6 +329,27 @@ class FileCheckpoint(Checkpoint):
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{what} ({str(path)!r})")
         self.path = path
+        self._seen: dict[Path, Identity] = {}
+
+    def _watch(self, path: Path) -> None:
+        """Remember a file as it is, before anything of it is read."""
+        try:
+            self._seen[path] = identity_of(os.stat(path))
+        except OSError as error:
+            raise CheckpointError(f"{self.what} cannot be read: {error}") from error
+
+    def check_same(self) -> None:
+        """Raise CheckpointError where a file is not what it was when it was opened.
+
+        What was read of it may then be of two states, and what is read may be gone.
+        """
+        for path, then in self._seen.items():
+            try:
+                same = identity_of(os.stat(path)) == then
+            except OSError:
+                same = False
+            if not same:
+                raise CheckpointError(f"{self.what} changed while it was being read")
 
 
 class CheckpointWriter(ABC):

@@ -34,6 +34,21 @@ _SUFFIXES = {
 }
 
 
+_UNKNOWN = {".gguf", ".npz", ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".nemo", ".pb"}
+_UNKNOWN |= {".tflite", ".mlmodel", ".zip", ".tar", ".gz", ".json", ".pkl", ".pickle", ".index"}
+_UNKNOWN |= {
+    ".safetensor",
+    ".savetensors",
+    ".st",
+    ".tensors",
+    ".torch",
+    ".ptl",
+    ".weights",
+    ".bins",
+}
+"""What files of other formats end in, or of these where it is mistyped: meant for no folder."""
+
+
 def output_layout(
     like: Layout,
     target: Path,
@@ -56,6 +71,11 @@ def output_layout(
         "torch".
     """
     asked = None if target.is_dir() else _SUFFIXES.get(target.suffix)
+    if asked is None and target.suffix.lower() in _UNKNOWN and not target.is_dir():
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: {target.suffix} is no format that wfcast writes; files "
+            f"end in {', '.join(_SUFFIXES)}, and a folder in none of them"
+        )
     if None not in (format, asked) and format != asked:
         raise CheckpointError(
             f"cannot write {str(target)!r} in the format {format!r}: a name that ends in "

@@ -54,7 +54,7 @@ class DistributedCheckpoint(FileCheckpoint):
     def __init__(self, path: Path, what: str, key: str | None = None) -> None:
         super().__init__(path, what)
         import_torch(self.what)
-        self._identity = self._identify()
+        self._watch(path / METADATA)
         self._found = self._read_metadata()
         self._places: dict[str, list[_Place]] = {}
         self._files: dict[str, int] = {}
@@ -135,13 +135,6 @@ class DistributedCheckpoint(FileCheckpoint):
         floating = getattr(dtype, "is_floating_point", False)
         return floating and _are_sizes(shape) and any(n > 1 for n in shape)
 
-    def _identify(self) -> tuple[int, int, int, int]:
-        try:
-            s = os.stat(self.path / METADATA)
-        except OSError as error:
-            raise CheckpointError(f"{self.what} cannot be read: {error}") from error
-        return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
-
     def _records(self) -> dict[tuple[str, tuple[int, ...]], Any]:
         """Torch's record of each chunk, by the tensor's name and the offsets in it."""
         found = {}
@@ -214,7 +207,8 @@ class DistributedCheckpoint(FileCheckpoint):
             path = self.path / file
             if not path.is_file():
                 raise ValueError(f"names the file {file!r}, which is not there")
-            self._files[file] = path.stat().st_size
+            self._watch(path)
+            self._files[file] = self._seen[path][2]
         if offset < 0 or offset + length > self._files[file] or length < nbytes:
             raise ValueError(
                 f"gives {length} bytes at {offset} of {file!r} for a chunk of {nbytes} bytes; the "
@@ -247,7 +241,7 @@ class DistributedCheckpoint(FileCheckpoint):
         except (Exception, CheckpointException) as error:  # of many kinds
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
-        self._check_same()
+        self.check_same()
         return MappingCheckpoint({name: whole}, self.what)
 
     def _map(self, name: str) -> Array | None:
@@ -256,6 +250,7 @@ class DistributedCheckpoint(FileCheckpoint):
         In one piece it is mapped; several are put together from their maps.
         """
         tensor, places = self.tensors[name], self._places[self._stored(name)]
+        self.check_same()
         quantized = tensor.dtype.startswith("q")  # whose bytes say nothing without a scale
         if not tensor.nbytes or quantized:
             return None
@@ -275,7 +270,7 @@ class DistributedCheckpoint(FileCheckpoint):
                     whole[tuple(box)] = piece.reshape(*place.sizes, width)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
-        self._check_same()
+        self.check_same()
         return found
 
     def _mapped(self, place: _Place, held: StoredTensor) -> Array:
@@ -290,11 +285,6 @@ class DistributedCheckpoint(FileCheckpoint):
                 file.fileno(), held.nbytes + slack, access=mmap.ACCESS_READ, offset=start - slack
             )
         return np.frombuffer(mapped, np.uint8, held.nbytes, slack)
-
-    def _check_same(self) -> None:
-        """The data are opened by name each time: they must be those that the metadata are of."""
-        if self._identify() != self._identity:
-            raise CheckpointError(f"{self.what} changed while it was being read")
 
     def _examine(self, name: str, place: _Place) -> StoredTensor:
         what = f"{self.label(name)}, in {place.file!r},"

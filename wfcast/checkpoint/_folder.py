@@ -93,12 +93,24 @@ def companions(folder: Path, own: set[str]) -> tuple[tuple[Path, ...], tuple[str
     for path in sorted(folder.iterdir()):
         if path.name in own:
             continue
-        plain = path.is_file() and path.suffix in _CARRIED and path.name not in _TRAINING
+        plain = _is_inside(path) and path.suffix in _CARRIED and path.name not in _TRAINING
         if plain and not path.name.endswith(INDEX):
             carried.append(path)
         else:
             left.append(path.name)
     return tuple(carried), tuple(left)
+
+
+def _is_inside(path: Path) -> bool:
+    """Whether it is a file of its folder, and no link out of it.
+
+    Except into the "blobs" of the folder's own repository: so the hub's cache keeps all files.
+    """
+    if not path.is_symlink():
+        return path.is_file()
+    to = path.resolve()
+    blobs = path.parent.resolve().parent.parent / "blobs"
+    return to.is_file() and (to.parent == blobs or to.is_relative_to(path.parent.resolve()))
 
 
 def adapts(folder: Path, what: str) -> tuple[str | None, bool]:

@@ -68,6 +68,7 @@ class PartsCheckpoint(FileCheckpoint):
         self, path: Path, what: str, parts: Mapping[str, FileCheckpoint], layout: Layout
     ) -> None:
         super().__init__(path, what)
+        self._parts = tuple(parts.values())
         self._part_of: dict[str, tuple[FileCheckpoint, str]] = {}
         for before, part in parts.items():
             self.metadata = {**part.metadata, **self.metadata}
@@ -78,6 +79,10 @@ class PartsCheckpoint(FileCheckpoint):
                 self.tensors[before + name] = replace(tensor, name=before + name)
                 self._part_of[before + name] = part, name
         self.layout = layout
+
+    def check_same(self) -> None:
+        for part in self._parts:
+            part.check_same()
 
     def column(self, name: str) -> Column:
         part, name = self._part_of[self._stored(name)]

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from .._columns import Array, Column, empty_bfloat16
 from .._direct import DirectWriter
 from .._errors import CheckpointError, DtypeError
-from ._base import BITS, CheckpointWriter, FileCheckpoint, Tensor, unique
+from ._base import BITS, CheckpointWriter, FileCheckpoint, Tensor, identity_of, unique
 
 # the format's name of a dtype -> torch's
 DTYPES = {
@@ -67,7 +67,8 @@ class SafetensorsCheckpoint(FileCheckpoint):
         super().__init__(path, what)
         try:
             with open(path, "rb") as file:
-                self._identity = _identity(file.fileno())
+                self._identity = identity_of(os.fstat(file.fileno()))
+                self._seen[path] = self._identity
                 size = os.fstat(file.fileno()).st_size
                 _check_header(file, size)
             with safe_open(path, framework="numpy") as header:
@@ -106,7 +107,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
         slack = start % mmap.ALLOCATIONGRANULARITY
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if _identity(descriptor) != self._identity:
+            if identity_of(os.fstat(descriptor)) != self._identity:
                 return None
             mapped = mmap.mmap(
                 descriptor, length + slack, access=mmap.ACCESS_READ, offset=start - slack
@@ -156,11 +157,6 @@ def _torch_bits(tensor: Any) -> Array:
 
     bits: Array = tensor.view(torch.int16).numpy().view(np.uint16)
     return bits
-
-
-def _identity(descriptor: int) -> tuple[int, int, int, int]:
-    s = os.fstat(descriptor)
-    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
 
 
 def _check_header(file: BinaryIO, size: int) -> None:

@@ -36,6 +36,7 @@ class ShardedCheckpoint(FileCheckpoint):
         self, path: Path, what: str, open_shard: Callable[[Path, str], FileCheckpoint]
     ) -> None:
         super().__init__(path, what)
+        self._watch(path)
         folder = _inode(path.parent)
         self._file_of, index = self._read_index()
         self._shards: dict[str, FileCheckpoint] = {}
@@ -113,6 +114,11 @@ class ShardedCheckpoint(FileCheckpoint):
                 f"{shard.what} holds {len(extra)} tensors, {extra[0]!r} first, that the index "
                 f"{self.path.name!r} does not name there"
             )
+
+    def check_same(self) -> None:
+        super().check_same()
+        for shard in self._shards.values():
+            shard.check_same()
 
     def column(self, name: str) -> Column:
         name = self._stored(name)

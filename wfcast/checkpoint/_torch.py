@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .._columns import Array, is_tensor
+from .._columns import Array, Column, is_tensor
 from .._direct import DirectWriter, fill
 from .._errors import CheckpointError
 from ._archive import examine
@@ -39,7 +39,9 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
 
     def __init__(self, path: Path, what: str, key: str | None = None) -> None:
         super().__init__(path, what)
+        self._watch(path)
         whole = self._load()
+        self.check_same()
         sets = sets_in(whole, is_tensor, _is_weight)
         found = chosen_set(sets, key, whole, self.what)
         self.sets = tuple(one.name for one in sets)
@@ -64,6 +66,20 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
             versions=versions,
             left=(*left, *(k for k in plain if k not in others)),
         )
+
+    # What is mapped of a file that was cut short meanwhile is no memory any more.
+
+    def column(self, name: str) -> Column:
+        self.check_same()
+        return super().column(name)
+
+    def value(self, name: str) -> Any:
+        self.check_same()
+        return super().value(name)
+
+    def raw(self, name: str) -> Array:
+        self.check_same()
+        return super().raw(name)
 
     def _load(self) -> Any:
         torch = import_torch(self.what)

@@ -73,7 +73,6 @@ def add_fit(add: Add) -> None:
         "-o",
         "--out",
         type=Path,
-        default=Path("farcaster.safetensors"),
         help="file to write (farcaster.safetensors)",
     )
 
@@ -88,6 +87,10 @@ def _fit(args: argparse.Namespace) -> Result:
     folders = [*args.folders, *args.folders_behind]
     if not (folders or args.run):
         args.usage_error("no run given: name folders, or --run STEP=PATH ...")
+    if args.out is None:
+        args.out = Path("farcaster.safetensors")
+        if args.out.exists():
+            raise CheckpointError(f"{str(args.out)!r} is there: name it with -o to replace it")
     check_target(args.out)
     if args.out.exists():
         _check_is_farcaster(args.out)
