@@ -518,7 +518,8 @@ def _check_file(target: Path, overwrite: bool, plan: Plan) -> None:
     inputs = [c for c in plan.inputs.values() if isinstance(c, FileCheckpoint)]
     own = target.resolve()
     for one in inputs:
-        if one.layout.folder and own.parent == one.path.resolve().parent:
+        path = one.path.resolve()
+        if one.layout.folder and own.parent == (path if path.is_dir() else path.parent):
             raise CheckpointError(f"cannot write {str(target)!r}: it is part of {one.what}")
     if overwrite:
         return
