@@ -174,7 +174,7 @@ def test_large_tensors_go_in_blocks(pair, tmp_path, monkeypatch):
 
 def test_output_over_an_input(pair, tmp_path):
     expected = LINE.predict(pair)
-    wfcast.forecast_checkpoint(LINE, pair, 8, pair[4])
+    wfcast.forecast_checkpoint(LINE, pair, 8, pair[4], overwrite=True)
     got = load_file(pair[4])
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value)
@@ -215,7 +215,7 @@ def test_bad_values_write_nothing(pair, tmp_path):
     save_file(bad, pair[4])
     before = pair[4].read_bytes()
     with pytest.raises(wfcast.WfcastError, match=r"'scalar' of step 4.*inf"):
-        wfcast.forecast_checkpoint(LINE, pair, 8, pair[4])
+        wfcast.forecast_checkpoint(LINE, pair, 8, pair[4], overwrite=True)
     assert pair[4].read_bytes() == before
     assert files(tmp_path) == ["step0.safetensors", "step4.safetensors"]
     wfcast.forecast_checkpoint(LINE, pair, 8, tmp_path / "out", check_finite=False)
@@ -253,7 +253,8 @@ def test_full_disk_for_real(pair, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
         line = wfcast.linear_trend((0, 4), (8,))
         try:
-            wfcast.forecast_checkpoint(line, {0: sys.argv[1], 4: sys.argv[2]}, 8, sys.argv[2])
+            run = {0: sys.argv[1], 4: sys.argv[2]}
+            wfcast.forecast_checkpoint(line, run, 8, sys.argv[2], overwrite=True)
         except OSError as error:
             print(error.errno, error.filename)
     """

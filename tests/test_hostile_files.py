@@ -84,8 +84,11 @@ FILES = {
     "empty": (b"", ("0 bytes",)),
     "short": (b"short", ("5 bytes",)),
     "eight-bytes": (bytes(8), ()),
-    "header-beyond-the-file": (packed(two(), length=1 << 40), ("header of 1099511627776 bytes",)),
-    "header-of-2^64": (packed(two(), length=(1 << 64) - 1), ("header of 1844",)),
+    "header-beyond-the-file": (
+        packed(two(), length=1 << 40),
+        ("it begins with", "none of torch.save"),
+    ),
+    "header-of-2^64": (packed(two(), length=(1 << 64) - 1), ("it begins with",)),
     "header-cut-short": (packed(two(), length=50), ()),
     "no-json": (packed(b"{nothing"), ()),
     "no-utf-8": (packed(b'{"\xff": 1}'), ()),
@@ -790,7 +793,8 @@ def test_sound_files_are_read(tmp_path):
         made += [archive(tmp_path), distributed(tmp_path)]
     for path in made:
         run = {0: tmp_path / "earlier.safetensors", 4: path}
-        report = wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "out.safetensors")
+        (tmp_path / "out").mkdir(exist_ok=True)
+        report = wfcast.forecast_checkpoint(LINE, run, 8, tmp_path / "out" / "o.safetensors")
         assert set(report.forecast) == {"a", "b"}
 
 
@@ -820,7 +824,7 @@ def test_a_forecaster_of_a_shape_that_numpy_cannot_hold(tmp_path):
 
 
 def test_a_fingerprint_of_names_that_are_no_text():
-    runs = [{t: {"\ud800": np.arange(3.0) * t} for t in (0, 4, 8)}]
+    runs = [{t: {"\ud800": np.arange(20.0) * t} for t in (0, 4, 8)}]
     mf = wfcast.ModelFarcaster((0, 4), (8,), beta=0.0).fit(runs)
     assert len(mf.fingerprint()) == 64
 

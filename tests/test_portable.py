@@ -14,7 +14,7 @@ import pytest
 from portable import forget_linux
 
 import wfcast
-from wfcast import _atomic, forecast
+from wfcast import _atomic, _forecast
 from wfcast.checkpoint import Layout, _dcp, open_checkpoint
 
 LINE = wfcast.linear_trend((0, 500), (1000, 1500))
@@ -75,7 +75,7 @@ DIES = """
 import os, pathlib, sys
 import pytest
 from portable import forget_linux
-from wfcast import _atomic, forecast
+from wfcast import _atomic, _forecast
 forget_linux(pytest.MonkeyPatch())
 rename, target = os.rename, pathlib.Path(sys.argv[1])
 def dies(a, b):
@@ -169,7 +169,7 @@ def test_a_folder_that_is_exchanged_by_renames_is_never_taken_for_a_file(tmp_pat
         for _ in range(3000):
             _atomic.check_target(target, folder=True)
             with contextlib.suppress(wfcast.CheckpointError):  # it is there, and not empty
-                forecast._check_target(target, Layout(folder=True), False, None)
+                _forecast._check_target(target, Layout(folder=True), False, None)
     finally:
         over.set()
         other.join()

@@ -419,7 +419,7 @@ def test_the_latest_may_be_the_best(tmp_path: Path) -> None:
 def test_an_input_may_be_the_output(run: Path) -> None:
     last = run / "step-1000.safetensors"
     expected = wfcast.annealed(STEPS, 1).predict(states())["a.weight"]
-    wfcast.anneal_run(run, last, (1, 20), judge=distance(expected))
+    wfcast.anneal_run(run, last, (1, 20), judge=distance(expected), overwrite=True)
     np.testing.assert_array_equal(load_file(last)["a.weight"], expected)
     assert names(run) == sorted(f"step-{step}.safetensors" for step in STEPS)
 

@@ -517,16 +517,19 @@ def _check_file(target: Path, overwrite: bool, plan: Plan) -> None:
     """Refuse to replace part of an input, and, unless asked to, what cannot be made again."""
     inputs = [c for c in plan.inputs.values() if isinstance(c, FileCheckpoint)]
     own = target.resolve()
-    for one in inputs:
-        path = one.path.resolve()
-        if one.layout.folder and own.parent == (path if path.is_dir() else path.parent):
-            raise CheckpointError(f"cannot write {str(target)!r}: it is part of {one.what}")
-    if overwrite:
-        return
     reason = ""
     for one in inputs:
-        if one.path.is_file() and target.samefile(one.path):
+        path, layout = one.path.resolve(), one.layout
+        folder = path if path.is_dir() else path.parent
+        if not layout.folder and own == path:
             reason = f"it is {one.what}"
+        elif layout.folder and own.parent == folder:
+            shards = set((layout.shards or {}).values())
+            if own == path or path == folder or own.name in {*shards, *layout.carried_names}:
+                raise CheckpointError(f"cannot write {str(target)!r}: it is part of {one.what}")
+            reason = f"it lies beside the weights of {one.what}"
+    if overwrite:
+        return
     try:
         left = open_checkpoint(target).layout.left if not reason else ()
     except CheckpointError:
