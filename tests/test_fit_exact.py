@@ -1,5 +1,6 @@
 """Fits against optima that others found: linear programs, and certificates checked in NumPy."""
 
+import functools
 from fractions import Fraction
 from pathlib import Path
 
@@ -305,3 +306,31 @@ def test_gap_of_data_that_are_explained_exactly(seed):
     resolved = 8 * np.finfo(float).eps * terms
     assert float(error / rows) <= f.dual_gap_ * resolved / f.tol * (1 + 1e-6)
     assert f.dual_gap_ <= f.tol
+
+
+@pytest.mark.parametrize("exponent", [-150, -158, -165, -200, -300, 160, 200])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_squares_out_of_range_are_refused_or_right(exponent, fit_intercept):
+    """Inputs whose squares vanish look the same, and a gap of 0 would be certified."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 2))
+    y = x @ [[1.0, 2], [3, 4]] + 0.1 * rng.normal(size=(50, 2))
+    make = functools.partial(wfcast.Farcaster, loss="squared_error", fit_intercept=fit_intercept)
+    best = make().fit(x, y).objective_
+    try:
+        scaled = x * 10.0**exponent
+        found = make().fit(scaled, y)
+    except wfcast.WfcastError as error:
+        assert "leave the range of float64" in str(error)
+    else:
+        assert ((found.predict(scaled) - y) ** 2).mean() == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
+@pytest.mark.parametrize("apart", [1e-5, 1e-7, 1e-9, 1e-11])
+def test_columns_that_are_nearly_one_converge_by_default(loss, apart):
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=5000)
+    x = np.column_stack([a, a + apart * rng.normal(size=a.size)])
+    found = wfcast.Farcaster(loss=loss).fit(x, a + 0.1 * rng.normal(size=a.size))
+    assert found.dual_gap_ <= found.tol

@@ -3,10 +3,13 @@
 Nothing is written or left behind, and no memory is asked for that only the file's numbers speak of.
 """
 
+import collections
 import io
+import itertools
 import json
 import os
 import pickle
+import pickletools
 import resource
 import struct
 import subprocess
@@ -851,3 +854,69 @@ def test_mutants_can_be_made_again(tmp_path):
             fuzz_checkpoints.make(seeds, 5, number, work)
             made.append(contents(work))
         assert made[0] == made[1]
+
+
+# ---- numbers and keys without bounds ------------------------------------------------------------
+
+
+def nested(depth=40):
+    """A tuple that holds another one twice, and so on: hashing it takes 2^depth steps."""
+    key = ("x",)
+    for _ in range(depth):
+        key = (key, key)
+    return key
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_shape_of_very_many_numbers(tmp_path, zero):
+    """Their product has millions of digits: nobody needs to know it."""
+    shape = [2**60] * 100_000 + [0] * zero
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(wfcast.CheckpointError, match=r"cannot be read as a safetensors file"):
+        wfcast.inspect(path)
+
+
+@pytest.mark.skipif(torch is None, reason="torch is not installed")
+@pytest.mark.parametrize("kind", ["dict", "set", "frozenset", "ordered", "wide"])
+def test_keys_that_take_for_ever_to_hash(tmp_path, kind):
+    """They are refused before anything hashes them, torch included."""
+    key = {"wide": tuple(range(2000))}.get(kind, "KEY")
+    value = {"dict": {key: 1}, "set": {key}, "frozenset": frozenset([key]), "wide": {key: 1}}
+    made = value.get(kind, collections.OrderedDict({key: 1}))
+    torch.save({"model": {"w": torch.ones(4)}, "more": made}, tmp_path / "a.pt")
+    if kind != "wide":  # no program could write it: the key is put into what was written
+        replace_pickled(tmp_path / "a.pt", "KEY", nested())
+    with pytest.raises(wfcast.CheckpointError, match="a key of nested tuples, which is refused"):
+        wfcast.inspect(tmp_path / "a.pt")
+
+
+def replace_pickled(path, text, value):
+    """Put the pickle of a value in the place of that of a text, in a file of torch.save."""
+    with zipfile.ZipFile(path) as archive:
+        records = {i.filename: archive.read(i) for i in archive.infolist()}
+    name = next(n for n in records if n.endswith("/data.pkl"))
+    opcodes = b"X" + len(text).to_bytes(4, "little") + text.encode()
+    assert opcodes in records[name]
+    fresh = pickle.dumps(value, 2)[2:-1]  # without PROTO and STOP
+    memo = 1000  # its own memo numbers must not meet those of the file
+    fresh = renumbered(fresh, memo)
+    records[name] = records[name].replace(opcodes, fresh, 1)
+    with zipfile.ZipFile(path, "w") as archive:
+        for n, data in records.items():
+            archive.writestr(n, data)
+
+
+def renumbered(data, offset):
+    """A pickle's opcodes with other places in the memo."""
+    made = bytearray()
+    positions = [*pickletools.genops(data + b".")]
+    for (code, number, at), (_, _, end) in itertools.pairwise(positions):
+        if code.name in ("BINPUT", "LONG_BINPUT"):
+            made += b"r" + (number + offset).to_bytes(4, "little")
+        elif code.name in ("BINGET", "LONG_BINGET"):
+            made += b"j" + (number + offset).to_bytes(4, "little")
+        else:
+            made += data[at:end]
+    return bytes(made)

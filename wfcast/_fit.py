@@ -29,6 +29,7 @@ SLICE_VALUES = 1 << 25
 SLICE_PRODUCTS = 1 << 33
 SMALL_VALUES = 1 << 26  # of a fit that takes little memory to solve, so that several can go on
 ROUNDING = 1e-12  # what a few products and sums leave, and more
+SMALLEST = 1e-280  # squares below it have lost digits, or are gone
 HELPERS = 2  # solves beside a pass: as many as threads that a pass leaves idle when it waits
 
 Gather = Callable[[bytes], list[bytes]]
@@ -137,6 +138,8 @@ def solving(
             else:
                 fit.advance()
         result: dict[str, Any] = dict(fit.result())
+        if params["loss"] == "squared_error" and len(result["null"]):
+            _check_squares(segments, p, bool(params["fit_intercept"]))
     except WfcastError:
         raise
     except ValueError as error:
@@ -215,6 +218,22 @@ def _run(
             results[key] = end.value
         else:
             under_way.append((key, fit, executor.submit(work)))
+
+
+def _check_squares(segments: Sequence[Segment], p: int, centred: bool) -> None:
+    """Raise ValueError where inputs that differ look the same, as their squares are too small."""
+    for segment in segments:
+        for k, column in enumerate(segment.load()[0][:p]):
+            if column.size:
+                level = column[(0,) * column.ndim] if centred else column.dtype.type(0)
+                sums = _core.error_sums(column, np.broadcast_to(level, column.shape))
+                if 0 < sums["max_abs"] ** 2 * sums["n"] < SMALLEST or (
+                    sums["max_abs"] > 0 == sums["max_abs"] ** 2
+                ):
+                    raise ValueError(
+                        f"the squares of {segment.labels[k].column} leave the range of float64: "
+                        "scale the data"
+                    )
 
 
 def nearest(result: Mapping[str, Any], wanted: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 from .._errors import CheckpointError
-from ._base import BITS
+from ._base import BITS, MOST, count_of
 
 MAX_PICKLE = 100_000_000
 """The most bytes of a pickle, or of another record that is read whole."""
@@ -105,8 +105,8 @@ class Storage:
     """
 
     def __init__(self, key: Any, count: Any, dtype: str) -> None:
-        if type(count) is not int or count < 0:
-            raise ValueError(f"a storage of {count!r} elements")
+        if type(count) is not int or not 0 <= count < MOST:
+            raise ValueError("a storage without a number of elements below 2^63")
         self.key, self.nbytes, self.dtype = str(key), count * _width(dtype), dtype
         self.place: int | None = None
 
@@ -136,6 +136,9 @@ class StoredTensor(Inert):
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
+        if any(n >= MOST for n in numbers):
+            raise ValueError("a tensor with a number of 2^63 or more")
+        count_of(shape)
         self.dtype = dtype or storage.dtype
         width = _width(self.dtype)
         count, last = 1, offset
@@ -168,6 +171,9 @@ class Callee(Inert):
                 return args[0]
         elif self.text == "torch._tensor._rebuild_from_type_v2":
             return args[0](*args[2])
+        elif self.module in ("builtins", "__builtin__") and name in ("set", "frozenset"):
+            for key in args[0] if args else ():
+                check_key(key)
         elif self.text == "torch.Size":
             return tuple(*args)
         elif (
@@ -190,6 +196,81 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ign
     # reserves what the pickle asks for before it reads
     dispatch.pop(pickle.BYTEARRAY8[0], None)
     stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    # Keys are hashed, and a tuple that holds another twice, and so on, takes for ever.
+
+    def load_setitem(self) -> None:
+        """Set one item of a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()
+        check_key(key)
+        self.stack[-1][key] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        """Set items of a dictionary."""
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            check_key(key)
+            self.stack[-1][key] = value
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_dict(self) -> None:
+        """Make a dictionary."""
+        items = self.pop_mark()
+        for key in items[::2]:
+            check_key(key)
+        self.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+    def load_frozenset(self) -> None:
+        """Make a frozen set."""
+        items = self.pop_mark()
+        for key in items:
+            check_key(key)
+        self.append(frozenset(items))
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
+    def load_additems(self) -> None:
+        """Add items to a set."""
+        items = self.pop_mark()
+        for key in items:
+            check_key(key)
+        self.stack[-1].update(items)
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+
+LARGEST_KEY = 1000
+"""The most parts of a key that is a tuple, those of the tuples in it included."""
+
+
+def check_key(key: Any) -> None:
+    """Raise UnpicklingError where a key would take long to hash."""
+    todo, n = [key], 0
+    while todo:
+        here = todo.pop()
+        n += 1
+        if n > LARGEST_KEY:
+            raise pickle.UnpicklingError("a key of nested tuples, which is refused")
+        if isinstance(here, tuple | frozenset):
+            todo.extend(here)
+        elif hasattr(here, "__dict__") and not isinstance(here, type | Inert):
+            todo.extend(vars(here).values())
+
+
+def ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
+    """An OrderedDict, as a pickle makes it of nothing, of pairs or of a dictionary."""
+    made: OrderedDict[Any, Any] = OrderedDict()
+    for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+        check_key(key)
+        made[key] = value
+    return made
 
 
 class _Symbolic(_Reader):
@@ -197,7 +278,7 @@ class _Symbolic(_Reader):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("collections", "OrderedDict"), ("collections", "Counter")):
-            return OrderedDict
+            return ordered
         return Callee(module, name)
 
     def persistent_load(self, saved: Any) -> Storage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping
@@ -91,7 +90,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return math.prod(self.shape)
+        return count_of(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -273,6 +272,26 @@ class Checkpoint(ABC):
     def label(self, name: str) -> str:
         """What a message calls a tensor of this checkpoint."""
         return f"tensor {name!r} of {self.what}"
+
+
+MOST = 1 << 63
+"""What no tensor has as many elements or bytes as."""
+
+
+def count_of(shape: Iterable[int]) -> int:
+    """The number of elements, of a shape that a file states; a ValueError from `MOST` on.
+
+    The product of very many numbers would take hours, and one of 0 is 0.
+    """
+    shape = tuple(shape)
+    if 0 in shape:
+        return 0
+    count = 1
+    for n in shape:
+        count *= n
+        if count >= MOST:
+            raise ValueError("has 2^63 elements or more")
+    return count
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,8 +24,17 @@ import numpy as np
 
 from .._columns import FLOATS, Array, Column
 from .._errors import CheckpointError
-from ._archive import MAX_PICKLE, StoredTensor, examine, read_pickle
-from ._base import PROVENANCE, FileCheckpoint, Layout, MappingCheckpoint, Tensor, is_plain
+from ._archive import MAX_PICKLE, StoredTensor, examine, ordered, read_pickle
+from ._base import (
+    MOST,
+    PROVENANCE,
+    FileCheckpoint,
+    Layout,
+    MappingCheckpoint,
+    Tensor,
+    count_of,
+    is_plain,
+)
 from ._sets import chosen_set, of_training, sets_in
 from ._torch import Stage, import_torch, named, nested
 
@@ -161,6 +170,7 @@ class DistributedCheckpoint(FileCheckpoint):
             isinstance(c, ChunkStorageMetadata) for c in chunks
         ):
             raise ValueError("gives no chunks")
+        count_of(shape)
         shape, places, boxes = tuple(shape), [], []
         for chunk in chunks:
             starts, sizes = vars(chunk).get("offsets"), vars(chunk).get("sizes")
@@ -170,7 +180,7 @@ class DistributedCheckpoint(FileCheckpoint):
             info = stored.get((stored_as, tuple(starts)))
             if info is None:
                 raise ValueError(f"does not say where its chunk at {list(starts)} lies")
-            nbytes = math.prod(sizes) * dtype.itemsize
+            nbytes = count_of(sizes) * dtype.itemsize
             places.append(self._place(info, tuple(starts), tuple(sizes), nbytes))
         if not _make_up(boxes, shape):
             raise ValueError(f"gives chunks that do not make up the shape {list(shape)}")
@@ -359,7 +369,6 @@ _KNOWN: dict[str, set[str]] = {
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath", "PurePosixPath"},
     "pathlib._local": {"PosixPath", "PurePosixPath"},
-    "collections": {"OrderedDict"},
 }
 
 
@@ -369,13 +378,15 @@ def _known_class(module: str, name: str) -> Any:
 
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
+    if (module, name) == ("collections", "OrderedDict"):
+        return ordered
     if name in _KNOWN.get(module, ()):
         return getattr(importlib.import_module(module), name)
     raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
 
 
 def _are_sizes(values: Any) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(values, tuple) and all(type(v) is int and v >= 0 for v in values)
+    return isinstance(values, tuple) and all(type(v) is int and 0 <= v < MOST for v in values)
 
 
 def _make_up(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], shape: Any) -> bool:
@@ -389,7 +400,7 @@ def _make_up(boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], shape: An
         return False
     if len(boxes) == 1:
         return boxes[0] == whole
-    if sum(math.prod(n) for _, n in boxes) != math.prod(shape) or len(shape) > 8:
+    if len(shape) > 8 or sum(math.prod(n) for _, n in boxes) != math.prod(shape):
         return False
     odd: set[tuple[int, ...]] = set()
     for offsets, sizes in (*boxes, whole):

@@ -11,7 +11,6 @@ tensor after tensor.
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import struct
@@ -27,7 +26,15 @@ from safetensors import SafetensorError, safe_open
 from .._columns import Array, Column, empty_bfloat16
 from .._direct import DirectWriter
 from .._errors import CheckpointError, DtypeError
-from ._base import BITS, CheckpointWriter, FileCheckpoint, Tensor, identity_of, unique
+from ._base import (
+    BITS,
+    CheckpointWriter,
+    FileCheckpoint,
+    Tensor,
+    count_of,
+    identity_of,
+    unique,
+)
 
 # the format's name of a dtype -> torch's
 DTYPES = {
@@ -210,10 +217,14 @@ def _check_entry(name: str, entry: Any, size: int) -> None:
             f"tensor {name!r} has the dtype {dtype!r}, which this version of wfcast does not know"
         )
     bits = BITS[DTYPES[dtype]]
-    if math.prod(shape) * bits != 8 * (stop - start):
+    try:
+        count = count_of(shape)
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r} {error}") from None
+    if count * bits != 8 * (stop - start):
         raise ValueError(
             f"tensor {name!r}, {dtype} {shape}, has {stop - start} bytes, expected "
-            f"{math.prod(shape) * bits // 8}"
+            f"{count * bits // 8}"
         )
 
 
