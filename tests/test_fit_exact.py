@@ -317,15 +317,16 @@ def test_squares_out_of_range_are_refused_or_right(exponent, fit_intercept):
     y = x @ [[1.0, 2], [3, 4]] + 0.1 * rng.normal(size=(50, 2))
     make = functools.partial(wfcast.Farcaster, loss="squared_error", fit_intercept=fit_intercept)
     best = make().fit(x, y).objective_
-    try:
-        scaled = x * 10.0**exponent
-        found = make().fit(scaled, y)
-    except wfcast.WfcastError as error:
-        assert "leave the range of float64" in str(error)
-    else:
-        assert ((found.predict(scaled) - y) ** 2).mean() == pytest.approx(best, rel=1e-6)
+    scaled = x * 10.0**exponent
+    if abs(exponent) > 150:
+        with pytest.raises(wfcast.WfcastError, match="leave the range of float64"):
+            make().fit(scaled, y)
+        return
+    found = make().fit(scaled, y)
+    assert ((found.predict(scaled) - y) ** 2).mean() == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::wfcast.RankWarning")  # to rounding they are one
 @pytest.mark.parametrize("loss", ["absolute_error", "squared_error"])
 @pytest.mark.parametrize("apart", [1e-5, 1e-7, 1e-9, 1e-11])
 def test_columns_that_are_nearly_one_converge_by_default(loss, apart):
