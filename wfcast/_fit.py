@@ -259,7 +259,7 @@ def nearest(result: Mapping[str, Any], wanted: Array) -> tuple[Array, Array]:
     given = np.column_stack([coef, intercept])
     aim = np.column_stack([wanted, np.zeros(len(wanted))])
     directions = (null / np.abs(null).max(axis=1, keepdims=True)).T
-    step = directions @ np.linalg.lstsq(directions, (aim - given).T)[0]
+    step = directions @ np.linalg.lstsq(directions, (aim - given).T, rcond=None)[0]
     found = given + step.T
     rounding = ROUNDING * (np.abs(given) + np.abs(step.T))
     rounding[:, :-1] = rounding[:, :-1].max(axis=1, keepdims=True)
