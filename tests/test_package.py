@@ -27,7 +27,7 @@ PACKAGE = Path(wfcast.__file__).parent
 
 def record_run(seed: int) -> dict[int, dict[str, Any]]:
     rng = np.random.default_rng(seed)
-    w, v = rng.normal(size=(2, 40, 5)).astype(np.float32)
+    w, v = rng.normal(size=(2, 40, 8)).astype(np.float32)
     return {
         step: {"layer.weight": w + v * np.float32(np.sqrt(step)), "layer.bias": w[0] - v[0] * step}
         for step in (0, 500, 1000, 1500)
