@@ -9,6 +9,7 @@ Prints what it counted as JSON; an AssertionError is a failed test.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import random
@@ -136,6 +137,7 @@ def forked(work: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        gc.collect()  # as an interpreter that ends: a context left in a cycle is left behind else
         sys.stderr.flush()
         os._exit(code)
 

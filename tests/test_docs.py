@@ -117,6 +117,7 @@ def test_a_judge_of_readouts(
     assert held_out_loss(Path("annealed")) <= held_out_loss(Path("runs/a/checkpoint-30"))
 
 
+@pytest.mark.filterwarnings("ignore:forecast to stay as they are")  # the least model there is
 def test_learning_from_a_sibling() -> None:
     torch = pytest.importorskip("torch")
 

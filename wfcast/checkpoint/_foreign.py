@@ -158,7 +158,8 @@ def not_here(source: str) -> str:
     """What to do where there is no such file: a name on the hub, or a URL, is none."""
     if re.match(r"[a-z][a-z0-9+.-]+://", source):
         return "; only local paths are read: download it first"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).parent.exists():
+    named = Path(source).suffix in _WEIGHTS
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not named and not Path(source).parent.exists():
         return (
             "; only local paths are read: where it is a name on the Hugging Face hub, pass what "
             "huggingface_hub.snapshot_download returns"
