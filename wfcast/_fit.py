@@ -138,7 +138,8 @@ def solving(
             else:
                 fit.advance()
         result: dict[str, Any] = dict(fit.result())
-        if params["loss"] == "squared_error" and len(result["null"]):
+        vanished = result["converged"] and len(result["null"]) > 0
+        if params["loss"] == "squared_error" and vanished:
             _check_squares(segments, p, bool(params["fit_intercept"]))
     except WfcastError:
         raise
