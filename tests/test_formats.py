@@ -710,6 +710,46 @@ def test_adapters_of_different_bases(tmp_path):
     }
 
 
+def test_empty_shells_are_refused(tmp_path):
+    """ZeRO-3 without gathering saves the names, and none of the values."""
+    from safetensors.torch import save_file
+
+    run = {step: tmp_path / f"{step}.safetensors" for step in STEPS}
+    for step, path in run.items():
+        save_file({"embed.weight": torch.zeros(0), "norm.weight": torch.ones(8) * step}, path)
+    with pytest.raises(wfcast.CheckpointError, match=r"'embed.weight' .* has shape \[0\].* 1 of 2"):
+        wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out.safetensors")
+    with pytest.raises(wfcast.CheckpointError, match="zero_to_fp32"):
+        LINE.predict(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lora_alpha", (4, 64)),
+        ("use_rslora", (False, True)),
+        ("use_dora", (False, True)),
+        ("alpha_pattern", ({}, {"c_attn": 99})),
+        ("target_modules", (["q", "v"], ["q"])),
+        ("r", (4, 8)),
+    ],
+)
+def test_adapters_whose_weights_mean_different_things(tmp_path, name, values):
+    from safetensors.torch import save_file
+
+    run = {step: tmp_path / str(step) for step in STEPS}
+    for step, value in zip(STEPS, values, strict=True):
+        run[step].mkdir()
+        save_file({"w": torch.ones(20) * step}, run[step] / "adapter_model.safetensors")
+        config = {"base_model_name_or_path": "one", "peft_type": "LORA", name: value}
+        (run[step] / "adapter_config.json").write_text(json.dumps(config))
+    for partial in (False, True):
+        with pytest.raises(
+            wfcast.CheckpointError, match=rf"{name} is .* in .*step .*, .* in .*step"
+        ):
+            wfcast.forecast_checkpoint(LINE, run, 1500, tmp_path / "out", partial=partial)
+
+
 # ---- appearing complete or not at all -----------------------------------------------------------
 
 

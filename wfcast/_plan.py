@@ -13,7 +13,7 @@ from ._apply import apply, convert
 from ._columns import Label
 from ._errors import CheckpointError, WfcastError, warn
 from ._parameters import ALL
-from ._runs import check_alike, check_bases, few, forecastable, has, open_run
+from ._runs import check_alike, check_bases, check_filled, few, forecastable, has, open_run
 from .checkpoint import Checkpoint, FileCheckpoint, Tensor, step_named
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def plan(
     horizon = operator.horizon(step)
     inputs = open_run(run, operator.inputs, "the run", key)
     latest = list(inputs.values())[-1]
+    for checkpoint in inputs.values():
+        check_filled(checkpoint)
     wanted = forecastable(latest)
     if partial:
         for checkpoint in inputs.values():

@@ -293,6 +293,25 @@ def check_bases(reference: Described, other: Described) -> None:
             f"adapters of different base models do not go together: {reference.what} adapts "
             f"{reference.base!r}, {other.what} adapts {other.base!r}"
         )
+    a, b = (one.meaning if isinstance(one, Checkpoint) else {} for one in (reference, other))
+    differ = sorted(k for k in a.keys() & b.keys() if a[k] != b[k])
+    if differ:
+        lines = [f"{k} is {a[k]!r} in {reference.what}, {b[k]!r} in {other.what}" for k in differ]
+        raise CheckpointError(
+            "adapters whose weights mean different things do not go together: " + "; ".join(lines)
+        )
+
+
+def check_filled(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where weights are empty shells: their values are somewhere else."""
+    tensors = forecastable(checkpoint)
+    shells = [t.name for t in tensors if t.shape == (0,)]
+    if shells:
+        raise CheckpointError(
+            f"{checkpoint.label(shells[0])} has shape [0], and so have {len(shells)} of "
+            f"{len(tensors)}, as DeepSpeed's ZeRO-3 leaves them: save with "
+            "stage3_gather_16bit_weights_on_model_save, or join the partitions by zero_to_fp32.py"
+        )
 
 
 def forecastable(checkpoint: Checkpoint) -> list[Tensor]:

@@ -208,6 +208,8 @@ class Checkpoint(ABC):
         Adapters: the model that they adapt.
     stacked : bool
         Adapters: whether some of their pairs of factors may hold several products side by side.
+    meaning : dict
+        Adapters: what of their configuration says what the weights mean, such as lora_alpha.
     """
 
     what: str
@@ -218,11 +220,13 @@ class Checkpoint(ABC):
     sets: tuple[str, ...]
     base: str | None
     stacked: bool
+    meaning: dict[str, Any]
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.tensors, self.metadata, self.tied = {}, {}, {}
         self.layout, self.sets, self.base, self.stacked = Layout(), (), None, False
+        self.meaning = {}
 
     @property
     def names(self) -> dict[str, list[str]]:

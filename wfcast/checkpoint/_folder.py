@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from .._errors import CheckpointError
 from ._dcp import METADATA
@@ -113,7 +114,22 @@ def _is_inside(path: Path) -> bool:
     return to.is_file() and (to.parent == blobs or to.is_relative_to(path.parent.resolve()))
 
 
-def adapts(folder: Path, what: str) -> tuple[str | None, bool]:
+_MEANING = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "target_parameters",
+    "fan_in_fan_out",
+)
+"""What of an adapter's configuration says what its weights mean."""
+
+
+def adapts(folder: Path, what: str) -> tuple[str | None, bool, dict[str, Any]]:
     """What a PEFT adapter adapts, if the folder holds one.
 
     Returns
@@ -122,10 +138,12 @@ def adapts(folder: Path, what: str) -> tuple[str | None, bool]:
         The base model.
     stacked : bool
         Whether single parameters are among it, those of all experts of a layer for example.
+    meaning : dict
+        What of its configuration says what its weights mean, such as lora_alpha.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
-        return None, False
+        return None, False, {}
     try:
         if path.stat().st_size > MAX_HEADER:
             raise ValueError("it is larger than 100 MB")
@@ -137,7 +155,11 @@ def adapts(folder: Path, what: str) -> tuple[str | None, bool]:
         raise CheckpointError(
             f"{what}: {str(path)!r} names no base_model_name_or_path: {error!r}"
         ) from error
-    return found, bool(config.get("target_parameters"))
+    meaning = {name: config[name] for name in _MEANING if name in config}
+    for name, value in meaning.items():  # sets, whose order says nothing
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            meaning[name] = sorted(value)
+    return found, bool(config.get("target_parameters")), meaning
 
 
 def holds_run(folder: Path) -> bool:

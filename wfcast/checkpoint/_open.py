@@ -152,7 +152,7 @@ def _open_weights(folder: Path, weights: Path, what: str, key: str | None) -> Fi
         carried=carried,
         left=(*checkpoint.layout.left, *left),
     )
-    checkpoint.base, checkpoint.stacked = adapts(folder, what)
+    checkpoint.base, checkpoint.stacked, checkpoint.meaning = adapts(folder, what)
     return checkpoint
 
 
