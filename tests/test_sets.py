@@ -8,6 +8,7 @@ import pytest
 import wfcast
 from wfcast import CheckpointError
 from wfcast.checkpoint import open_checkpoint
+from wfcast.cli import main
 
 torch = pytest.importorskip("torch")  # an extra: wfcast itself does without
 
@@ -253,3 +254,28 @@ def test_a_mapping_and_a_file_of_one_run(tmp_path):
     assert got["bias"][0] == 14
     got = LINE.predict({100: tmp_path / "b.pt", 200: Wrapped(1).state_dict()})
     assert got["bias"][0] == 9
+
+
+@pytest.mark.filterwarnings("default")  # as a command prints them
+@pytest.mark.parametrize("key", [None, "ema"])
+@pytest.mark.parametrize("command", ["forecast", "anneal", "extrapolate", "fit"])
+def test_the_command_line_takes_the_key_to_a_run_folder(tmp_path, capsys, command, key):
+    run = saved(tmp_path, "torch", lambda k: {"model": weights(k), "ema": weights(k + 50)})
+    for step, path in run.items():
+        path.rename(tmp_path / f"step-{step}.pt")
+    out = tmp_path / ("out.safetensors" if command == "fit" else "out.pt")
+    more = {
+        "forecast": ["--farcaster", "line", "--step", "400"],
+        "anneal": ["--profile", "mean"],
+        "extrapolate": ["--ahead", "2"],
+        "fit": ["--inputs", "100", "--targets", "200", "--no-intercept"],
+    }[command]
+    arguments = [command, str(tmp_path), *more, "-o", str(out), *(["--key", key] if key else [])]
+    assert main(arguments) == 0
+    assert ("'model' is taken" in capsys.readouterr().err) == (key is None)
+    if command == "fit":
+        found = wfcast.load(out).coef["bias"]
+        np.testing.assert_allclose(found, [[12 / 11 if key is None else 62 / 61]], rtol=1e-6)
+        return
+    wanted = {"forecast": 14, "anneal": 11.5, "extrapolate": 14}[command]
+    assert open_checkpoint(out).value("bias")[0] == wanted + 50 * (key == "ema")

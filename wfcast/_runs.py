@@ -120,7 +120,7 @@ def _check_order(run: Run, what: str) -> None:
         latest[said.kind] = number, step, Path(path)
 
 
-def is_run(source: Any) -> bool:
+def is_run(source: Any, key: str | None = None) -> bool:
     """Whether it is a run, or the path of a folder of checkpoints, and no checkpoint itself."""
     if isinstance(source, Mapping):
         return bool(source) and all(isinstance(step, Integral) for step in source)
@@ -129,7 +129,7 @@ def is_run(source: Any) -> bool:
     if holds_run(Path(source)):
         return True
     try:
-        open_checkpoint(source)
+        open_checkpoint(source, key=key, needed=False)
     except CheckpointError:
         return bool(steps_in(Path(source))[0])
     return False

@@ -69,8 +69,9 @@ def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, Run]:
     from .. import linear_trend, load, persistence
     from .._runs import Run, check_run, is_run
 
-    (_, first), *others = args.checkpoints
-    folder = first if not others and args.checkpoints[0][0] is None and is_run(first) else None
+    (given, first), *others = args.checkpoints
+    alone = given is None and not others
+    folder = first if alone and is_run(first, args.key) else None
     make, least = {"line": (linear_trend, 2), "persistence": (persistence, 1)}.get(
         str(args.farcaster), (None, 0)
     )
@@ -84,7 +85,7 @@ def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, Run]:
             raise CheckpointError(f"cannot write {str(args.out)!r}: it is the farcaster")
         operator = load(args.farcaster)
         if folder is not None:
-            return operator, check_run(folder, operator.inputs, "the run")
+            return operator, check_run(folder, operator.inputs, "the run", args.key)
         return operator, Run(_observed(args.checkpoints, operator.inputs))
     if args.step is None:
         raise WfcastError(
@@ -94,7 +95,7 @@ def _operator_and_run(args: argparse.Namespace) -> tuple[Operator, Run]:
     if folder is None:
         run = Run(run_of([_with_step(*one) for one in args.checkpoints], "the run"))
         return make(tuple(run), (args.step,)), run
-    run = check_run(folder, (), "the run")
+    run = check_run(folder, (), "the run", args.key)
     before = [step for step in run if step < args.step]
     if len(before) < least:
         raise CheckpointError(

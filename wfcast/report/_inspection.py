@@ -83,7 +83,7 @@ def look(source: Any, key: str | None = None) -> Found:
     """What `inspect` is to report on: opened, and nothing read yet."""
     if isinstance(source, Operator | Learner):
         return operator_of(source, "source")
-    if is_run(source):
+    if is_run(source, key):
         run = check_run(source, (), "the run", key)
         for step in run:
             run[step] = open_checkpoint(run[step], f"step {step}")
