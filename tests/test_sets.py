@@ -279,3 +279,31 @@ def test_the_command_line_takes_the_key_to_a_run_folder(tmp_path, capsys, comman
         return
     wanted = {"forecast": 14, "anneal": 11.5, "extrapolate": 14}[command]
     assert open_checkpoint(out).value("bias")[0] == wanted + 50 * (key == "ema")
+
+
+@pytest.mark.parametrize("second", ["model_1.safetensors", "1_Pooling/config.json"])
+def test_a_wrappers_prefix_in_a_folder_of_parts(tmp_path, second):
+    """Each part has its own: left out of its names, and put back into its file."""
+    from safetensors.torch import load_file, save_file
+
+    run = {step: tmp_path / f"step-{step}" for step in (100, 200)}
+    for step, folder in run.items():
+        folder.mkdir()
+        state = {f"module.{n}": v for n, v in weights(step / 100).items()}
+        save_file(state, folder / "model.safetensors")
+        if second.endswith(".json"):
+            (folder / second).parent.mkdir()
+            (folder / second).write_text("{}")
+            modules = [{"path": ""}, {"path": "1_Pooling"}]
+            (folder / "modules.json").write_text(json.dumps(modules))
+        else:
+            save_file(state, folder / second)
+    report = wfcast.forecast_checkpoint(LINE, run, 400, tmp_path / "out")
+    names = {"bias", "weight"}
+    if not second.endswith(".json"):
+        names |= {f"model_1/{name}" for name in names}
+    assert set(report.forecast) == names
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        state = load_file(path)
+        assert sorted(state) == ["module.bias", "module.weight"]
+        assert state["module.bias"][0] == 14

@@ -63,7 +63,7 @@ def open_checkpoint(
     elif path.is_file() and path.name.endswith(INDEX):
         checkpoint = _open_weights(path.parent, path, what, key)
     elif path.is_file():
-        checkpoint = _open_file(path, what, key)
+        checkpoint = _open_alone(path, what, key)
     else:
         raise CheckpointError(f"{what}: {str(path)!r} is no regular file")
     if key is not None and needed and not checkpoint.sets:
@@ -71,6 +71,12 @@ def open_checkpoint(
             f"{checkpoint.what} holds one set of weights, and none named {key!r}: key= (--key) is "
             "for files of torch.save and folders of torch.distributed.checkpoint"
         )
+    return checkpoint
+
+
+def _open_alone(path: Path, what: str, key: str | None) -> FileCheckpoint:
+    """A file that is no shard: what all of its names begin with says nothing."""
+    checkpoint = _open_file(path, what, key)
     checkpoint.unwrap()
     return checkpoint
 
@@ -94,44 +100,49 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
 
 
 def _open_folder(folder: Path, what: str, key: str | None) -> FileCheckpoint:
-    modules = module_folders(folder, what)
+    weights, modules = weights_in(folder, what), module_folders(folder, what)
     inner = {f"{name}/": folder / name for name in modules if name}
-    weights = weights_in(folder, what)
-    if weights is None and not any(
-        weights_in(path, what) for path in inner.values() if path.is_dir()
-    ):
+    own = {before: weights_in(path, what) for before, path in inner.items() if path.is_dir()}
+    if weights is None and not any(own.values()):
         raise CheckpointError(f"{what}: {str(folder)!r} {_no_weights(folder)}")
-    whole = None if weights is None else _open_weights(folder, weights, what, key)
-    further = {f"{name.partition('.')[0]}/": folder / name for name in further_models(folder)}
-    if whole is not None and not inner and not further:
-        return whole
-    parts = {} if whole is None else {"": whole}
-    layouts = {} if whole is None else {"": replace(whole.layout, carried=(), left=())}
+    further = further_models(folder)
+    if weights is not None and not inner and not further:
+        return _open_weights(folder, weights, what, key)
+    parts: dict[str, FileCheckpoint] = {}
+    layouts: dict[str, Layout] = {}
+    if weights is not None:
+        parts[""] = _open_weights(folder, weights, what, key)
+        layouts[""] = replace(parts[""].layout, carried=(), left=())
     for before, path in inner.items():
-        if not path.is_dir():
+        if before not in own:
             raise CheckpointError(f"{what}: {MODULES} names {str(path)!r}, which is not there")
-        own = weights_in(path, what)
-        if own is None:
-            if others := components(path):
-                raise CheckpointError(
-                    f"{what}: {str(path)!r} keeps weights in folders of its own, such as "
-                    f"{others[0]}, which is not read"
-                )
-            carried, left = companions(path, set())
-            layouts[before] = Layout("", True, "", carried=carried, left=left)
-            continue
-        parts[before] = _open_weights(path, own, what, key)
-        layouts[before] = parts[before].layout
-    for before, path in further.items():
-        parts[before] = _open_file(path, what, key)
-        layouts[before] = replace(parts[before].layout, folder=False, weights=path.name)
-    own_files = {weights.name if weights else "", *(path.name for path in further.values())}
-    own_files.update(name for name in modules if name)
-    own_files.update(f for one in layouts.values() for f in (one.shards or {}).values())
-    carried, left = companions(folder, own_files)
+        of_module = own[before]
+        if of_module is None:
+            layouts[before] = _without_weights(path, what)
+        else:
+            parts[before] = _open_weights(path, of_module, what, key)
+            layouts[before] = parts[before].layout
+    for name in further:
+        before = f"{name.partition('.')[0]}/"
+        parts[before] = _open_alone(folder / name, what, key)
+        layouts[before] = replace(parts[before].layout, folder=False, weights=name)
+    files = {*further, *(name for name in modules if name), weights.name if weights else ""}
+    files.update(f for one in layouts.values() for f in (one.shards or {}).values())
+    carried, left = companions(folder, files)
     format = next(one.format for one in layouts.values() if one.format)
     layout = Layout(format, True, "", parts=layouts, carried=carried, left=left)
     return PartsCheckpoint(weights or folder / MODULES, what, parts, layout)
+
+
+def _without_weights(folder: Path, what: str) -> Layout:
+    """The layout of a module that has none, such as a pooling, and goes along whole."""
+    if others := components(folder):
+        raise CheckpointError(
+            f"{what}: {str(folder)!r} keeps weights in folders of its own, such as {others[0]}, "
+            "which is not read"
+        )
+    carried, left = companions(folder, set())
+    return Layout("", True, "", carried=carried, left=left)
 
 
 def _open_weights(folder: Path, weights: Path, what: str, key: str | None) -> FileCheckpoint:
@@ -153,6 +164,7 @@ def _open_weights(folder: Path, weights: Path, what: str, key: str | None) -> Fi
         left=(*checkpoint.layout.left, *left),
     )
     checkpoint.base, checkpoint.stacked, checkpoint.meaning = adapts(folder, what)
+    checkpoint.unwrap()
     return checkpoint
 
 

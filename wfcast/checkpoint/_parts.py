@@ -85,13 +85,13 @@ class PartsCheckpoint(FileCheckpoint):
             part.check_same()
 
     def column(self, name: str) -> Column:
-        part, name = self._part_of[self._stored(name)]
+        part, name = self._part_of[name]
         return part.column(name)
 
     def value(self, name: str) -> Any:
-        part, name = self._part_of[self._stored(name)]
+        part, name = self._part_of[name]
         return part.value(name)
 
     def raw(self, name: str) -> Array:
-        part, name = self._part_of[self._stored(name)]
+        part, name = self._part_of[name]
         return part.raw(name)
