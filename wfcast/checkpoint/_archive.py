@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 from .._errors import CheckpointError
-from ._base import BITS, MOST, count_of
+from ._base import BITS, MOST
 
 MAX_PICKLE = 100_000_000
 """The most bytes of a pickle, or of another record that is read whole."""
@@ -136,17 +136,14 @@ class StoredTensor(Inert):
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
-        if any(n >= MOST for n in numbers):
-            raise ValueError("a tensor with a number of 2^63 or more")
-        count_of(shape)
         self.dtype = dtype or storage.dtype
         width = _width(self.dtype)
         count, last = 1, offset
         self.contiguous = True
         for n, s in reversed(tuple(zip(shape, strides, strict=True))):
             self.contiguous = self.contiguous and (s == count or n == 1)
-            count *= n
-            last += (n - 1) * s
+            # no file holds `MOST` bytes: whatever is more need not be known
+            count, last = min(count * n, MOST), min(last + (n - 1) * s, MOST)
         self.storage, self.shape = storage, shape
         self.nbytes = count * width
         self.start, self.end = offset * width, (last + 1) * width if count else 0
