@@ -140,7 +140,8 @@ def solving(
         result: dict[str, Any] = dict(fit.result())
         vanished = result["converged"] and len(result["null"]) > 0
         if params["loss"] == "squared_error" and vanished:
-            _check_squares(segments, p, bool(params["fit_intercept"]))
+            centred = bool(params["fit_intercept"])
+            _check_squares(segments, p, centred, threads(params["n_threads"]))
     except WfcastError:
         raise
     except ValueError as error:
@@ -221,16 +222,14 @@ def _run(
             under_way.append((key, fit, executor.submit(work)))
 
 
-def _check_squares(segments: Sequence[Segment], p: int, centred: bool) -> None:
+def _check_squares(segments: Sequence[Segment], p: int, centred: bool, n_threads: int) -> None:
     """Raise ValueError where inputs that differ look the same, as their squares are too small."""
     for segment in segments:
         for k, column in enumerate(segment.load()[0][:p]):
             if column.size:
                 level = column[(0,) * column.ndim] if centred else column.dtype.type(0)
-                sums = _core.error_sums(column, np.broadcast_to(level, column.shape))
-                if 0 < sums["max_abs"] ** 2 * sums["n"] < SMALLEST or (
-                    sums["max_abs"] > 0 == sums["max_abs"] ** 2
-                ):
+                sums = _core.error_sums(column, np.broadcast_to(level, column.shape), n_threads)
+                if sums["max_abs"] and sums["max_abs"] ** 2 * sums["n"] < SMALLEST:
                     raise ValueError(
                         f"the squares of {segment.labels[k].column} leave the range of float64: "
                         "scale the data"

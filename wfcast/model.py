@@ -23,8 +23,9 @@ from ._operator import Learner, Operator
 from ._parameters import ALL, PARAMETERS, check_by, check_parameters, threads
 from ._process import Ranks
 from ._ranks import Survey, ranks_of, survey
-from ._runs import SHOWN, check_alike, check_run, check_state, forecastable, open_run, steps
+from ._runs import check_alike, check_run, check_state, few, forecastable, open_run, steps
 from .checkpoint import Checkpoint, open_checkpoint
+from .operators import persistence
 
 __all__ = ["ModelFarcaster", "pass_sizes"]
 
@@ -215,7 +216,7 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             }
             results = solve_all(fits, self.n_threads)
         for name in small:
-            results[name]["coef"] = persistent(len(inputs), len(targets))
+            results[name]["coef"] = persistence(inputs, targets).coef[ALL]
             results[name]["intercept"] = np.zeros(len(targets))
         told = {k: r for k, r in results.items() if k not in small}
         numbers = {
@@ -242,11 +243,9 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
         least = LEAST_ROWS * (len(self.inputs) + bool(self.fit_intercept))
         small = [k for k, members in parts.items() if k != ALL and found.starts(members)[0] < least]
         if small:
-            shown = ", ".join(map(repr, small[:SHOWN]))
-            more = f" and {len(small) - SHOWN} more" if len(small) > SHOWN else ""
             warn(
                 f"forecast to stay as they are, with fewer than {least} rows to fit "
-                f"{least // LEAST_ROWS} coefficients to: {shown}{more}; give more runs, or by='all'"
+                f"{least // LEAST_ROWS} coefficients to: {few(small)}; give more runs, or by='all'"
             )
         return small
 
@@ -299,7 +298,9 @@ class ModelFarcaster(BaseEstimator, Learner):  # type: ignore[misc]
             what="" if key == ALL else f"tensor {key!r}",
             progress=progress,
         )
-        result["coef"], result["intercept"] = nearest(result, persistent(len(inputs), len(targets)))
+        result["coef"], result["intercept"] = nearest(
+            result, persistence(inputs, targets).coef[ALL]
+        )
         return result
 
     def _check(self) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
@@ -494,10 +495,3 @@ def _segment(
 
     labels = [Label("", run[s].label(name)) for s in (*inputs, *targets)]
     return Segment(run[inputs[0]].local_shape(name), load, group, labels, start)
-
-
-def persistent(p: int, m: int) -> Vector:
-    """The coefficients (m, p) of weights that stay what they were last."""
-    coef = np.zeros((m, p))
-    coef[:, -1] = 1
-    return coef

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -27,12 +27,17 @@ def _places(model: torch.nn.Module) -> dict[str, Place]:
     }
 
 
-def _place(model: torch.nn.Module, name: str) -> Place | None:
-    """Where a buffer is, or would be; None where there is no such module."""
-    parent, _, key = name.rpartition(".")
+def _places_for(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place | None]:
+    """Where buffers are, or would be; None where there is no such module."""
+    present = _places(model)
     modules = {bare(f"{path}.")[:-1]: module for path, module in model.named_modules() if path}
-    module = modules.get(parent, None if parent else model)
-    return _places(model).get(name) or (None if module is None else (module, key))
+    modules[""] = model
+    found: dict[str, Place | None] = {}
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        there = (modules[parent], key) if parent in modules else None
+        found[name] = present.get(name, there)
+    return found
 
 
 def buffers_of(model: torch.nn.Module) -> dict[str, torch.Tensor | None]:
@@ -51,8 +56,8 @@ def persistent_buffers(model: torch.nn.Module) -> set[str]:
 
 def check_buffers(model: torch.nn.Module, then: Buffers) -> None:
     """Raise WfcastError where `put_buffers` could not give the model these buffers again."""
-    for name, values in then.items():
-        module, key = _place(model, name) or (None, "")
+    for name, place in _places_for(model, then).items():
+        values, (module, key) = then[name], place or (None, "")
         if module is None or (key not in module._buffers and hasattr(module, key)):
             raise WfcastError(
                 f"buffer {name!r} cannot be put back: its module is gone, or something else has "
@@ -82,10 +87,9 @@ def put_buffers(model: torch.nn.Module, then: Buffers, lasting: Container[str]) 
     for name in present.keys() - then.keys():
         delattr(*present[name])
     device = next((local(p).device for p in model.parameters()), None)
-    for name, values in then.items():
-        place = present.get(name) or _place(model, name)
+    for name, place in _places_for(model, then).items():
         assert place is not None
-        module, key = place
+        values, (module, key) = then[name], place
         now = module._buffers.get(key)
         if now is not None and values is not None and _fits(now, values):
             with torch.no_grad():
@@ -96,11 +100,16 @@ def put_buffers(model: torch.nn.Module, then: Buffers, lasting: Container[str]) 
             module.register_buffer(key, fresh, persistent=name in lasting)
 
 
+def copies_of_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor | None]:
+    """Copies of the parts of them that this process holds, to put back."""
+    return {name: None if b is None else local(b).clone() for name, b in buffers_of(model).items()}
+
+
 @contextmanager
 def buffers_restored(model: torch.nn.Module) -> Iterator[None]:
     """The buffers afterwards are those before, whatever becomes of them."""
     lasting = persistent_buffers(model)
-    then = {name: None if b is None else local(b).clone() for name, b in buffers_of(model).items()}
+    then = copies_of_buffers(model)
     try:
         yield
     finally:

@@ -160,9 +160,13 @@ class Layout:
     @property
     def carried_names(self) -> tuple[str, ...]:
         """What goes along: files, what stands beside the weights, and that of the parts."""
-        own = (*(p.name for p in self.carried), *(k for one in self.around for k in one))
         parts = (part + name for part, one in self.parts.items() for name in one.carried_names)
-        return (*own, *self.others, *parts)
+        return (*(path.name for path in self.carried), *self.values, *parts)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Of what goes along, the names of what only a torch file holds."""
+        return (*(key for one in self.around for key in one), *self.others)
 
     @property
     def left_names(self) -> tuple[str, ...]:
@@ -183,7 +187,7 @@ class Layout:
             around=(),
             others={},
             versions={},
-            left=(*self.left, *(key for one in self.around for key in one), *self.others),
+            left=(*self.left, *self.values),
         )
 
 
@@ -366,9 +370,12 @@ class FileCheckpoint(Checkpoint):
 
         What was read of it may then be of two states, and what is read may be gone.
         """
-        for path, then in self._seen.items():
+        self._check_same(self._seen)
+
+    def _check_same(self, paths: Iterable[Path]) -> None:
+        for path in paths:
             try:
-                same = identity_of(os.stat(path)) == then
+                same = identity_of(os.stat(path)) == self._seen[path]
             except OSError:
                 same = False
             if not same:

@@ -16,6 +16,7 @@ from .._direct import DirectWriter
 from .._errors import CheckpointError
 from . import _dcp, _torch
 from ._base import PROVENANCE, CheckpointWriter, Layout, Tensor
+from ._foreign import FOREIGN
 from ._safetensors import SafetensorsWriter
 from ._sharded import INDEX, ShardedWriter, split
 from ._torch import Stage
@@ -34,19 +35,8 @@ _SUFFIXES = {
 }
 
 
-_UNKNOWN = {".gguf", ".npz", ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".nemo", ".pb"}
-_UNKNOWN |= {".tflite", ".mlmodel", ".zip", ".tar", ".gz", ".json", ".pkl", ".pickle", ".index"}
-_UNKNOWN |= {
-    ".safetensor",
-    ".savetensors",
-    ".st",
-    ".tensors",
-    ".torch",
-    ".ptl",
-    ".weights",
-    ".bins",
-}
-"""What files of other formats end in, or of these where it is mistyped: meant for no folder."""
+_MISTYPED = {".safetensor", ".savetensors", ".st", ".tensors", ".torch", ".weights", ".bins"}
+"""What is written for one of these, and meant for no folder."""
 
 
 def output_layout(
@@ -71,7 +61,8 @@ def output_layout(
         "torch".
     """
     asked = None if target.is_dir() else _SUFFIXES.get(target.suffix)
-    if asked is None and target.suffix.lower() in _UNKNOWN and not target.is_dir():
+    ending = target.suffix.lower()
+    if asked is None and ending in FOREIGN | _MISTYPED and not target.is_dir():
         raise CheckpointError(
             f"cannot write {str(target)!r}: {target.suffix} is no format that wfcast writes; files "
             f"end in {', '.join(_SUFFIXES)}, and a folder in none of them"

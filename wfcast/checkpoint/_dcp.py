@@ -35,7 +35,7 @@ from ._base import (
     count_of,
     is_plain,
 )
-from ._sets import chosen_set, of_training, sets_in
+from ._sets import beside, chosen_set, of_training, sets_in
 from ._torch import Stage, import_torch, named, nested
 
 METADATA = ".metadata"
@@ -84,14 +84,10 @@ class DistributedCheckpoint(FileCheckpoint):
                 raise CheckpointError(
                     f"{self.label(name)} cannot be read: {METADATA} {error}"
                 ) from error
-        left = [n for n in state if isinstance(n, str) and n not in self._stored_as]
-        here: Any = tree
-        for part in keys:
-            left += [n for n in here if isinstance(n, str) and n != part]
-            here = here[part]
-        self.layout = Layout(
-            "dcp", True, "", keys=keys, left=tuple(n for n in left if n != PROVENANCE)
-        )
+        others = [n for n in state if isinstance(n, str) and n not in self._stored_as]
+        around = (n for one in beside(tree, keys) for n in one)
+        left = tuple(n for n in (*others, *around) if n != PROVENANCE)
+        self.layout = Layout("dcp", True, "", keys=keys, left=left)
         self._read_note()
 
     def _read_metadata(self) -> Any:
@@ -251,7 +247,7 @@ class DistributedCheckpoint(FileCheckpoint):
         except (Exception, CheckpointException) as error:  # of many kinds
             reason = _first_cause(error)
             raise CheckpointError(f"{self.label(name)} cannot be read: {reason}") from error
-        self.check_same()
+        self._check_read(name)
         return MappingCheckpoint({name: whole}, self.what)
 
     def _map(self, name: str) -> Array | None:
@@ -260,7 +256,7 @@ class DistributedCheckpoint(FileCheckpoint):
         In one piece it is mapped; several are put together from their maps.
         """
         tensor, places = self.tensors[name], self._places[self._stored(name)]
-        self.check_same()
+        self._check_read(name)
         quantized = tensor.dtype.startswith("q")  # whose bytes say nothing without a scale
         if not tensor.nbytes or quantized:
             return None
@@ -280,7 +276,7 @@ class DistributedCheckpoint(FileCheckpoint):
                     whole[tuple(box)] = piece.reshape(*place.sizes, width)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(name)} cannot be read: {error}") from error
-        self.check_same()
+        self._check_read(name)
         return found
 
     def _mapped(self, place: _Place, held: StoredTensor) -> Array:
@@ -295,6 +291,11 @@ class DistributedCheckpoint(FileCheckpoint):
                 file.fileno(), held.nbytes + slack, access=mmap.ACCESS_READ, offset=start - slack
             )
         return np.frombuffer(mapped, np.uint8, held.nbytes, slack)
+
+    def _check_read(self, name: str) -> None:
+        """The files are opened by name each time: they must be those that the metadata are of."""
+        files = dict.fromkeys(place.file for place in self._places[self._stored(name)])
+        self._check_same([self.path / METADATA, *(self.path / file for file in files)])
 
     def _examine(self, name: str, place: _Place) -> StoredTensor:
         what = f"{self.label(name)}, in {place.file!r},"

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from ._dcp import METADATA
+from ._names import SUFFIXES
 
 START = 512
 """The bytes at the start of a file that tell its format."""
@@ -37,6 +38,10 @@ _ENDINGS = {
     ".distcp": f"a part of torch.distributed.checkpoint: name its folder, the one with {METADATA}",
     ".json": "a JSON file, and holds no weights: name the folder that it is in",
 }
+FOREIGN = {*_ENDINGS, ".gguf", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".nemo", ".mlmodel"}
+FOREIGN |= {".zip", ".tar", ".gz", ".pkl", ".pickle", ".ptl"}
+"""What files of other formats end in."""
+
 _TAR = "a tar archive, such as NeMo's: unpack it, and name the file of torch.save in it"
 _SPECIAL = {
     "constants.pkl": "a TorchScript archive, which holds code: torch.save the state_dict() of "
@@ -61,15 +66,15 @@ def foreign_file(path: Path, start: bytes) -> str | None:
             return text
     if start[257:262] == b"ustar":
         return _TAR
-    if start[:2] == b"PK":
-        return _archive(path)
+    if start[:2] == b"PK":  # torch.save's, unless its reader finds that it is not
+        return None
     if re.fullmatch(r".*\.data-\d{5}-of-\d{5}", path.name):
         return _ENDINGS[".index"]
     return _ENDINGS.get(path.suffix)
 
 
-def _archive(path: Path) -> str | None:
-    """What a zip file is that is none of torch.save."""
+def foreign_archive(path: Path) -> str | None:
+    """What a zip file is that is none of torch.save; None where nothing tells."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -118,14 +123,13 @@ def foreign_folder(folder: Path) -> str | None:
 
 def inside(folder: Path) -> str:
     """What of a folder without weights of a known name may be meant, as a message ends."""
-    files = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in _WEIGHTS]
+    files = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in SUFFIXES]
     found = files or components(folder)
     if not found:
         return ""
     return f"; name the {'file' if files else 'folder in it'} that is meant: {', '.join(found[:8])}"
 
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _DEEPSPEED = (
     "a checkpoint of DeepSpeed, in partitions: join them by its own zero_to_fp32.py, with "
     "--safe_serialization, and name that folder"
@@ -158,7 +162,7 @@ def not_here(source: str) -> str:
     """What to do where there is no such file: a name on the hub, or a URL, is none."""
     if re.match(r"[a-z][a-z0-9+.-]+://", source):
         return "; only local paths are read: download it first"
-    named = Path(source).suffix in _WEIGHTS
+    named = Path(source).suffix in SUFFIXES
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not named and not Path(source).parent.exists():
         return (
             "; only local paths are read: where it is a name on the Hugging Face hub, pass what "

@@ -13,7 +13,15 @@ from .._errors import CheckpointError, DtypeError
 from ._base import Checkpoint, FileCheckpoint, Layout, MappingCheckpoint
 from ._dcp import METADATA, DistributedCheckpoint
 from ._folder import adapts, companions, steps_in, weights_in
-from ._foreign import START, components, foreign_file, foreign_folder, inside, not_here
+from ._foreign import (
+    START,
+    components,
+    foreign_archive,
+    foreign_file,
+    foreign_folder,
+    inside,
+    not_here,
+)
 from ._parts import MODULES, PartsCheckpoint, further_models, module_folders
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import INDEX, ShardedCheckpoint
@@ -95,7 +103,12 @@ def _open_file(path: Path, what: str, key: str | None = None) -> FileCheckpoint:
     # safetensors header can begin with the same bytes, and a brace follows it
     named = path.suffix == ".safetensors" or start[8:9] == b"{"
     if not named and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        return TorchCheckpoint(path, what, key)
+        try:
+            return TorchCheckpoint(path, what, key)
+        except CheckpointError:
+            if start[:2] != b"PK" or (found := foreign_archive(path)) is None:
+                raise
+        raise CheckpointError(f"{what}: {str(path)!r} is {found}")
     return SafetensorsCheckpoint(path, what)
 
 

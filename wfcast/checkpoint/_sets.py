@@ -47,6 +47,15 @@ class StateSet:
         return ".".join(self.keys) or TOP
 
 
+def beside(whole: Any, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What stands beside each of the keys that lead to a set."""
+    found = []
+    for key in keys:
+        found.append({k: v for k, v in whole.items() if isinstance(k, str) and k != key})
+        whole = whole[key]
+    return found
+
+
 def sets_in(
     whole: Any, is_tensor: Callable[[Any], bool], is_weight: Callable[[Any], bool]
 ) -> list[StateSet]:

@@ -59,11 +59,7 @@ class ShardedCheckpoint(FileCheckpoint):
             weights=path.name,
             shards=self._file_of,
             index=index,
-            left=tuple(
-                name
-                for one in layouts
-                for name in (*one.left, *(k for beside in one.around for k in beside), *one.others)
-            ),
+            left=tuple(name for one in layouts for name in (*one.left, *one.values)),
         )
 
     def _read_index(self) -> tuple[dict[str, str], dict[str, Any]]:

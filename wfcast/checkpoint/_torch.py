@@ -28,7 +28,7 @@ from .._direct import DirectWriter, fill
 from .._errors import CheckpointError
 from ._archive import examine
 from ._base import PROVENANCE, CheckpointWriter, FileCheckpoint, Layout, Tensor, TensorCheckpoint
-from ._sets import DEPTH, chosen_set, of_training, sets_in
+from ._sets import DEPTH, beside, chosen_set, of_training, sets_in
 
 ALIGNMENT = 64
 """Where a tensor may begin in the file from which it is written: a cache line."""
@@ -56,12 +56,16 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
         if PROVENANCE in versions:
             with suppress(TypeError, ValueError, RecursionError):  # it may be anything
                 self.metadata[PROVENANCE] = json.dumps(versions[PROVENANCE])
-        around, left = _beside(whole, keys)
+        there = beside(whole, keys)
+        around = tuple(
+            {k: v for k, v in one.items() if not of_training(k) and _is_plain(v)} for one in there
+        )
+        left = (k for one, kept in zip(there, around, strict=True) for k in one if k not in kept)
         self.layout = Layout(
             "torch",
             weights=path.name,
             keys=keys,
-            around=tuple(around),
+            around=around,
             others=others,
             versions=versions,
             left=(*left, *(k for k in plain if k not in others)),
@@ -118,17 +122,6 @@ class TorchCheckpoint(TensorCheckpoint, FileCheckpoint):
 
 def _is_weight(value: Any) -> bool:
     return bool(value.is_floating_point() or value.is_quantized) and value.numel() > 1
-
-
-def _beside(whole: Any, keys: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What stands beside each key that leads to the weights: what goes along, and other names."""
-    around, left = [], []
-    for key in keys:
-        there = {k: v for k, v in whole.items() if isinstance(k, str) and k != key}
-        around.append({k: v for k, v in there.items() if not of_training(k) and _is_plain(v)})
-        left += [k for k in there if k not in around[-1]]
-        whole = whole[key]
-    return around, left
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
@@ -271,8 +264,8 @@ def named(stage: Stage, layout: Layout, tied: Mapping[str, str]) -> dict[str, An
 def nested(state: Any, layout: Layout) -> Any:
     """The object in which the layout's keys lead to `state`, and what goes along stands beside."""
     around = layout.around or ({},) * len(layout.keys)
-    for key, beside in zip(reversed(layout.keys), reversed(around), strict=True):
-        state = {**beside, key: state}
+    for key, there in zip(reversed(layout.keys), reversed(around), strict=True):
+        state = {**there, key: state}
     return state
 
 

@@ -13,7 +13,12 @@ import torch
 
 from .._errors import CheckpointError, WfcastError, warn
 from .._live import distributed
-from .._live.buffers import buffers_of, buffers_restored, persistent_buffers, put_buffers
+from .._live.buffers import (
+    buffers_restored,
+    copies_of_buffers,
+    persistent_buffers,
+    put_buffers,
+)
 from .._live.span import States, restored, write
 from .._live.tensors import Slot, Vector, bare, check_slot, combine, known, local, reshard
 from .._operator import Operator
@@ -341,8 +346,7 @@ class Annealed(Bound):
         """
         with self.applied(profile), distributed.together():
             parameters = [(s.parameter, s.local.clone()) for s in self._parameters()]
-            lasting, found = persistent_buffers(self.model), buffers_of(self.model)
-            buffers = {n: None if b is None else local(b).clone() for n, b in found.items()}
+            lasting, buffers = persistent_buffers(self.model), copies_of_buffers(self.model)
         reshard(self.model)
         with torch.no_grad():
             for tensor, values in parameters:

@@ -246,9 +246,8 @@ class Farcasting(Bound):
                 raise WfcastError(f"adapters is {adapters!r}, expected one of {ADAPTERS}")
             pairs = places_of(slots) if adapters == "product" else []
             self._training = Training(model, optimizer, scheduler, slots, pairs)
-            n_kept = (
-                len(source.offsets) + 3
-            )  # the first and the middle one, or sums; before the jump
+            # the first and the middle one, or sums; before the jump
+            n_kept = len(source.offsets) + 3
             self._store = Store(where_to_keep(store, self._training.parameters, n_kept))
             self._recording = Recording(
                 self._training,
