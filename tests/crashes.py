@@ -240,7 +240,10 @@ def main() -> None:
         forget_linux(pytest.MonkeyPatch())  # for good
     warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
     if kind in ("torch", "dcp"):  # here, and not in each fork
-        from torch.distributed.checkpoint import state_dict_loader, state_dict_saver  # noqa: F401
+        from torch.distributed.checkpoint import (  # noqa: F401  loaded for the forks
+            state_dict_loader,
+            state_dict_saver,
+        )
     job = Job(kind, Path(folder))
     if mode == "fail":
         found = fail(job, int(count))
